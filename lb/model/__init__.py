@@ -1,0 +1,1 @@
+"""Desired state: what people and other services ask for, as typed, frozen values."""

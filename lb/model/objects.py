@@ -1,0 +1,193 @@
+"""The documents of the store, one pydantic model each. Unknown keys are errors everywhere.
+
+Each model is one JSON document in the store (keys: lb/model/keys.py) and one entry of the YAML that
+`lbctl apply` reads (lb/model/manifest.py).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+Address = IPv4Address | IPv6Address
+
+# RFC 1123 labels: safe in store keys, file names, metrics and DNS alike.
+Name = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", max_length=63),
+]
+
+MAX_WEIGHT = 65535
+DEFAULT_POOL = "stable"
+
+
+class Protocol(StrEnum):
+    """Transport protocol of a VIP."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+
+class Mode(StrEnum):
+    """How a packet travels to its backend (DESIGN: forwarding modes)."""
+
+    DSR = "dsr"
+    NAT = "nat"
+
+
+class Affinity(StrEnum):
+    """What the flow hash covers: the 5-tuple, or the client's address alone."""
+
+    FLOW = "flow"
+    CLIENT = "client"
+
+
+class Tracking(StrEnum):
+    """Which flows get a conntrack entry."""
+
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+class NoBackend(StrEnum):
+    """What a client gets while no backend is usable: TCP RST / ICMP unreachable, or nothing."""
+
+    REJECT = "reject"
+    DROP = "drop"
+
+
+class Admin(StrEnum):
+    """What a person wants of a backend.
+
+    up: takes new flows by weight. drain: no new flows, established ones go on.
+    down: no flow at all; established ones are placed anew with their next packet.
+    """
+
+    UP = "up"
+    DRAIN = "drain"
+    DOWN = "down"
+
+
+class Document(BaseModel):
+    """Base of all documents: frozen, strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _unicast(address: Address) -> Address:
+    if address.is_multicast or address.is_unspecified or address.is_loopback:
+        raise ValueError(f"{address} is not a unicast address that packets can be sent to")
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        raise ValueError(f"{address} is an IPv4-mapped address; write {address.ipv4_mapped}")
+    if isinstance(address, IPv6Address) and address.is_link_local:
+        raise ValueError(f"{address} is link-local; lb needs an address that can be routed")
+    if isinstance(address, IPv4Address) and int(address) == 0xFFFFFFFF:
+        raise ValueError(f"{address} is the broadcast address")
+    return address
+
+
+class Service(Document):
+    """A named VIP with its forwarding mode and policies. Key: /lb/v1/services/<name>."""
+
+    name: Name = Field(description="Name of the service; an RFC 1123 label.")
+    vip: Address = Field(description="IPv4 or IPv6 address that clients connect to.")
+    port: int = Field(ge=1, le=65535, description="Port that clients connect to.")
+    protocol: Protocol = Field(default=Protocol.TCP, description="Transport protocol.")
+    mode: Mode = Field(default=Mode.DSR, description="How packets travel to the backend.")
+    affinity: Affinity = Field(default=Affinity.FLOW, description="What the flow hash covers.")
+    tracking: Tracking = Field(default=Tracking.ALWAYS, description="Which flows are tracked.")
+    no_backend: NoBackend = Field(
+        default=NoBackend.REJECT, description="Answer while no backend is usable."
+    )
+    split: dict[Name, Annotated[float, Field(ge=0, le=100)]] = Field(
+        default={DEFAULT_POOL: 100.0},
+        description="Share of new flows for each pool, in per cent; sums to 100.",
+    )
+
+    _check_vip = field_validator("vip")(_unicast)
+
+    @model_validator(mode="after")
+    def _check_split(self) -> Self:
+        if abs(sum(self.split.values()) - 100.0) > 1e-6:
+            raise ValueError(f"split sums to {sum(self.split.values()):g} %, not to 100 %")
+        return self
+
+    @property
+    def endpoint(self) -> tuple[Address, int, Protocol]:
+        """What must be unique among services."""
+        return self.vip, self.port, self.protocol
+
+
+class Backend(Document):
+    """One server of a service. Key: /lb/v1/backends/<service>/<name>."""
+
+    service: Name = Field(description="Service that this backend belongs to.")
+    name: Name = Field(description="Name of the backend, unique within its service.")
+    address: Address = Field(description="IPv4 or IPv6 address of the server.")
+    port: int | None = Field(
+        default=None, ge=1, le=65535, description="Port of the server; none = the VIP's port."
+    )
+    weight: int = Field(
+        default=100, ge=0, le=MAX_WEIGHT, description="Share of new flows, relative to the others."
+    )
+    admin: Admin = Field(default=Admin.UP, description="What a person wants of it.")
+    pool: Name = Field(default=DEFAULT_POOL, description="Pool of the service that it belongs to.")
+
+    _check_address = field_validator("address")(_unicast)
+
+
+class ClusterConfig(Document):
+    """What all nodes must agree on. Key: /lb/v1/config. Made once, with the first change."""
+
+    seed: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")] = Field(
+        description="128-bit key of the flow hash, in hexadecimal; keep it secret from clients."
+    )
+
+
+class TableDocument(Document):
+    """A service's slot table as shared state. Key: /lb/v1/tables/<service>.
+
+    `runs` covers the slots 0..65535 in order: [index into backends, or -1 for empty; length].
+    """
+
+    backends: tuple[Name, ...]
+    runs: tuple[tuple[int, int], ...]
+
+
+class Problem(Document):
+    """Something that is not as asked for: which object, what is wrong, what to do next."""
+
+    where: str
+    message: str
+    hint: str = ""
+
+
+class LinkStatus(Document):
+    """An interface that a node attached to."""
+
+    interface: str
+    hook: str
+    why: str = Field(description="Why this hook was taken.")
+
+
+class NodeStatus(Document):
+    """What a node reports. Key: /lb/v1/nodes/<name>, under a lease that ends with the node."""
+
+    node: Name
+    version: str
+    pid: int
+    started: float = Field(description="Unix time, seconds.")
+    revision: int = Field(description="Revision of the store that the kernel maps hold.")
+    links: tuple[LinkStatus, ...]
+    pin_dir: str
+    digests: dict[Name, str] = Field(
+        default={}, description="Per service: digest of the slot table that the kernel holds."
+    )
+    unresolved: tuple[str, ...] = Field(
+        default=(), description="service/backend whose next hop has not been resolved."
+    )
+    limits: dict[str, int] = Field(default={}, description="Capacity of the maps, in entries.")
+    problems: tuple[Problem, ...] = ()

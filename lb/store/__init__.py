@@ -1,0 +1,1 @@
+"""The store: one interface (base.py) and its drivers."""

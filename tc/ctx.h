@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What differs between XDP and tc, the tc side: how to read, reshape and send a packet. Checksums
+ * are changed through helpers that know of offload (CHECKSUM_PARTIAL and CHECKSUM_COMPLETE). */
+#ifndef LB_CTX_H
+#define LB_CTX_H
+
+#include <uapi/linux/pkt_cls.h>
+
+typedef struct __sk_buff lb_ctx;
+
+#define LB_VERDICT_PASS TC_ACT_OK
+#define LB_VERDICT_DROP TC_ACT_SHOT
+
+/* Ethernet, two tags, IPv6, some extension headers, TCP. */
+#define LB_READABLE 192u
+
+/* LLVM likes to compute &ctx->data once and load through it; the verifier allows no arithmetic on
+ * the context pointer. Inline assembly keeps the load in one piece. */
+#define ctx_read(ctx, field)                                                                     \
+	({                                                                                       \
+		__u64 value_;                                                                    \
+		asm volatile("%0 = *(u32 *)(%1 + %2)"                                            \
+			     : "=r"(value_)                                                      \
+			     : "r"(ctx), "i"(offsetof(struct __sk_buff, field)));                \
+		value_;                                                                          \
+	})
+
+static __always_inline void *ctx_data(lb_ctx *ctx)
+{
+	return (void *)(long)ctx_read(ctx, data);
+}
+
+static __always_inline void *ctx_data_end(lb_ctx *ctx)
+{
+	return (void *)(long)ctx_read(ctx, data_end);
+}
+
+static __always_inline __u32 ctx_bytes(lb_ctx *ctx)
+{
+	return ctx_read(ctx, len);
+}
+
+static __always_inline __u32 ctx_ifindex(lb_ctx *ctx)
+{
+	return ctx_read(ctx, ifindex);
+}
+
+static __always_inline void ctx_make_readable(lb_ctx *ctx)
+{
+	__u32 want = ctx_bytes(ctx) < LB_READABLE ? ctx_bytes(ctx) : LB_READABLE;
+
+	if (ctx_data(ctx) + want > ctx_data_end(ctx))
+		bpf_skb_pull_data(ctx, want);
+}
+
+static __always_inline int ctx_resize(lb_ctx *ctx, __u32 bytes)
+{
+	return bpf_skb_change_tail(ctx, bytes, 0);
+}
+
+/* The outer tag normally stands beside the packet (skb->vlan_tci) and the inner one inside;
+ * bpf_skb_vlan_pop() takes the outermost one, wherever it is. */
+static __always_inline int ctx_strip_vlan(lb_ctx *ctx, __u16 l3)
+{
+#pragma unroll
+	for (int i = 0; i < LB_VLAN_DEPTH; i++) {
+		int inside = l3 > sizeof(struct ethhdr) + i * sizeof(struct lb_vlan);
+
+		if (!ctx_read(ctx, vlan_present) && !inside)
+			break;
+		if (bpf_skb_vlan_pop(ctx))
+			return -1;
+	}
+	return 0;
+}
+
+static __always_inline int ctx_update_l4_csum(lb_ctx *ctx, const struct lb_packet *p, __u32 pseudo,
+					      __u32 ports)
+{
+	int udp = p->proto == IPPROTO_UDP;
+	__u32 offset = p->l4 + (udp ? offsetof(struct udphdr, check) : offsetof(struct tcphdr, check));
+	__u64 keep_none = udp ? BPF_F_MARK_MANGLED_0 : 0;
+
+	if (bpf_l4_csum_replace(ctx, offset, 0, pseudo, BPF_F_PSEUDO_HDR | keep_none))
+		return -1;
+	return bpf_l4_csum_replace(ctx, offset, 0, ports, keep_none);
+}
+
+/* With CHECKSUM_PARTIAL the field must hold the pseudo header's sum, otherwise the whole checksum;
+ * a program can't see which. But a change that isn't of the pseudo header is ignored in the first
+ * case, so: make the second case right with such a change, less what the length adds to both. */
+static __always_inline int ctx_set_tcp_csum(lb_ctx *ctx, __u16 offset, __u16 was, __u16 check,
+					    __u32 length_diff)
+{
+	__u32 segment = csum_fold64((__u64)(__u16)~check + was + (__u32)~length_diff);
+
+	if (bpf_l4_csum_replace(ctx, offset, 0, segment, 0))
+		return -1;
+	return bpf_l4_csum_replace(ctx, offset, 0, length_diff, BPF_F_PSEUDO_HDR);
+}
+
+static __always_inline int ctx_can_send_to(__u32 ifindex)
+{
+	return 1;
+}
+
+static __always_inline int ctx_send_back(lb_ctx *ctx)
+{
+	return bpf_redirect(ctx_ifindex(ctx), 0);
+}
+
+static __always_inline int ctx_send_to(lb_ctx *ctx, __u32 ifindex)
+{
+	return bpf_redirect(ifindex, 0);
+}
+
+#endif

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What differs between XDP and tc, the XDP side: how to read, reshape and send a packet. */
+#ifndef LB_CTX_H
+#define LB_CTX_H
+
+typedef struct xdp_md lb_ctx;
+
+#define LB_VERDICT_PASS XDP_PASS
+#define LB_VERDICT_DROP XDP_DROP
+
+static __always_inline void *ctx_data(lb_ctx *ctx)
+{
+	return (void *)(long)ctx->data;
+}
+
+static __always_inline void *ctx_data_end(lb_ctx *ctx)
+{
+	return (void *)(long)ctx->data_end;
+}
+
+static __always_inline __u32 ctx_bytes(lb_ctx *ctx)
+{
+	return ctx->data_end - ctx->data;
+}
+
+static __always_inline __u32 ctx_ifindex(lb_ctx *ctx)
+{
+	return ctx->ingress_ifindex;
+}
+
+/* XDP sees the whole frame in one piece. */
+static __always_inline void ctx_make_readable(lb_ctx *ctx)
+{
+}
+
+static __always_inline int ctx_resize(lb_ctx *ctx, __u32 bytes)
+{
+	return bpf_xdp_adjust_tail(ctx, (int)bytes - (int)ctx_bytes(ctx));
+}
+
+/* Cuts the VLAN tags out, so that the IP header stands at sizeof(struct ethhdr) again. The caller
+ * writes the MAC addresses anew. */
+static __always_inline int ctx_strip_vlan(lb_ctx *ctx, __u16 l3)
+{
+	struct ethhdr *eth;
+	__u16 proto;
+	void *data = ctx_data(ctx);
+
+	if (l3 == sizeof(*eth))
+		return 0;
+	if (data + l3 > ctx_data_end(ctx) || l3 < sizeof(*eth) ||
+	    l3 > sizeof(*eth) + LB_VLAN_DEPTH * sizeof(struct lb_vlan))
+		return -1;
+	proto = *(__u16 *)(data + l3 - sizeof(proto));
+	if (bpf_xdp_adjust_head(ctx, l3 - (int)sizeof(*eth)))
+		return -1;
+	eth = ctx_data(ctx);
+	if ((void *)(eth + 1) > ctx_data_end(ctx))
+		return -1;
+	eth->h_proto = proto;
+	return 0;
+}
+
+/* Brings a TCP or UDP checksum up to date: `pseudo` is what changed in the addresses, `ports` what
+ * changed in the segment. A UDP checksum of 0 says "none" (RFC 768) and stays. */
+static __always_inline int ctx_update_l4_csum(lb_ctx *ctx, const struct lb_packet *p, __u32 pseudo,
+					      __u32 ports)
+{
+	int udp = p->proto == IPPROTO_UDP;
+	__u16 *check = ctx_data(ctx) + p->l4 +
+		       (udp ? offsetof(struct udphdr, check) : offsetof(struct tcphdr, check));
+
+	if ((void *)(check + 1) > ctx_data_end(ctx))
+		return -1;
+	if (udp && *check == 0)
+		return 0;
+	*check = csum_apply(*check, csum_fold64((__u64)pseudo + ports));
+	if (udp && *check == 0)
+		*check = 0xffff;
+	return 0;
+}
+
+/* Sets the checksum of a TCP segment that we wrote ourselves. */
+static __always_inline int ctx_set_tcp_csum(lb_ctx *ctx, __u16 offset, __u16 was, __u16 check,
+					    __u32 length_diff)
+{
+	__u16 *field = ctx_data(ctx) + offset;
+
+	if ((void *)(field + 1) > ctx_data_end(ctx))
+		return -1;
+	*field = check;
+	return 0;
+}
+
+/* Only attached interfaces are in the devmap. */
+static __always_inline int ctx_can_send_to(__u32 ifindex)
+{
+	return is_attached(ifindex);
+}
+
+static __always_inline int ctx_send_back(lb_ctx *ctx)
+{
+	return XDP_TX;
+}
+
+/* A frame for an interface that left the devmap meanwhile is dropped by the kernel, visibly
+ * (xdp:xdp_redirect_err), as nobody else could take it. */
+static __always_inline int ctx_send_to(lb_ctx *ctx, __u32 ifindex)
+{
+	return bpf_redirect_map(lb_egress, ifindex, 0);
+}
+
+#endif

@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Packets that we originate: ICMP echo replies, and what a client gets when no backend is usable. */
+#ifndef LB_ANSWER_H
+#define LB_ANSWER_H
+
+#define LB_ICMP_QUOTE 8 /* bytes of the offending segment in an ICMP error (RFC 792) */
+
+/* Turns a request around in place; every sum but the ICMP one is unchanged by swapping addresses. */
+static __always_inline int answer_echo(lb_ctx *ctx, const struct lb_packet *p)
+{
+	void *data = ctx_data(ctx), *end = ctx_data_end(ctx);
+	struct icmphdr *icmp = data + p->l4;
+
+	if ((void *)(icmp + 1) > end)
+		return drop(p, LB_DROP_MALFORMED);
+	if (p->ipv6) {
+		struct ipv6hdr *ip = data + p->l3;
+
+		if ((void *)(ip + 1) > end)
+			return drop(p, LB_DROP_MALFORMED);
+		__builtin_memcpy(&ip->saddr, p->dst, 16);
+		__builtin_memcpy(&ip->daddr, p->src, 16);
+		ip->hop_limit = LB_REPLY_TTL;
+		icmp->type = ICMPV6_ECHO_REPLY;
+		icmp->checksum = csum_apply(icmp->checksum,
+					    csum_diff_u16(lb_htons(ICMPV6_ECHO_REQUEST << 8),
+							  lb_htons(ICMPV6_ECHO_REPLY << 8)));
+	} else {
+		struct iphdr *ip = data + p->l3;
+
+		if ((void *)(ip + 1) > end)
+			return drop(p, LB_DROP_MALFORMED);
+		ip->saddr = p->dst[3];
+		ip->daddr = p->src[3];
+		ip->check = csum_apply(ip->check, csum_diff_u16(lb_htons(ip->ttl << 8),
+								lb_htons(LB_REPLY_TTL << 8)));
+		ip->ttl = LB_REPLY_TTL;
+		icmp->type = ICMP_ECHOREPLY;
+		icmp->checksum = csum_apply(icmp->checksum,
+					    csum_diff_u16(lb_htons(ICMP_ECHO << 8),
+							  lb_htons(ICMP_ECHOREPLY << 8)));
+	}
+	return send_answer(ctx, p, LB_ECHO_REPLY);
+}
+
+/* Sum of a header that stands on our stack, in 16-bit words. */
+static __always_inline __u64 csum_words(const void *start, int bytes)
+{
+	const __u16 *word = start;
+	__u64 sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < bytes / 2; i++)
+		sum += word[i];
+	return sum;
+}
+
+static __always_inline __u64 csum_pseudo(const struct lb_packet *p, __u16 l4_bytes, __u8 proto)
+{
+	__u64 sum = (__u64)p->src[3] + p->dst[3] + lb_htons(l4_bytes) + lb_htons(proto);
+
+	if (p->ipv6)
+		sum += (__u64)p->src[0] + p->src[1] + p->src[2] + p->dst[0] + p->dst[1] + p->dst[2];
+	return sum;
+}
+
+/* An IP header from the VIP back to the client, written over the old one. */
+static __always_inline int write_ip(lb_ctx *ctx, const struct lb_packet *p, __u8 proto, __u16 l4_bytes)
+{
+	void *l3 = ctx_data(ctx) + p->l3;
+
+	if (p->ipv6) {
+		struct ipv6hdr *ip = l3;
+
+		if ((void *)(ip + 1) > ctx_data_end(ctx))
+			return -1;
+		*(__u32 *)ip = lb_htonl(0x60000000);
+		ip->payload_len = lb_htons(l4_bytes);
+		ip->nexthdr = proto;
+		ip->hop_limit = LB_REPLY_TTL;
+		__builtin_memcpy(&ip->saddr, p->dst, 16);
+		__builtin_memcpy(&ip->daddr, p->src, 16);
+	} else {
+		struct iphdr *ip = l3;
+		struct iphdr fresh = {
+			.version = 4,
+			.ihl = sizeof(fresh) / 4,
+			.tot_len = lb_htons(sizeof(fresh) + l4_bytes),
+			.frag_off = lb_htons(0x4000), /* don't fragment: an atomic datagram (RFC 6864) */
+			.ttl = LB_REPLY_TTL,
+			.protocol = proto,
+			.saddr = p->dst[3],
+			.daddr = p->src[3],
+		};
+
+		if ((void *)(ip + 1) > ctx_data_end(ctx))
+			return -1;
+		fresh.check = csum_fold32(csum_fold64(csum_words(&fresh, sizeof(fresh))));
+		*ip = fresh;
+	}
+	return 0;
+}
+
+/* RFC 9293, 3.10.7.1: the reset that a segment to a closed port gets. */
+static __always_inline int reject_tcp(lb_ctx *ctx, const struct lb_packet *p)
+{
+	__u16 ip_bytes = p->ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
+	__u16 l4 = p->l3 + ip_bytes;
+	__u32 segment_bytes = p->l3 + p->l3_bytes - p->l4;
+	struct tcphdr *tcp = ctx_data(ctx) + p->l4;
+	struct tcphdr rst = {
+		.source = p->dport,
+		.dest = p->sport,
+		.doff = sizeof(rst) / 4,
+		.rst = 1,
+	};
+	__u16 was, check;
+
+	if ((void *)(tcp + 1) > ctx_data_end(ctx))
+		return drop(p, LB_DROP_MALFORMED);
+	if (tcp->rst || tcp->doff * 4 > segment_bytes)
+		return drop(p, LB_DROP_NO_BACKEND);
+	if (tcp->ack) {
+		rst.seq = tcp->ack_seq;
+	} else {
+		rst.ack = 1;
+		rst.ack_seq = lb_htonl(lb_ntohl(tcp->seq) + segment_bytes - tcp->doff * 4 + tcp->syn +
+				       tcp->fin);
+	}
+	was = tcp->check;
+	check = csum_fold32(csum_fold64(csum_words(&rst, sizeof(rst)) +
+					csum_pseudo(p, sizeof(rst), IPPROTO_TCP)));
+
+	if (ctx_resize(ctx, l4 + sizeof(rst)) || write_ip(ctx, p, IPPROTO_TCP, sizeof(rst)))
+		return drop(p, LB_DROP_NO_SPACE);
+	tcp = ctx_data(ctx) + l4;
+	if ((void *)(tcp + 1) > ctx_data_end(ctx))
+		return drop(p, LB_DROP_NO_SPACE);
+	rst.check = was;
+	*tcp = rst;
+	if (ctx_set_tcp_csum(ctx, l4 + offsetof(struct tcphdr, check), was, check,
+			     csum_diff_u16(lb_htons(segment_bytes), lb_htons(sizeof(rst)))))
+		return drop(p, LB_DROP_NO_SPACE);
+	return send_answer(ctx, p, LB_REJECT_RST);
+}
+
+/* RFC 1122, 3.2.2: no ICMP error about what may have gone to many. */
+static __always_inline int source_is_unicast(const struct lb_packet *p)
+{
+	const __u8 *v6 = (const __u8 *)p->src;
+	const __u8 *v4 = (const __u8 *)&p->src[3];
+
+	if (p->ipv6)
+		return v6[0] != 0xff && (p->src[0] | p->src[1] | p->src[2] | p->src[3]);
+	return v4[0] != 0 && v4[0] < 224;
+}
+
+struct lb_unreach4 {
+	struct icmphdr icmp;
+	struct iphdr ip;
+	__u8 l4[LB_ICMP_QUOTE];
+};
+
+struct lb_unreach6 {
+	struct icmp6hdr icmp;
+	struct ipv6hdr ip;
+	__u8 l4[LB_ICMP_QUOTE];
+};
+
+/* RFC 792 and RFC 4443, 3.1: destination unreachable, port unreachable. Headers with options are not
+ * quoted but dropped: the quote has a fixed size. */
+static __always_inline int reject_udp(lb_ctx *ctx, const struct lb_packet *p)
+{
+	void *l3 = ctx_data(ctx) + p->l3;
+
+	if (!source_is_unicast(p))
+		return drop(p, LB_DROP_NO_BACKEND);
+	if (p->ipv6) {
+		struct lb_unreach6 error = {}, *out;
+
+		if (p->l4 != p->l3 + sizeof(error.ip) ||
+		    l3 + sizeof(error.ip) + sizeof(error.l4) > ctx_data_end(ctx))
+			return drop(p, LB_DROP_NO_BACKEND);
+		error.icmp.icmp6_type = ICMPV6_DEST_UNREACH;
+		error.icmp.icmp6_code = ICMPV6_PORT_UNREACH;
+		__builtin_memcpy(&error.ip, l3, sizeof(error.ip) + sizeof(error.l4));
+		error.icmp.icmp6_cksum = csum_fold32(csum_fold64(
+			csum_words(&error, sizeof(error)) + csum_pseudo(p, sizeof(error), IPPROTO_ICMPV6)));
+		if (ctx_resize(ctx, p->l3 + sizeof(struct ipv6hdr) + sizeof(error)) ||
+		    write_ip(ctx, p, IPPROTO_ICMPV6, sizeof(error)))
+			return drop(p, LB_DROP_NO_SPACE);
+		out = ctx_data(ctx) + p->l3 + sizeof(struct ipv6hdr);
+		if ((void *)(out + 1) > ctx_data_end(ctx))
+			return drop(p, LB_DROP_NO_SPACE);
+		*out = error;
+	} else {
+		struct lb_unreach4 error = {}, *out;
+
+		if (p->l4 != p->l3 + sizeof(error.ip) ||
+		    l3 + sizeof(error.ip) + sizeof(error.l4) > ctx_data_end(ctx))
+			return drop(p, LB_DROP_NO_BACKEND);
+		error.icmp.type = ICMP_DEST_UNREACH;
+		error.icmp.code = ICMP_PORT_UNREACH;
+		__builtin_memcpy(&error.ip, l3, sizeof(error.ip) + sizeof(error.l4));
+		error.icmp.checksum = csum_fold32(csum_fold64(csum_words(&error, sizeof(error))));
+		if (ctx_resize(ctx, p->l3 + sizeof(struct iphdr) + sizeof(error)) ||
+		    write_ip(ctx, p, IPPROTO_ICMP, sizeof(error)))
+			return drop(p, LB_DROP_NO_SPACE);
+		out = ctx_data(ctx) + p->l3 + sizeof(struct iphdr);
+		if ((void *)(out + 1) > ctx_data_end(ctx))
+			return drop(p, LB_DROP_NO_SPACE);
+		*out = error;
+	}
+	return send_answer(ctx, p, LB_REJECT_UNREACH);
+}
+
+static __always_inline int refuse(lb_ctx *ctx, const struct lb_packet *p, const struct lb_service *svc)
+{
+	if (svc->no_backend == LB_NO_BACKEND_DROP || p->fragment)
+		return drop(p, LB_DROP_NO_BACKEND);
+	return p->proto == IPPROTO_TCP ? reject_tcp(ctx, p) : reject_udp(ctx, p);
+}
+
+#endif

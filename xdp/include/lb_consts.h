@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Sizes, limits and enumerations of the data path. Mirrored in lb/datapath/layout.py; a test
+ * compiles this header and proves both sides equal. */
+#ifndef LB_CONSTS_H
+#define LB_CONSTS_H
+
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define lb_ntohs(x) ((__u16)__builtin_bswap16(x))
+#define lb_ntohl(x) ((__u32)__builtin_bswap32(x))
+#else
+#define lb_ntohs(x) ((__u16)(x))
+#define lb_ntohl(x) ((__u32)(x))
+#endif
+#define lb_htons(x) lb_ntohs(x)
+#define lb_htonl(x) lb_ntohl(x)
+
+#define LB_SLOTS 65536u /* slots in one service's table; a power of two so that picking is a mask */
+#define LB_SLOT_MASK (LB_SLOTS - 1)
+#define LB_SLOT_EMPTY 0u    /* backend id 0 is never allocated: an empty slot names it */
+#define LB_LINKS 4096u      /* attached interfaces, hashed by ifindex; collisions are refused at attach */
+
+#define LB_VLAN_DEPTH 2     /* 802.1Q inside 802.1ad */
+#define LB_IPV6_EXT_DEPTH 6 /* extension headers walked before a packet counts as malformed */
+#define LB_REPLY_TTL 64     /* TTL of packets that we originate (RFC 1700's default) */
+
+/* service.mode */
+enum lb_mode { LB_MODE_DSR = 0, LB_MODE_NAT = 1 };
+/* service.affinity: what is hashed */
+enum lb_affinity { LB_AFFINITY_FLOW = 0, LB_AFFINITY_CLIENT = 1 };
+/* service.tracking: which flows get a conntrack entry */
+enum lb_tracking { LB_TRACK_NEVER = 0, LB_TRACK_ALWAYS = 1 };
+/* service.no_backend: what a client gets when no backend is usable */
+enum lb_no_backend { LB_NO_BACKEND_REJECT = 0, LB_NO_BACKEND_DROP = 1 };
+
+/* In the vips map, what an entry with port 0 and protocol ICMP says of its address. */
+#define LB_VIP_TCP 0x1
+#define LB_VIP_UDP 0x2
+
+/* backend.flags */
+#define LB_BACKEND_USABLE 0x1   /* tracked flows may go on here (up, weight 0 or draining) */
+#define LB_BACKEND_RESOLVED 0x2 /* ifindex and MACs are known */
+#define LB_BACKEND_IPV6 0x4
+
+/* conntrack value.flags */
+#define LB_CT_EMBRYONIC 0x1 /* only SYNs seen: a retransmitted SYN keeps its backend */
+
+/* Every packet ends in exactly one outcome, and every drop names its reason.
+ * Append only: the numbers are indexes of the pinned counter map. */
+enum lb_outcome {
+	LB_PASS_NOT_OURS = 0,      /* no service here: handed to the kernel untouched */
+	LB_PASS_UNRESOLVED = 1,    /* next hop unknown: handed to the kernel, which resolves it */
+	LB_FORWARD_TX = 2,         /* sent back out of the interface that it came in by */
+	LB_FORWARD_REDIRECT = 3,   /* sent out of another interface */
+	LB_REPLY_REDIRECT = 4,     /* nat: a backend's answer, translated back and sent */
+	LB_REPLY_PASS = 5,         /* nat: translated back, routed by the kernel */
+	LB_ECHO_REPLY = 6,         /* ICMP echo to a VIP, answered here */
+	LB_REJECT_RST = 7,         /* no usable backend: TCP RST sent */
+	LB_REJECT_UNREACH = 8,     /* no usable backend: ICMP port unreachable sent */
+	LB_DROP_NO_BACKEND = 9,    /* no usable backend, policy is drop (or nothing may be answered) */
+	LB_DROP_MALFORMED = 10,    /* to a VIP, but truncated or inconsistent */
+	LB_DROP_FRAGMENT = 11,     /* to a VIP, a fragment without ports */
+	LB_DROP_TTL = 12,          /* TTL or hop limit used up */
+	LB_DROP_NO_SPACE = 13,     /* the packet buffer could not be reshaped for an answer */
+	LB_OUTCOMES = 14,
+};
+
+#endif

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The interfaces that lbd attached to, and which frames are addressed to them. */
+#ifndef LB_LINKS_H
+#define LB_LINKS_H
+
+static __always_inline struct lb_link *find_link(__u32 ifindex)
+{
+	__u32 at = ifindex & (LB_LINKS - 1);
+
+	return bpf_map_lookup_elem(lb_links, &at);
+}
+
+static __always_inline int is_attached(__u32 ifindex)
+{
+	struct lb_link *link = find_link(ifindex);
+
+	return link && link->ifindex == ifindex;
+}
+
+/* A switch floods frames whose owner it doesn't know, and a bridge port sees everybody's: only what
+ * is addressed to this interface's own MAC may be balanced. */
+static __always_inline int is_for_us(void *data, void *data_end, __u32 ifindex)
+{
+	const struct lb_link *link = find_link(ifindex);
+	const struct ethhdr *eth = data;
+	const __u16 *a, *b;
+
+	if (!link || link->ifindex != ifindex || data + sizeof(*eth) > data_end)
+		return 0;
+	a = (const __u16 *)eth->h_dest;
+	b = (const __u16 *)link->mac;
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2];
+}
+
+#endif

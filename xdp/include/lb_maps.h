@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Maps are made, pinned and adopted by lb/datapath/maps.py, which hands their file descriptors to
+ * the compiler as LB_FD_*: BCC's own table macros are rewritten in the main file only, not in
+ * headers, and know no devmap_hash. */
+#ifndef LB_MAPS_H
+#define LB_MAPS_H
+
+#define LB_MAP(fd) ((void *)bpf_pseudo_fd(1 /* BPF_PSEUDO_MAP_FD */, fd))
+
+#define lb_vips LB_MAP(LB_FD_VIPS)                   /* hash: lb_endpoint -> u32 service */
+#define lb_services LB_MAP(LB_FD_SERVICES)           /* array: lb_service */
+#define lb_tables LB_MAP(LB_FD_TABLES)               /* array of maps: service -> array[1] of lb_table */
+#define lb_backends LB_MAP(LB_FD_BACKENDS)           /* array: lb_backend */
+#define lb_conntrack LB_MAP(LB_FD_CONNTRACK)         /* LRU hash: lb_flow_key -> lb_flow */
+#define lb_nat_back_map LB_MAP(LB_FD_NAT_BACK)       /* hash: lb_endpoint -> lb_nat_back */
+#define lb_links LB_MAP(LB_FD_LINKS)                 /* array: lb_link, at ifindex % LB_LINKS */
+#define lb_egress LB_MAP(LB_FD_EGRESS)               /* devmap hash: ifindex -> ifindex */
+#define lb_outcomes LB_MAP(LB_FD_OUTCOMES)           /* per-CPU array: lb_counter */
+#define lb_service_stats LB_MAP(LB_FD_SERVICE_STATS) /* per-CPU array: lb_stats */
+#define lb_backend_stats LB_MAP(LB_FD_BACKEND_STATS) /* per-CPU array: lb_stats */
+
+#endif

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Mode nat: DNAT on the way in, and the way back. */
+#ifndef LB_NAT_H
+#define LB_NAT_H
+
+/* Replaces one address (and port, unless 0) of a TCP or UDP packet:
+ * the destination on the way in, the source on the way back. */
+static __always_inline int nat_rewrite(lb_ctx *ctx, const struct lb_packet *p, int source,
+				       const __u32 *addr, __u16 port)
+{
+	const __u32 *old_addr = source ? p->src : p->dst;
+	__u16 old_port = source ? p->sport : p->dport;
+	__u32 pseudo = csum_diff_addr(old_addr, addr, p->ipv6);
+	void *data;
+	__u16 *ports;
+
+	if (!port)
+		port = old_port;
+	if (ctx_update_l4_csum(ctx, p, pseudo, csum_diff_u16(old_port, port)))
+		return -1;
+
+	data = ctx_data(ctx);
+	ports = data + p->l4;
+	if ((void *)(ports + 2) > ctx_data_end(ctx))
+		return -1;
+	ports[source ? 0 : 1] = port;
+
+	if (p->ipv6) {
+		struct ipv6hdr *ip = data + p->l3;
+
+		if ((void *)(ip + 1) > ctx_data_end(ctx))
+			return -1;
+		__builtin_memcpy(source ? &ip->saddr : &ip->daddr, addr, 16);
+	} else {
+		struct iphdr *ip = data + p->l3;
+
+		if ((void *)(ip + 1) > ctx_data_end(ctx))
+			return -1;
+		if (source)
+			ip->saddr = addr[3];
+		else
+			ip->daddr = addr[3];
+		ip->check = csum_apply(ip->check, pseudo);
+	}
+	return 0;
+}
+
+/* Does this answer belong to a flow that came through us? With tracking there is an entry; without,
+ * the backend's address and port belong to one service only (the planner sees to that). */
+static __always_inline int nat_is_ours(const struct lb_packet *p, const struct lb_nat_back *nat,
+				       const struct lb_service *svc)
+{
+	struct lb_flow_key key = {};
+
+	if (svc->tracking == LB_TRACK_NEVER)
+		return 1;
+	__builtin_memcpy(key.client, p->dst, sizeof(key.client));
+	key.service = nat->service;
+	key.client_port = p->dport;
+	key.vip_port = svc->port;
+	return bpf_map_lookup_elem(lb_conntrack, &key) != NULL;
+}
+
+/* A packet that isn't for a VIP: a backend's answer, to be translated back, or not ours at all. */
+static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p)
+{
+	struct lb_endpoint from = {};
+	struct bpf_fib_lookup fib = {};
+	struct lb_nat_back *nat;
+	struct lb_service *svc;
+	struct lb_stats *stats;
+	__u32 id;
+	int rc;
+
+	__builtin_memcpy(from.addr, p->src, sizeof(from.addr));
+	from.port = p->sport;
+	from.proto = p->proto;
+	nat = bpf_map_lookup_elem(lb_nat_back_map, &from);
+	if (!nat)
+		return pass(p, LB_PASS_NOT_OURS);
+	id = nat->service;
+	svc = bpf_map_lookup_elem(lb_services, &id);
+	if (!svc || svc->mode != LB_MODE_NAT || !nat_is_ours(p, nat, svc))
+		return pass(p, LB_PASS_NOT_OURS);
+	if (!may_hop(ctx, p))
+		return drop(p, LB_DROP_TTL);
+
+	fib.ifindex = p->ifindex;
+	fib.tot_len = p->l3_bytes;
+	fib.l4_protocol = p->proto;
+	if (p->ipv6) {
+		fib.family = 10; /* AF_INET6 */
+		__builtin_memcpy(fib.ipv6_src, svc->vip, 16);
+		__builtin_memcpy(fib.ipv6_dst, p->dst, 16);
+	} else {
+		fib.family = 2; /* AF_INET */
+		fib.ipv4_src = svc->vip[3];
+		fib.ipv4_dst = p->dst[3];
+	}
+	rc = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
+	/* To this machine itself: its own connection to the backend (a health check), not a client's. */
+	if (rc == BPF_FIB_LKUP_RET_NOT_FWDED)
+		return pass(p, LB_PASS_NOT_OURS);
+
+	id = nat->backend;
+	stats = bpf_map_lookup_elem(lb_backend_stats, &id);
+	if (stats) {
+		stats->reply_packets++;
+		stats->reply_bytes += p->bytes;
+	}
+	id = nat->service;
+	stats = bpf_map_lookup_elem(lb_service_stats, &id);
+	if (stats) {
+		stats->reply_packets++;
+		stats->reply_bytes += p->bytes;
+	}
+	if (nat_rewrite(ctx, p, 1, svc->vip, svc->port))
+		return drop(p, LB_DROP_MALFORMED);
+	/* No neighbour entry yet, a packet to be fragmented, a device that takes no frames from here:
+	 * the kernel does it. */
+	if (rc != BPF_FIB_LKUP_RET_SUCCESS || !ctx_can_send_to(fib.ifindex))
+		return pass(p, LB_REPLY_PASS);
+	return send_frame(ctx, p, fib.ifindex, fib.dmac, fib.smac, LB_REPLY_REDIRECT);
+}
+
+#endif

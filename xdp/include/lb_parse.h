@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* One cursor-style parser for XDP and tc: Ethernet, up to two VLAN tags, IPv4 with options, IPv6 with
+ * extension headers, TCP, UDP, ICMP. It reads, and changes nothing. */
+#ifndef LB_PARSE_H
+#define LB_PARSE_H
+
+#include <uapi/linux/if_ether.h>
+#include <uapi/linux/in.h>
+#include <uapi/linux/ip.h>
+#include <uapi/linux/ipv6.h>
+#include <uapi/linux/tcp.h>
+#include <uapi/linux/udp.h>
+#include <uapi/linux/icmp.h>
+#include <uapi/linux/icmpv6.h>
+
+#define LB_IP_MF 0x2000     /* RFC 791: more fragments */
+#define LB_IP_OFFSET 0x1fff /* RFC 791: fragment offset, in units of 8 bytes */
+
+enum lb_parsed {
+	LB_PARSED = 0,      /* everything below is filled in */
+	LB_PARSED_OTHER,    /* not IP, or nothing that a service could match */
+	LB_PARSED_ADDRESS,  /* IP with addresses and protocol, but no usable ports: see `fault` */
+};
+
+struct lb_packet {
+	__u32 src[4];
+	__u32 dst[4];
+	__u32 ifindex; /* that it came in by */
+	__u32 bytes;   /* of the whole frame */
+	__u16 l3;      /* offsets from the start of the frame */
+	__u16 l4;
+	__u16 l3_bytes; /* length that the IP header states; never beyond the frame */
+	__u16 sport;
+	__u16 dport;
+	__u8 proto;
+	__u8 ipv6;
+	__u8 syn;      /* TCP: SYN without ACK */
+	__u8 fragment; /* part of a fragmented datagram, the first one included */
+	__u8 fault;    /* enum lb_outcome: why ports are missing */
+};
+
+struct lb_vlan {
+	__u16 tci;
+	__u16 proto;
+};
+
+struct lb_fragment6 {
+	__u8 nexthdr;
+	__u8 reserved;
+	__u16 offset; /* RFC 8200, 4.5: 13 bits of offset, 2 reserved, M */
+	__u32 id;
+};
+
+struct lb_ext6 {
+	__u8 nexthdr;
+	__u8 len; /* units of 8 bytes, less the first */
+};
+
+static __always_inline int parse_ports(void *data, void *data_end, struct lb_packet *p)
+{
+	void *l4 = data + p->l4;
+	struct tcphdr *tcp = l4;
+	struct udphdr *udp = l4;
+	struct icmphdr *icmp = l4;
+	__u16 room;
+
+	p->fault = LB_DROP_MALFORMED;
+	if (p->l4 > p->l3 + p->l3_bytes)
+		return LB_PARSED_ADDRESS;
+	room = p->l3 + p->l3_bytes - p->l4;
+	switch (p->proto) {
+	case IPPROTO_TCP:
+		if ((void *)(tcp + 1) > data_end || room < sizeof(*tcp) || tcp->doff < 5)
+			return LB_PARSED_ADDRESS;
+		p->sport = tcp->source;
+		p->dport = tcp->dest;
+		p->syn = tcp->syn && !tcp->ack;
+		return LB_PARSED;
+	case IPPROTO_UDP:
+		if ((void *)(udp + 1) > data_end || room < sizeof(*udp))
+			return LB_PARSED_ADDRESS;
+		p->sport = udp->source;
+		p->dport = udp->dest;
+		return LB_PARSED;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		if ((void *)(icmp + 1) > data_end || room < sizeof(*icmp))
+			return LB_PARSED_ADDRESS;
+		return LB_PARSED;
+	default:
+		return LB_PARSED_OTHER;
+	}
+}
+
+static __always_inline int parse_ipv4(void *data, void *data_end, struct lb_packet *p)
+{
+	struct iphdr *ip = data + p->l3;
+	__u16 offset;
+
+	if ((void *)(ip + 1) > data_end)
+		return LB_PARSED_OTHER;
+	p->src[2] = p->dst[2] = lb_htonl(0xffff);
+	p->src[3] = ip->saddr;
+	p->dst[3] = ip->daddr;
+	p->proto = ip->protocol;
+	p->l3_bytes = lb_ntohs(ip->tot_len);
+	p->fault = LB_DROP_MALFORMED;
+	/* RFC 1122, 3.2.1: a header that contradicts itself or the frame isn't to be believed. */
+	if (ip->version != 4 || ip->ihl < 5 || p->l3_bytes < ip->ihl * 4 ||
+	    p->l3 + p->l3_bytes > p->bytes)
+		return LB_PARSED_ADDRESS;
+	p->l4 = p->l3 + ip->ihl * 4;
+	offset = lb_ntohs(ip->frag_off);
+	p->fragment = !!(offset & (LB_IP_MF | LB_IP_OFFSET));
+	if (offset & LB_IP_OFFSET) {
+		p->fault = LB_DROP_FRAGMENT;
+		return LB_PARSED_ADDRESS;
+	}
+	return parse_ports(data, data_end, p);
+}
+
+static __always_inline int parse_ipv6(void *data, void *data_end, struct lb_packet *p)
+{
+	struct ipv6hdr *ip = data + p->l3;
+	__u32 offset = p->l3 + sizeof(*ip);
+	__u8 next;
+
+	if ((void *)(ip + 1) > data_end)
+		return LB_PARSED_OTHER;
+	p->ipv6 = 1;
+	__builtin_memcpy(p->src, &ip->saddr, 16);
+	__builtin_memcpy(p->dst, &ip->daddr, 16);
+	p->l3_bytes = sizeof(*ip) + lb_ntohs(ip->payload_len);
+	p->proto = next = ip->nexthdr;
+	p->fault = LB_DROP_MALFORMED;
+	if (ip->version != 6 || p->l3 + p->l3_bytes > p->bytes)
+		return LB_PARSED_ADDRESS;
+
+#pragma unroll
+	for (int i = 0; i < LB_IPV6_EXT_DEPTH; i++) {
+		struct lb_ext6 *ext = data + offset;
+		struct lb_fragment6 *frag = data + offset;
+
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
+		    next != IPPROTO_FRAGMENT)
+			break;
+		if ((void *)(frag + 1) > data_end)
+			return LB_PARSED_ADDRESS;
+		if (next == IPPROTO_FRAGMENT) {
+			p->fragment = 1;
+			if (lb_ntohs(frag->offset) & 0xfff8) {
+				p->proto = frag->nexthdr;
+				p->fault = LB_DROP_FRAGMENT;
+				return LB_PARSED_ADDRESS;
+			}
+			offset += sizeof(*frag);
+		} else {
+			offset += (ext->len + 1) * 8;
+		}
+		next = ext->nexthdr;
+	}
+	p->proto = next;
+	p->l4 = offset;
+	return parse_ports(data, data_end, p);
+}
+
+/* data..data_end is the frame as far as it can be read; p comes zeroed but for ifindex and bytes. */
+static __always_inline int parse_packet(void *data, void *data_end, struct lb_packet *p)
+{
+	struct ethhdr *eth = data;
+	__u16 proto;
+
+	if ((void *)(eth + 1) > data_end)
+		return LB_PARSED_OTHER;
+	proto = eth->h_proto;
+	p->l3 = sizeof(*eth);
+#pragma unroll
+	for (int i = 0; i < LB_VLAN_DEPTH; i++) {
+		struct lb_vlan *vlan = data + p->l3;
+
+		if (proto != lb_htons(ETH_P_8021Q) && proto != lb_htons(ETH_P_8021AD))
+			break;
+		if ((void *)(vlan + 1) > data_end)
+			return LB_PARSED_OTHER;
+		proto = vlan->proto;
+		p->l3 += sizeof(*vlan);
+	}
+	if (proto == lb_htons(ETH_P_IP))
+		return parse_ipv4(data, data_end, p);
+	if (proto == lb_htons(ETH_P_IPV6))
+		return parse_ipv6(data, data_end, p);
+	return LB_PARSED_OTHER;
+}
+
+#endif

@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Counting, and the last steps of every packet: TTL, MAC addresses, out. */
+#ifndef LB_SEND_H
+#define LB_SEND_H
+
+static __always_inline void count_outcome(__u32 outcome, __u32 bytes)
+{
+	struct lb_counter *c = bpf_map_lookup_elem(lb_outcomes, &outcome);
+
+	if (c) {
+		c->packets++;
+		c->bytes += bytes;
+	}
+}
+
+static __always_inline int pass(const struct lb_packet *p, __u32 outcome)
+{
+	count_outcome(outcome, p->bytes);
+	return LB_VERDICT_PASS;
+}
+
+static __always_inline int drop(const struct lb_packet *p, __u32 outcome)
+{
+	count_outcome(outcome, p->bytes);
+	return LB_VERDICT_DROP;
+}
+
+/* Are there hops left for us to take one (RFC 1812, 5.3.1)? */
+static __always_inline int may_hop(lb_ctx *ctx, const struct lb_packet *p)
+{
+	void *l3 = ctx_data(ctx) + p->l3;
+
+	if (l3 + sizeof(struct ipv6hdr) > ctx_data_end(ctx))
+		return !p->ipv6 && l3 + sizeof(struct iphdr) <= ctx_data_end(ctx) &&
+		       ((struct iphdr *)l3)->ttl > 1;
+	return p->ipv6 ? ((struct ipv6hdr *)l3)->hop_limit > 1 : ((struct iphdr *)l3)->ttl > 1;
+}
+
+static __always_inline int take_hop(lb_ctx *ctx, const struct lb_packet *p)
+{
+	void *l3 = ctx_data(ctx) + p->l3;
+
+	if (p->ipv6) {
+		struct ipv6hdr *ip = l3;
+
+		if ((void *)(ip + 1) > ctx_data_end(ctx))
+			return -1;
+		ip->hop_limit--;
+	} else {
+		struct iphdr *ip = l3;
+
+		if ((void *)(ip + 1) > ctx_data_end(ctx))
+			return -1;
+		ip->ttl--;
+		/* The TTL is the high byte of its word (RFC 1624). */
+		ip->check = csum_apply(ip->check, csum_diff_u16(lb_htons(0x0100), 0));
+	}
+	return 0;
+}
+
+/* Takes a hop, writes the MAC addresses and sends the frame on; VLAN tags stay only on the link
+ * that they came by. */
+static __always_inline int send_frame(lb_ctx *ctx, const struct lb_packet *p, __u32 ifindex,
+				      const __u8 *dmac, const __u8 *smac, __u32 outcome)
+{
+	int back = ifindex == p->ifindex;
+	struct ethhdr *eth;
+
+	if (take_hop(ctx, p) || (!back && ctx_strip_vlan(ctx, p->l3)))
+		return drop(p, LB_DROP_NO_SPACE);
+	eth = ctx_data(ctx);
+	if ((void *)(eth + 1) > ctx_data_end(ctx))
+		return drop(p, LB_DROP_NO_SPACE);
+	__builtin_memcpy(eth->h_dest, dmac, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, smac, ETH_ALEN);
+	count_outcome(outcome, p->bytes);
+	return back ? ctx_send_back(ctx) : ctx_send_to(ctx, ifindex);
+}
+
+/* For answers that we make ourselves: back to where the packet came from. */
+static __always_inline int send_answer(lb_ctx *ctx, const struct lb_packet *p, __u32 outcome)
+{
+	struct ethhdr *eth = ctx_data(ctx);
+	__u8 mac[ETH_ALEN];
+
+	if ((void *)(eth + 1) > ctx_data_end(ctx))
+		return drop(p, LB_DROP_NO_SPACE);
+	__builtin_memcpy(mac, eth->h_dest, ETH_ALEN);
+	__builtin_memcpy(eth->h_dest, eth->h_source, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, mac, ETH_ALEN);
+	count_outcome(outcome, p->bytes);
+	return ctx_send_back(ctx);
+}
+
+#endif

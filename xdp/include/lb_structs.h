@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What kernel and user space share. Addresses are 16 bytes in network order, IPv4 mapped into
+ * ::ffff:0:0/96 (RFC 4291, 2.5.5.2); ports are in network order; all else in host order.
+ * Mirrored in lb/datapath/layout.py; a test proves both sides equal. */
+#ifndef LB_STRUCTS_H
+#define LB_STRUCTS_H
+
+/* Key of the vips and nat_back maps. In vips, an entry with port 0 and an ICMP protocol says
+ * "this address is a VIP". */
+struct lb_endpoint {
+	__u32 addr[4];
+	__u16 port;
+	__u8 proto; /* IPPROTO_* */
+	__u8 pad;
+};
+
+struct lb_service {
+	__u64 seed[2]; /* keys the flow hash; the same on every node */
+	__u32 vip[4];
+	__u16 port;
+	__u8 proto;
+	__u8 mode;       /* enum lb_mode */
+	__u8 affinity;   /* enum lb_affinity */
+	__u8 tracking;   /* enum lb_tracking */
+	__u8 no_backend; /* enum lb_no_backend */
+	__u8 pad;
+};
+
+/* One cache line. */
+struct lb_backend {
+	__u32 addr[4];
+	__u32 source[4];  /* outer source address of tunnels; zero otherwise */
+	__u32 ifindex;    /* egress; 0 = unresolved */
+	__u32 generation; /* counts allocations of this id: a flow of an earlier owner never matches */
+	__u8 dmac[6];
+	__u8 smac[6];
+	__u16 port; /* 0 = the VIP's port */
+	__u8 flags; /* LB_BACKEND_* */
+	__u8 pad[9];
+};
+
+/* Who an id was allocated to: cold, so kept out of the structs above. */
+struct lb_owner {
+	__u64 uid; /* BLAKE2b-64 of the object's key in the store; 0 = free */
+};
+
+struct lb_table {
+	__u32 slot[LB_SLOTS]; /* backend ids */
+};
+
+struct lb_flow_key {
+	__u32 client[4];
+	__u32 service;
+	__u16 client_port;
+	__u16 vip_port;
+};
+
+struct lb_flow {
+	__u32 backend;
+	__u32 generation; /* of the backend, when the flow was placed */
+	__u32 seen;       /* low 32 bits of jiffies, at about one update a second */
+	__u32 flags;      /* LB_CT_* */
+};
+
+struct lb_nat_back {
+	__u32 service;
+	__u32 backend;
+};
+
+struct lb_link {
+	__u32 ifindex;
+	__u8 mac[6];
+	__u8 pad[2];
+};
+
+struct lb_counter {
+	__u64 packets;
+	__u64 bytes;
+};
+
+/* Per service and per backend. Bytes are of the whole frame as it came in. */
+struct lb_stats {
+	__u64 packets;
+	__u64 bytes;
+	__u64 flows; /* new flows: TCP SYNs placed, or conntrack entries made */
+	__u64 reply_packets;
+	__u64 reply_bytes;
+};
+
+#endif
