@@ -1,0 +1,85 @@
+"""Where things are on this machine: read once, from a TOML file and the environment.
+
+Settings are what differs between machines; what is shared by all nodes is in the store. Order of
+precedence: command-line option, environment (LB_STORE, LB_PIN_DIR, LB_NODE), the file named by
+LB_CONFIG (default /etc/lb/lb.toml), the defaults below.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tomllib
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lb.errors import NotFoundError, UserError
+
+DEFAULT_FILE = Path("/etc/lb/lb.toml")
+
+
+class Hook(StrEnum):
+    """Where in the kernel the program runs."""
+
+    AUTO = "auto"
+    XDP = "xdp"
+    XDP_GENERIC = "xdp-generic"
+    TC = "tc"
+
+
+class Limits(BaseModel):
+    """Capacity of the kernel maps, in entries. A change takes effect when lbd makes the maps anew
+    (after `lbd --detach`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    services: int = Field(default=4096, ge=1, le=65536)
+    vips: int = Field(default=8192, ge=2, le=1 << 20)
+    backends: int = Field(default=16384, ge=2, le=1 << 20)
+    conntrack: int = Field(default=262144, ge=1024, le=1 << 24)
+
+
+class Settings(BaseModel):
+    """One machine's settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    store: str = Field(default="/var/lib/lb/store.db", description="Path of the embedded store.")
+    pin_dir: Path = Field(
+        default=Path("/sys/fs/bpf/lb"), description="Where maps and programs are pinned (bpffs)."
+    )
+    node: str = Field(default_factory=socket.gethostname, description="Name of this node.")
+    interfaces: tuple[str, ...] = Field(default=(), description="Interfaces that lbd attaches to.")
+    hook: Hook = Field(default=Hook.AUTO, description="auto | xdp | xdp-generic | tc")
+    limits: Limits = Field(default=Limits(), description="Capacity of the kernel maps.")
+
+
+def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings. Raises UserError for a bad file, NotFoundError for a named one that is
+    not there; the default file may be absent."""
+    named = path or (Path(environ["LB_CONFIG"]) if environ.get("LB_CONFIG") else None)
+    file = named or DEFAULT_FILE
+    values: dict[str, object] = {}
+    try:
+        values = tomllib.loads(file.read_text())
+    except FileNotFoundError:
+        if named:
+            raise NotFoundError(
+                f"settings file {file} does not exist", hint="check --config or LB_CONFIG"
+            ) from None
+    except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: {error}", hint="correct the file and try again") from None
+    for variable, key in (("LB_STORE", "store"), ("LB_PIN_DIR", "pin_dir"), ("LB_NODE", "node")):
+        if environ.get(variable):
+            values[key] = environ[variable]
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{file}: {where}: {first['msg']}", hint="see configs/lb.toml for all settings"
+        ) from None
