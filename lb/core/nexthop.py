@@ -1,0 +1,14 @@
+"""Next hops as values: what the planner knows of the way to a backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class NextHop:
+    """The way to a backend: egress interface and MAC addresses (6 bytes each)."""
+
+    ifindex: int
+    source_mac: bytes
+    destination_mac: bytes

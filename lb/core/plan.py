@@ -1,0 +1,101 @@
+"""The planner: desired and observed state in, what the kernel should hold out. Pure.
+
+Everything is still named here; ids, which differ between nodes, are given out by lb/core/ids.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lb.core import slots
+from lb.core.nexthop import NextHop
+from lb.core.slots import Member, Table
+from lb.core.state import BackendKey, DesiredState
+from lb.model.objects import Address, Admin, Backend, Service, TableDocument
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What this node sees."""
+
+    next_hops: Mapping[Address, NextHop] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WantedBackend:
+    """A backend as the kernel should know it."""
+
+    address: Address
+    port: int  # host order
+    usable: bool  # established flows may go on here
+    next_hop: NextHop | None
+
+
+@dataclass(frozen=True)
+class WantedService:
+    """A service as the kernel should know it. `base` is shared by all nodes, `table` is what this
+    node programs."""
+
+    service: Service
+    seed: tuple[int, int]
+    base: Table
+    table: Table
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """All of it."""
+
+    services: Mapping[str, WantedService]
+    backends: Mapping[BackendKey, WantedBackend]
+
+
+def seed_of(cluster_seed: str, service: str) -> tuple[int, int]:
+    """The service's 128-bit hash key, as two 64-bit halves: BLAKE2b of its name, keyed with the
+    cluster's seed, so that services differ and nodes agree."""
+    raw = hashlib.blake2b(service.encode(), key=bytes.fromhex(cluster_seed), digest_size=16)
+    digest = raw.digest()
+    return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
+
+
+def members_of(backends: list[Backend]) -> list[Member]:
+    """Backends as the slot planner sees them: only what is up takes slots."""
+    return [Member(b.name, b.pool, b.weight if b.admin is Admin.UP else 0) for b in backends]
+
+
+def base_table(service: Service, backends: list[Backend], document: TableDocument | None) -> Table:
+    """The service's table as people asked for it, moved least from the stored one."""
+    previous = None
+    if document is not None:
+        try:
+            previous = slots.from_document(document)
+        except ValueError:
+            previous = None  # quarantined like any bad document: begin anew
+    return slots.plan(members_of(backends), service.split, previous)
+
+
+def plan(state: DesiredState, observed: Observed, bases: Mapping[str, Table]) -> Wanted:
+    """What the kernel should hold. `bases` has the base table of every service."""
+    seed = state.config.seed if state.config else "0" * 32
+    services: dict[str, WantedService] = {}
+    backends: dict[BackendKey, WantedBackend] = {}
+    for name, service in state.services.items():
+        members = state.backends_of(name)
+        unresolved = {b.name for b in members if b.address not in observed.next_hops}
+        services[name] = WantedService(
+            service=service,
+            seed=seed_of(seed, name),
+            base=bases[name],
+            # A backend that was never resolved gets no traffic before the way to it is known.
+            table=slots.overlay(bases[name], members_of(members), unresolved),
+        )
+        for backend in members:
+            backends[name, backend.name] = WantedBackend(
+                address=backend.address,
+                port=backend.port or service.port,
+                usable=backend.admin is not Admin.DOWN,
+                next_hop=observed.next_hops.get(backend.address),
+            )
+    return Wanted(services, backends)

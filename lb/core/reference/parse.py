@@ -1,0 +1,197 @@
+"""From bytes to addresses, protocol and ports: Ethernet, VLAN tags, IPv4, IPv6, TCP, UDP, ICMP.
+
+A frame is read as far as its lengths agree with each other. One that doesn't reach a port that a
+service could match is `Portless` when we know whom it was for, and None ("not ours") when we don't.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import TypeAlias
+
+from lb.core.reference.world import TCP, UDP, Outcome
+from lb.model.objects import Address
+
+ETHERNET_BYTES = 14
+VLAN_BYTES = 4
+VLAN_DEPTH = 2
+IPV4_BYTES = 20
+IPV6_BYTES = 40
+TCP_BYTES = 20
+UDP_BYTES = 8
+ICMP_BYTES = 8
+
+ETH_IPV4 = 0x0800
+ETH_IPV6 = 0x86DD
+ETH_VLANS = (0x8100, 0x88A8)  # 802.1Q, 802.1ad
+
+ICMP = 1
+ICMPV6 = 58
+
+# RFC 8200, 4: the extension headers that we step over, and how many at most.
+HOP_BY_HOP = 0
+ROUTING = 43
+FRAGMENT = 44
+DESTINATION_OPTIONS = 60
+EXTENSION_DEPTH = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """A TCP, UDP or ICMP packet. Offsets count from the start of the frame."""
+
+    frame: bytes
+    ifindex: int  # that it came in by
+    l3: int
+    l4: int
+    end: int  # of the IP datagram; what stands behind it is padding
+    source: Address
+    destination: Address
+    proto: int
+    sport: int  # 0 with ICMP
+    dport: int
+    syn: bool  # TCP: SYN without ACK, so the start of a connection
+    fragment: bool  # a piece of a larger datagram, the first one
+
+    @property
+    def ipv6(self) -> bool:
+        """Is it IPv6?"""
+        return self.destination.version == 6
+
+    @property
+    def ttl(self) -> int:
+        """TTL or hop limit."""
+        return self.frame[self.l3 + (7 if self.ipv6 else 8)]
+
+
+@dataclass(frozen=True, slots=True)
+class Portless:
+    """An IP packet whose ports can't be read, and why."""
+
+    destination: Address
+    proto: int
+    fault: Outcome
+
+
+Parsed: TypeAlias = Packet | Portless | None
+
+
+def _number(data: bytes, at: int, size: int = 2) -> int:
+    return int.from_bytes(data[at : at + size])
+
+
+def parse(frame: bytes, ifindex: int) -> Parsed:
+    """Reads a frame."""
+    if len(frame) < ETHERNET_BYTES:
+        return None
+    l3 = ETHERNET_BYTES
+    for _ in range(VLAN_DEPTH):
+        if _number(frame, l3 - 2) not in ETH_VLANS:
+            break
+        l3 += VLAN_BYTES
+        if len(frame) < l3:
+            return None
+    ethertype = _number(frame, l3 - 2)
+    if ethertype == ETH_IPV4 and len(frame) >= l3 + IPV4_BYTES:
+        return _ipv4(frame, ifindex, l3)
+    if ethertype == ETH_IPV6 and len(frame) >= l3 + IPV6_BYTES:
+        return _ipv6(frame, ifindex, l3)
+    return None
+
+
+def _ipv4(frame: bytes, ifindex: int, l3: int) -> Parsed:
+    """RFC 791. Options are carried along unread."""
+    version, header_bytes = frame[l3] >> 4, (frame[l3] & 0xF) * 4
+    end = l3 + _number(frame, l3 + 2)
+    proto = frame[l3 + 9]
+    source = IPv4Address(frame[l3 + 12 : l3 + 16])
+    destination = IPv4Address(frame[l3 + 16 : l3 + 20])
+    # RFC 1122, 3.2.1: a header that contradicts itself or the frame isn't to be believed.
+    l4 = l3 + header_bytes
+    if version != 4 or header_bytes < IPV4_BYTES or end < l4 or end > len(frame):
+        return Portless(destination, proto, Outcome.DROP_MALFORMED)
+    more, offset = _number(frame, l3 + 6) & 0x2000, _number(frame, l3 + 6) & 0x1FFF
+    if offset:
+        return Portless(destination, proto, Outcome.DROP_FRAGMENT)
+    return _ports(frame, ifindex, l3, l4, end, source, destination, proto, fragment=bool(more))
+
+
+def _ipv6(frame: bytes, ifindex: int, l3: int) -> Parsed:
+    """RFC 8200, with extension headers."""
+    end = l3 + IPV6_BYTES + _number(frame, l3 + 4)
+    proto = frame[l3 + 6]
+    source = IPv6Address(frame[l3 + 8 : l3 + 24])
+    destination = IPv6Address(frame[l3 + 24 : l3 + 40])
+    # Mapped addresses stand for IPv4 ones inside a machine. On the wire they are somebody's try to
+    # reach an IPv4 service past its filters (RFC 4942, 2.2): no service is there.
+    if source.ipv4_mapped or destination.ipv4_mapped:
+        return None
+    if frame[l3] >> 4 != 6 or end > len(frame):
+        return Portless(destination, proto, Outcome.DROP_MALFORMED)
+
+    l4 = l3 + IPV6_BYTES
+    fragment = False
+    for _ in range(EXTENSION_DEPTH):
+        if proto not in (HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION_OPTIONS):
+            break
+        if end < l4 + 8:  # the shortest of them; so the protocol stays unknown
+            return None
+        following = frame[l4]
+        if proto == ROUTING and frame[l4 + 3]:
+            # Segments left: the destination is only a stop on the way (RFC 8200, 4.4).
+            return None
+        if proto == FRAGMENT:
+            more, offset = _number(frame, l4 + 2) & 1, _number(frame, l4 + 2) >> 3
+            if offset:
+                return Portless(destination, following, Outcome.DROP_FRAGMENT)
+            # With neither it is an atomic fragment, a whole datagram (RFC 6946).
+            fragment = fragment or bool(more)
+            l4 += 8
+        else:
+            l4 += 8 + frame[l4 + 1] * 8
+        proto = following
+    return _ports(frame, ifindex, l3, l4, end, source, destination, proto, fragment=fragment)
+
+
+def _ports(
+    frame: bytes,
+    ifindex: int,
+    l3: int,
+    l4: int,
+    end: int,
+    source: Address,
+    destination: Address,
+    proto: int,
+    *,
+    fragment: bool,
+) -> Parsed:
+    """The transport header: RFC 9293 (TCP), RFC 768 (UDP), RFC 792 and 4443 (ICMP)."""
+    needed = {TCP: TCP_BYTES, UDP: UDP_BYTES, ICMP: ICMP_BYTES, ICMPV6: ICMP_BYTES}.get(proto)
+    if needed is None:
+        return None
+    # A first fragment with less than the whole header is an old way past filters (RFC 1858, 3).
+    if end < l4 + needed or (proto == TCP and frame[l4 + 12] >> 4 < TCP_BYTES // 4):
+        return Portless(destination, proto, Outcome.DROP_MALFORMED)
+    flags = tcp_flags(frame, l4) if proto == TCP else frozenset()
+    has_ports = proto in (TCP, UDP)
+    return Packet(
+        frame=frame,
+        ifindex=ifindex,
+        l3=l3,
+        l4=l4,
+        end=end,
+        source=source,
+        destination=destination,
+        proto=proto,
+        sport=_number(frame, l4) if has_ports else 0,
+        dport=_number(frame, l4 + 2) if has_ports else 0,
+        syn="SYN" in flags and "ACK" not in flags,
+        fragment=fragment,
+    )
+
+
+def tcp_flags(frame: bytes, l4: int) -> frozenset[str]:
+    """The flags of a TCP header (RFC 9293, 3.1) that decide something here."""
+    bits = {"FIN": 0x01, "SYN": 0x02, "RST": 0x04, "ACK": 0x10}
+    return frozenset(name for name, bit in bits.items() if frame[l4 + 13] & bit)

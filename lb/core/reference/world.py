@@ -1,0 +1,188 @@
+"""What the data path knows (the kernel's maps) and what it says about one frame.
+
+Addresses and ports are plain values here; how they lie in memory is lb/datapath/layout.py's affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from lb.core.flowhash import Seed
+from lb.model.objects import Address, Affinity, Mode, NoBackend, Tracking
+
+TCP = 6
+UDP = 17
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An address and port of one protocol (IANA number)."""
+
+    address: Address
+    port: int
+    proto: int
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A VIP with its policies."""
+
+    seed: Seed
+    vip: Address
+    port: int
+    proto: int
+    mode: Mode = Mode.DSR
+    affinity: Affinity = Affinity.FLOW
+    tracking: Tracking = Tracking.ALWAYS
+    no_backend: NoBackend = NoBackend.REJECT
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A server: where it is, and how frames get there."""
+
+    address: Address
+    port: int = 0  # 0 = the VIP's
+    generation: int = 1  # of the id; starts at 1
+    usable: bool = True
+    resolved: bool = True
+    ifindex: int = 0
+    dmac: bytes = bytes(6)
+    smac: bytes = bytes(6)
+
+
+@dataclass(frozen=True, slots=True)
+class FlowKey:
+    """What makes a flow of a service."""
+
+    client: Address
+    service: int
+    client_port: int
+    vip_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A conntrack entry: where a flow went."""
+
+    backend: int
+    generation: int
+    seen: int  # low 32 bits of jiffies
+    embryonic: bool  # only SYNs seen
+
+
+@dataclass(frozen=True, slots=True)
+class NatBack:
+    """Which service and backend an answer from a `nat` backend's endpoint belongs to."""
+
+    service: int
+    backend: int
+
+
+class Route(Enum):
+    """What the kernel's routing says of a destination."""
+
+    NEIGHBOUR = auto()  # goes out of `ifindex`, with these MAC addresses
+    LOCAL = auto()  # to this machine itself, or no route at all: nothing that is forwarded
+    KERNEL = auto()  # forwarded, but only the kernel can: resolve, fragment, refuse
+
+
+@dataclass(frozen=True, slots=True)
+class RouteQuery:
+    """What the routing is asked."""
+
+    ifindex: int
+    source: Address
+    destination: Address
+    length: int  # of the IP packet: is it larger than the path's MTU?
+
+
+@dataclass(frozen=True, slots=True)
+class RouteResult:
+    """What it answers."""
+
+    route: Route
+    ifindex: int = 0
+    dmac: bytes = bytes(6)
+    smac: bytes = bytes(6)
+
+
+def nowhere(_query: RouteQuery) -> RouteResult:
+    """Routing of a machine without routes."""
+    return RouteResult(Route.LOCAL)
+
+
+@dataclass(frozen=True)
+class World:
+    """All that a frame's fate depends on. Backends and services are named by their ids."""
+
+    links: Mapping[int, bytes] = field(default_factory=dict)  # attached: ifindex -> MAC address
+    vips: Mapping[Endpoint, int] = field(default_factory=dict)  # -> service
+    services: Mapping[int, Service] = field(default_factory=dict)
+    tables: Mapping[int, Sequence[int]] = field(default_factory=dict)  # slot -> backend, 0 = empty
+    backends: Mapping[int, Backend] = field(default_factory=dict)
+    nat_back: Mapping[Endpoint, NatBack] = field(default_factory=dict)
+    conntrack: Mapping[FlowKey, Flow] = field(default_factory=dict)
+    route: Callable[[RouteQuery], RouteResult] = nowhere
+    # Interfaces that this hook can send a routed frame to; None = all of them. (XDP reaches only
+    # attached ones, tc any.)
+    reachable: frozenset[int] | None = None
+    now: int = 0  # low 32 bits of jiffies
+
+    def served(self, address: Address) -> frozenset[int]:
+        """The protocols of the services at an address; none = it isn't a VIP."""
+        return frozenset(vip.proto for vip in self.vips if vip.address == address)
+
+
+class Verdict(Enum):
+    """What becomes of the frame."""
+
+    PASS = auto()  # to the kernel's stack
+    DROP = auto()
+    TX = auto()  # back out of the interface that it came in by
+    REDIRECT = auto()  # out of another one
+
+
+class Outcome(Enum):
+    """Why. Every frame has exactly one; the kernel counts them under the same names."""
+
+    PASS_NOT_OURS = auto()
+    PASS_UNRESOLVED = auto()
+    FORWARD_TX = auto()
+    FORWARD_REDIRECT = auto()
+    REPLY_REDIRECT = auto()
+    REPLY_PASS = auto()
+    ECHO_REPLY = auto()
+    REJECT_RST = auto()
+    REJECT_UNREACH = auto()
+    DROP_NO_BACKEND = auto()
+    DROP_MALFORMED = auto()
+    DROP_FRAGMENT = auto()
+    DROP_TTL = auto()
+    DROP_NO_SPACE = auto()  # never by this model, whose buffers always have room
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What a frame adds to the counters of a service or a backend. Bytes are of the whole frame."""
+
+    packets: int = 0
+    bytes: int = 0
+    flows: int = 0
+    reply_packets: int = 0
+    reply_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One frame's fate, and what it changed."""
+
+    verdict: Verdict
+    outcome: Outcome
+    frame: bytes
+    ifindex: int | None = None  # that it leaves by
+    flow: tuple[FlowKey, Flow] | None = None  # conntrack entry written
+    service: tuple[int, Stats] | None = None
+    backend: tuple[int, Stats] | None = None

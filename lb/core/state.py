@@ -1,0 +1,219 @@
+"""From the documents of the store to the desired state: parse, check, quarantine.
+
+A document that can't be read, or that contradicts another, is quarantined: the last good version of
+that object stays in force, and a Problem says what is wrong. The same checks, run by `lbctl` on the
+state as it would be after a change, refuse bad input before it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from lb.model import keys
+from lb.model.objects import (
+    Address,
+    Backend,
+    ClusterConfig,
+    Document,
+    Mode,
+    NodeStatus,
+    Problem,
+    Protocol,
+    Service,
+    TableDocument,
+)
+
+BackendKey = tuple[str, str]  # service, backend
+D = TypeVar("D", bound=Document)
+
+
+@dataclass(frozen=True)
+class DesiredState:
+    """Everything in the store, parsed, as of one revision. `versions` is each key's mod_revision,
+    for compare-and-set."""
+
+    revision: int = 0
+    config: ClusterConfig | None = None
+    services: Mapping[str, Service] = field(default_factory=dict)
+    backends: Mapping[BackendKey, Backend] = field(default_factory=dict)
+    tables: Mapping[str, TableDocument] = field(default_factory=dict)
+    nodes: Mapping[str, NodeStatus] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+    versions: Mapping[str, int] = field(default_factory=dict)
+
+    def backends_of(self, service: str) -> list[Backend]:
+        """The service's backends, sorted by name."""
+        return sorted(
+            (b for (owner, _), b in self.backends.items() if owner == service),
+            key=lambda b: b.name,
+        )
+
+
+def describe_error(error: ValidationError) -> str:
+    """A pydantic error in one line: where, and what."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    what = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what
+
+
+def parse(
+    revision: int,
+    items: Iterable[tuple[str, str, int]],
+    previous: DesiredState | None = None,
+) -> DesiredState:
+    """The desired state from (key, JSON text, mod_revision) of all keys under /lb/v1/.
+
+    Never raises for what the documents say; see `problems`.
+    """
+    texts: dict[str, str] = {}
+    versions: dict[str, int] = {}
+    for key, text, version in items:
+        texts[key], versions[key] = text, version
+    old = previous or DesiredState()
+    problems: list[Problem] = []
+
+    def load(
+        prefix: str, kind: type[D], last_good: Callable[[str], D | None], named: Callable[[D], str]
+    ) -> dict[str, D]:
+        found: dict[str, D] = {}
+        for key, text in texts.items():
+            if not key.startswith(prefix):
+                continue
+            name = key.removeprefix(prefix)
+            good = last_good(name)
+            try:
+                document = kind.model_validate_json(text)
+                if named(document) != name:
+                    raise ValueError(f"the document calls itself {named(document)!r}")
+            except ValueError as error:  # pydantic's is one, too
+                text = describe_error(error) if isinstance(error, ValidationError) else str(error)
+                problems.append(_quarantined(key, text, good))
+                if good is None:
+                    continue
+                document = good
+            found[name] = document
+        return found
+
+    services = load(keys.SERVICES, Service, old.services.get, lambda d: d.name)
+    by_path = {f"{service}/{name}": b for (service, name), b in old.backends.items()}
+    backends = load(keys.BACKENDS, Backend, by_path.get, lambda d: f"{d.service}/{d.name}")
+    tables = load(keys.TABLES, TableDocument, old.tables.get, lambda d: d.service)
+    nodes = load(keys.NODES, NodeStatus, old.nodes.get, lambda d: d.node)
+    config = load(keys.CONFIG, ClusterConfig, lambda _: old.config, lambda _: "")
+    for key, problem in conflicts(services, backends, old):
+        problems.append(problem)
+        kind, _, name = key.removeprefix(keys.ROOT).partition("/")
+        (services if kind == "services" else backends).pop(name, None)
+    return DesiredState(
+        revision=revision,
+        config=config.get(""),
+        services=MappingProxyType(services),
+        backends=MappingProxyType({(b.service, b.name): b for b in backends.values()}),
+        tables=MappingProxyType(tables),
+        nodes=MappingProxyType(nodes),
+        problems=tuple(problems),
+        versions=MappingProxyType(versions),
+    )
+
+
+def _quarantined(key: str, text: str, good: Document | None) -> Problem:
+    force = "the last good version stays in force" if good else "it is ignored"
+    return Problem(where=key, message=f"{text}; {force}", hint=f"write a valid document to {key}")
+
+
+def conflicts(
+    services: Mapping[str, Service], backends: Mapping[str, Backend], old: DesiredState
+) -> list[tuple[str, Problem]]:
+    """Documents that are valid in themselves but contradict others: (key, problem). Of two that
+    claim the same thing, the one that was in force before keeps it, else the first by name.
+
+    `backends` is keyed by "service/name".
+    """
+    found: list[tuple[str, Problem]] = []
+
+    def refuse(key: str, message: str, hint: str) -> None:
+        found.append((key, Problem(where=key, message=message, hint=hint)))
+
+    taken: dict[tuple[Address, int, Protocol], str] = {}
+    lost: set[str] = set()
+    for name in sorted(services, key=lambda n: (old.services.get(n) != services[n], n)):
+        service = services[name]
+        holder = taken.setdefault(service.endpoint, name)
+        if holder != name:
+            lost.add(name)
+            refuse(
+                keys.service(name),
+                f"VIP {describe_vip(service)} belongs to service {holder!r} already",
+                "choose another address, port or protocol, or remove the other service first",
+            )
+
+    vips = {service.vip for service in services.values()}
+    sockets: dict[tuple[Address, int, Protocol, str], str] = {}
+
+    def in_force(path: str) -> bool:
+        service, _, name = path.partition("/")
+        return old.backends.get((service, name)) == backends[path]
+
+    for path in sorted(backends, key=lambda p: (not in_force(p), p)):
+        backend = backends[path]
+        key = keys.backend(backend.service, backend.name)
+        owner = services.get(backend.service)
+        if owner is None or backend.service in lost:
+            refuse(
+                key,
+                f"its service {backend.service!r} does not exist",
+                f"add the service first: lbctl service add {backend.service} --vip ADDRESS:PORT",
+            )
+            continue
+        problem = _misfit(owner, backend, vips)
+        if problem:
+            refuse(key, *problem)
+            continue
+        # In nat mode the way back is one lookup, so a socket may belong to one service only.
+        port = backend.port or owner.port
+        scope = "" if owner.mode is Mode.NAT else owner.name
+        holder = sockets.setdefault((backend.address, port, owner.protocol, scope), path)
+        if holder != path:
+            refuse(
+                key,
+                f"{describe_socket(backend.address, port)}/{owner.protocol} is backend {holder!r}"
+                " already",
+                "give that one the weight instead; in nat mode, another service needs another port",
+            )
+    return found
+
+
+def _misfit(service: Service, backend: Backend, vips: set[Address]) -> tuple[str, str] | None:
+    """Why this backend can't serve this service: (message, hint)."""
+    if backend.address in vips:
+        return (
+            f"address {backend.address} is a VIP itself",
+            "give the address of the server's own interface",
+        )
+    if service.mode is Mode.DSR and backend.port not in (None, service.port):
+        return (
+            f"mode dsr can't change the port from {service.port} to {backend.port}",
+            "leave the port out, or use mode nat",
+        )
+    if service.mode is Mode.NAT and backend.address.version != service.vip.version:
+        return (
+            f"mode nat can't turn IPv{service.vip.version} into IPv{backend.address.version}",
+            f"give the server's IPv{service.vip.version} address",
+        )
+    return None
+
+
+def describe_socket(address: Address, port: int) -> str:
+    """address:port, IPv6 in brackets (RFC 3986)."""
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+def describe_vip(service: Service) -> str:
+    """address:port/protocol of a service."""
+    return f"{describe_socket(service.vip, service.port)}/{service.protocol}"

@@ -1,0 +1,1 @@
+"""The shell around the kernel side: compile, load, maps, attachment, next hops, counters."""

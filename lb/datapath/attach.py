@@ -1,0 +1,246 @@
+"""Attaching the program to interfaces, through pyroute2: XDP (native, generic) and clsact ingress.
+
+What is attached outlives the process. Somebody else's XDP program is found and named, never
+overwritten. A newer program replaces ours in one step, so that no packet goes past unseen.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pyroute2 import IPRoute
+from pyroute2.netlink import nlmsg
+from pyroute2.netlink.exceptions import NetlinkError
+
+from lb.datapath import layout
+from lb.datapath.bpf import Program
+from lb.errors import DatapathError, LbError, NotFoundError, UserError
+from lb.settings import Hook
+
+# uapi/linux/if_link.h
+_XDP_UPDATE_IF_NOEXIST = 1 << 0
+_XDP_MODE = {Hook.XDP_GENERIC: 1 << 1, Hook.XDP: 1 << 2}
+_XDP_REPLACE = 1 << 4
+
+# Our filter on clsact ingress: before the usual default priorities, at a handle of its own.
+_TC_INGRESS = 0xFFFFFFF2  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)
+_TC_PRIORITY = 50
+_TC_HANDLE = 0x1B
+_TC_NAME = "lb"
+_ETH_P_ALL = 0x0003
+
+_IFF_LOOPBACK = 0x8
+
+# XDP holds a frame in one page, with room before and after (kernel: PAGE_SIZE - headroom - tailroom).
+_XDP_REASONS = {
+    errno.ERANGE: "its MTU is too large for XDP (a frame must fit one page: about 3,500 bytes)",
+    errno.ENOMEM: "the driver has not enough queues or memory for XDP",
+    errno.ENOSPC: "the driver has not enough queues for XDP; lower them with ethtool -L",
+    errno.EOPNOTSUPP: "its driver has no native XDP",
+    errno.EINVAL: "the driver refuses XDP in its present set-up (MTU, LRO, queues)",
+    errno.EBUSY: "another program is attached",
+    errno.EEXIST: "a program is attached in another mode",
+    errno.EPERM: "not permitted (root is needed)",
+}
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A network interface of this namespace. `xdp_program` is an id, 0 = none."""
+
+    name: str
+    index: int
+    mac: bytes
+    mtu: int
+    up: bool
+    loopback: bool
+    xdp_program: int
+    xdp_generic: bool
+
+
+def find(ip: IPRoute, name: str) -> Interface:
+    """Raises NotFoundError that lists the interfaces there are."""
+    links = {link.get_attr("IFLA_IFNAME"): link for link in ip.get_links()}
+    link = links.get(name)
+    if link is None:
+        others = ", ".join(sorted(other for other in links if other != "lo")) or "none"
+        raise NotFoundError(
+            f"interface {name!r} does not exist", hint=f"there are: {others}; see ip link"
+        )
+    return _describe_link(link)
+
+
+def by_index(ip: IPRoute, index: int) -> list[Interface]:
+    """The interface with this index in a list, or an empty list if it is gone."""
+    try:
+        return [_describe_link(link) for link in ip.get_links(index)]
+    except NetlinkError as error:
+        if error.code == errno.ENODEV:
+            return []
+        raise
+
+
+def _describe_link(link: nlmsg) -> Interface:
+    xdp = link.get_attr("IFLA_XDP")
+    program = (xdp and xdp.get_attr("IFLA_XDP_PROG_ID")) or 0
+    generic = bool(xdp and xdp.get_attr("IFLA_XDP_SKB_PROG_ID"))
+    return Interface(
+        name=link.get_attr("IFLA_IFNAME"),
+        index=link["index"],
+        mac=bytes.fromhex((link.get_attr("IFLA_ADDRESS") or "00:00:00:00:00:00").replace(":", "")),
+        mtu=link.get_attr("IFLA_MTU"),
+        up=link["flags"] & 1 == 1,
+        loopback=bool(link["flags"] & _IFF_LOOPBACK),
+        xdp_program=program,
+        xdp_generic=generic,
+    )
+
+
+def check(ip: IPRoute, names: Sequence[str]) -> list[Interface]:
+    """The interfaces, if lb may attach to all of them. Raises an error that says what to do."""
+    if not names:
+        raise UserError(
+            "no interface to attach to",
+            hint="name them: lbd --interface eth0, or interfaces = [...] in lb.toml",
+        )
+    found = [find(ip, name) for name in dict.fromkeys(names)]
+    places: dict[int, str] = {}
+    for each in found:
+        if each.loopback:
+            raise UserError(
+                f"interface {each.name!r} is the loopback",
+                hint="attach to an interface that clients' packets come in by",
+            )
+        if not each.up:
+            raise DatapathError(f"interface {each.name!r} is down", hint=f"ip link set {each.name} up")
+        other = places.setdefault(each.index % layout.LINKS, each.name)
+        if other != each.name:
+            raise DatapathError(
+                f"interfaces {other!r} and {each.name!r} have indexes that differ by a multiple"
+                f" of {layout.LINKS}",
+                hint="make one of them anew, or attach to one of them only",
+            )
+    return found
+
+
+def attach(ip: IPRoute, interface: Interface, hook: Hook, program: Program, ours: set[int]) -> None:
+    """Attach `program`, replacing one of `ours` (program ids) if it is there."""
+    if hook is Hook.TC:
+        _attach_tc(ip, interface, program)
+        return
+    if interface.xdp_program and interface.xdp_program not in ours:
+        raise DatapathError(
+            f"interface {interface.name!r} carries somebody else's XDP program"
+            f" {_program_name(interface.xdp_program)}",
+            hint=f"detach it (ip link set {interface.name} xdp off), or use lbd --hook tc",
+        )
+    attrs: list[list[object]] = [["IFLA_XDP_FD", program.fd]]
+    flags = _XDP_MODE[hook]
+    if interface.xdp_program and interface.xdp_generic == (hook is Hook.XDP_GENERIC):
+        # Only if it still is the one that we saw.
+        expected = Program.by_id(interface.xdp_program)
+        attrs.append(["IFLA_XDP_EXPECTED_FD", expected.fd])
+        flags |= _XDP_REPLACE
+    else:
+        if interface.xdp_program:
+            detach_xdp(ip, interface)
+        flags |= _XDP_UPDATE_IF_NOEXIST
+    attrs.append(["IFLA_XDP_FLAGS", flags])
+    try:
+        ip.link("set", index=interface.index, xdp={"attrs": attrs})
+    except NetlinkError as error:
+        raise _refusal(interface, hook, error) from None
+
+
+def detach(ip: IPRoute, interface: Interface, ours: set[int]) -> bool:
+    """Take our programs off, whichever hooks they are on. False if there was none of ours."""
+    hooks = attached_hooks(ip, interface, ours)
+    for hook in hooks:
+        detach_from(ip, interface, hook, ours)
+    return bool(hooks)
+
+
+def detach_from(ip: IPRoute, interface: Interface, hook: Hook, ours: set[int]) -> None:
+    """Take our program off one hook."""
+    if hook is Hook.TC:
+        _detach_tc(ip, interface)
+    elif interface.xdp_program in ours:
+        detach_xdp(ip, interface)
+
+
+def detach_xdp(ip: IPRoute, interface: Interface) -> None:
+    """Take the XDP program off."""
+    mode = _XDP_MODE[Hook.XDP_GENERIC if interface.xdp_generic else Hook.XDP]
+    attrs = [["IFLA_XDP_FD", -1], ["IFLA_XDP_FLAGS", mode]]
+    ip.link("set", index=interface.index, xdp={"attrs": attrs})
+
+
+def attached_hooks(ip: IPRoute, interface: Interface, ours: set[int]) -> set[Hook]:
+    """Where our programs are attached here now."""
+    hooks = set()
+    if interface.xdp_program in ours:
+        hooks.add(Hook.XDP_GENERIC if interface.xdp_generic else Hook.XDP)
+    if _our_filters(ip, interface):
+        hooks.add(Hook.TC)
+    return hooks
+
+
+def _refusal(interface: Interface, hook: Hook, error: NetlinkError) -> DatapathError:
+    reason = _XDP_REASONS.get(error.code, os.strerror(error.code))
+    return DatapathError(
+        f"{hook} can't be attached to {interface.name!r}: {reason}",
+        hint="use lbd --hook auto (it takes what works), or --hook tc",
+    )
+
+
+def _program_name(number: int) -> str:
+    try:
+        return f"{Program.by_id(number).name!r} (id {number})"
+    except LbError:
+        return f"with id {number}"
+
+
+def _our_filters(ip: IPRoute, interface: Interface) -> list[object]:
+    return [
+        each
+        for each in ip.get_filters(index=interface.index, parent=_TC_INGRESS)
+        if each.get("info", 0) >> 16 == _TC_PRIORITY and each.get("handle") == _TC_HANDLE
+    ]
+
+
+def _has_clsact(ip: IPRoute, interface: Interface) -> bool:
+    return any(each.get_attr("TCA_KIND") == "clsact" for each in ip.get_qdiscs(index=interface.index))
+
+
+def _attach_tc(ip: IPRoute, interface: Interface, program: Program) -> None:
+    try:
+        if not _has_clsact(ip, interface):
+            ip.tc("add", "clsact", interface.index)
+        ip.tc(
+            "replace-filter",
+            "bpf",
+            interface.index,
+            _TC_HANDLE,
+            fd=program.fd,
+            name=_TC_NAME,
+            parent=_TC_INGRESS,
+            prio=_TC_PRIORITY,
+            protocol=_ETH_P_ALL,
+            direct_action=True,
+        )
+    except NetlinkError as error:
+        raise DatapathError(
+            f"tc can't be attached to {interface.name!r}: {os.strerror(error.code)}",
+            hint="the kernel needs CONFIG_NET_CLS_BPF and CONFIG_NET_SCH_INGRESS",
+        ) from None
+
+
+def _detach_tc(ip: IPRoute, interface: Interface) -> None:
+    ip.tc("del-filter", "bpf", interface.index, _TC_HANDLE, parent=_TC_INGRESS, prio=_TC_PRIORITY)
+    # clsact may be shared; the last one out turns off the light.
+    egress = _TC_INGRESS + 1
+    if not any(ip.get_filters(index=interface.index, parent=p) for p in (_TC_INGRESS, egress)):
+        ip.tc("del", "clsact", interface.index)

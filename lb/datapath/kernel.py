@@ -1,0 +1,301 @@
+"""Making the kernel maps true to what is wanted, and adopting what an earlier lbd left there.
+
+The maps themselves are the memory: which id belongs to whom, and of which generation, is read back
+from them, so nothing on disk can contradict them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import socket
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+
+from lb.core import ids
+from lb.core.diff import diff
+from lb.core.ids import Allocation
+from lb.core.plan import Wanted, WantedBackend, WantedService
+from lb.core.slots import Table
+from lb.core.state import BackendKey
+from lb.datapath import layout
+from lb.datapath.bpf import Map
+from lb.datapath.maps import Maps, new_table
+from lb.model import keys
+from lb.model.objects import Mode, Service
+
+
+def index_key(number: int) -> bytes:
+    """Key of an array map."""
+    return number.to_bytes(4, sys.byteorder)
+
+
+def read_table(tables: Map, service: int) -> bytes | None:
+    """The slots that the kernel holds for a service id: 65,536 backend ids of 4 bytes each."""
+    inner = tables.get(index_key(service))
+    if inner is None:
+        return None
+    return Map.by_id(int.from_bytes(inner, sys.byteorder)).get(index_key(0))
+
+
+def read_owners(owners: Map) -> dict[int, int]:
+    """uid of each id that is owned."""
+    uids = np.frombuffer(owners.array(), dtype=np.uint64)
+    return {int(i): int(uids[i]) for i in np.flatnonzero(uids)}
+
+
+@dataclass
+class Contents:
+    """What the kernel maps hold, as bytes; tables as digests."""
+
+    services: dict[int, bytes] = field(default_factory=dict)
+    backends: dict[int, bytes] = field(default_factory=dict)
+    tables: dict[int, bytes] = field(default_factory=dict)
+    vips: dict[bytes, bytes] = field(default_factory=dict)
+    nat_back: dict[bytes, bytes] = field(default_factory=dict)
+
+
+@dataclass
+class Kernel:
+    """The maps of one node. `attached` are the interfaces that packets can be sent out of; None =
+    any (tc)."""
+
+    maps: Maps
+    attached: frozenset[int] | None = None
+    _have: Contents = field(default_factory=Contents)
+    _service_ids: dict[int, Allocation] = field(default_factory=dict)
+    _backend_ids: dict[int, Allocation] = field(default_factory=dict)
+    _programmed: dict[str, tuple[Table, bytes]] = field(default_factory=dict)
+
+    def adopt(self) -> None:
+        """Read everything back from the kernel: after a start, and to find drift."""
+        maps = self.maps
+        generations = np.frombuffer(maps.backends.array(), dtype=np.uint8).reshape(
+            -1, ctypes.sizeof(layout.Backend)
+        )
+        at = layout.Backend.generation.offset
+        used = generations[:, at : at + 4].copy().view(np.uint32)[:, 0]
+        backend_owners = read_owners(maps.backend_owners)
+        self._backend_ids = {
+            int(number): Allocation(backend_owners.get(int(number), 0), int(used[number]))
+            for number in np.flatnonzero(used)
+        }
+        self._service_ids = {
+            number: Allocation(owner, 1) for number, owner in read_owners(maps.service_owners).items()
+        }
+        have = Contents(
+            vips=dict(maps.vips.items()),
+            nat_back=dict(maps.nat_back.items()),
+            backends={
+                number: generations[number].tobytes()
+                for number, each in self._backend_ids.items()
+                if each.owner
+            },
+        )
+        for number in self._service_ids:
+            have.services[number] = maps.services.get(index_key(number)) or b""
+            table = read_table(maps.tables, number)
+            if table is not None:
+                have.tables[number] = _digest(table)
+        self._have = have
+        self._programmed.clear()
+
+    def apply(self, wanted: Wanted) -> int:
+        """Make the maps so; returns how many entries were written or deleted.
+
+        The order keeps every packet on solid ground: what is pointed to is written before what points
+        to it, and taken away after. Raises CapacityError, before anything is written.
+        """
+        service_uids = {name: ids.uid(keys.service(name)) for name in wanted.services}
+        backend_uids = {key: ids.uid(keys.backend(*key)) for key in wanted.backends}
+        service_ids = ids.allocate(
+            self._service_ids,
+            set(service_uids.values()),
+            self.maps.services.max_entries,
+            "services",
+        )
+        backend_ids = ids.allocate(
+            self._backend_ids,
+            set(backend_uids.values()),
+            self.maps.backends.max_entries,
+            "backends",
+        )
+        service_of = _inverse(service_ids, service_uids)
+        backend_of = _inverse(backend_ids, backend_uids)
+        want = Contents()
+        tables: dict[int, bytes] = {}
+        for key, number in backend_of.items():
+            generation = backend_ids[number].generation
+            want.backends[number] = self._backend_bytes(wanted.backends[key], generation)
+        for name, number in service_of.items():
+            self._add_service(want, number, wanted.services[name])
+            raw = self._table_bytes(name, wanted.services[name].table, backend_of)
+            if raw is not None:
+                tables[number] = raw
+                want.tables[number] = _digest(raw)
+            else:
+                want.tables[number] = self._programmed[name][1]
+        for (service, name), number in backend_of.items():
+            owner = wanted.services[service].service
+            if owner.mode is Mode.NAT:
+                backend = wanted.backends[service, name]
+                protocol = layout.PROTOCOL_NUMBER[owner.protocol]
+                at = layout.endpoint(backend.address, backend.port, protocol)
+                want.nat_back[at] = bytes(layout.NatBack(service_of[service], number))
+        self.maps.vips.check_room(len(want.vips))
+
+        changes = self._give_out(service_ids, backend_ids)
+        changes += self._write(want, tables)
+        self._take_back(service_ids, backend_ids)
+        self._service_ids = {n: each for n, each in service_ids.items() if each.owner}
+        self._backend_ids = backend_ids
+        self._have = want
+        self._programmed = {
+            name: (wanted.services[name].table, want.tables[number])
+            for name, number in service_of.items()
+        }
+        return changes
+
+    def _add_service(self, want: Contents, number: int, wanted: WantedService) -> None:
+        service = wanted.service
+        protocol = layout.PROTOCOL_NUMBER[service.protocol]
+        want.services[number] = _service_bytes(service, wanted.seed)
+        at = layout.endpoint(service.vip, service.port, protocol)
+        want.vips[at] = index_key(number)
+        # "This address is a VIP", for ICMP and for what has no ports.
+        address = layout.endpoint(service.vip, 0, socket.IPPROTO_ICMP)
+        bits = int.from_bytes(want.vips.get(address, bytes(4)), sys.byteorder)
+        want.vips[address] = index_key(bits | layout.VIP_BIT[service.protocol])
+
+    def _backend_bytes(self, backend: WantedBackend, generation: int) -> bytes:
+        raw = layout.Backend(
+            addr=(ctypes.c_uint8 * 16)(*layout.address_bytes(backend.address)),
+            generation=generation,
+            port=socket.htons(backend.port),
+            flags=layout.BackendFlag.USABLE if backend.usable else 0,
+        )
+        if backend.address.version == 6:
+            raw.flags |= layout.BackendFlag.IPV6
+        hop = backend.next_hop
+        if hop and (self.attached is None or hop.ifindex in self.attached):
+            raw.flags |= layout.BackendFlag.RESOLVED
+            raw.ifindex = hop.ifindex
+            raw.dmac[:] = hop.destination_mac
+            raw.smac[:] = hop.source_mac
+        return bytes(raw)
+
+    def _table_bytes(
+        self, service: str, table: Table, backend_of: Mapping[BackendKey, int]
+    ) -> bytes | None:
+        """The table with ids for names; None if it is the one that was programmed last."""
+        before = self._programmed.get(service)
+        if before and before[0] is table:
+            return None
+        lookup = np.array(
+            [*(backend_of.get((service, name), 0) for name in table.backends), 0], dtype=np.uint32
+        )
+        return lookup[table.slots].tobytes()
+
+    def _give_out(
+        self, service_ids: Mapping[int, Allocation], backend_ids: Mapping[int, Allocation]
+    ) -> int:
+        """Newly allocated ids: counters from 0, owner written down."""
+        new = 0
+        for before, after, owners, stats in (
+            (self._service_ids, service_ids, self.maps.service_owners, self.maps.service_stats),
+            (self._backend_ids, backend_ids, self.maps.backend_owners, self.maps.backend_stats),
+        ):
+            for number, each in after.items():
+                if each.owner and (number not in before or before[number].owner != each.owner):
+                    stats.put(index_key(number), bytes(stats.user_value_size))
+                    owners.put(index_key(number), bytes(layout.Owner(each.owner)))
+                    new += 1
+        return new
+
+    def _write(self, want: Contents, tables: Mapping[int, bytes]) -> int:
+        have, maps = self._have, self.maps
+        backends = diff(have.backends, want.backends)
+        services = diff(have.services, want.services)
+        swaps = diff(have.tables, want.tables)
+        vips = diff(have.vips, want.vips)
+        nat_back = diff(have.nat_back, want.nat_back)
+        # A backend that becomes unusable must first lose its slots.
+        later = {n: raw for n, raw in backends.put.items() if not _usable(raw)}
+        _put(maps.backends, (item for item in backends.put.items() if item[0] not in later))
+        for endpoint, value in nat_back.put.items():
+            maps.nat_back.put(endpoint, value)
+        _put(maps.services, services.put.items())
+        for number in swaps.put:
+            fresh = new_table()
+            fresh.put(index_key(0), tables[number])
+            maps.tables.put(index_key(number), fresh.fd.to_bytes(4, sys.byteorder))
+        for endpoint, value in vips.put.items():
+            maps.vips.put(endpoint, value)
+        _put(maps.backends, later.items())
+
+        for endpoint in vips.delete:
+            maps.vips.delete(endpoint)
+        for number in swaps.delete:
+            maps.tables.delete(index_key(number))
+        for number in services.delete:
+            maps.services.put(index_key(number), bytes(maps.services.value_size))
+        for endpoint in nat_back.delete:
+            maps.nat_back.delete(endpoint)
+        for number in backends.delete:
+            # The generation stays, for the id's next owner.
+            freed = layout.Backend(generation=self._backend_ids[number].generation)
+            maps.backends.put(index_key(number), bytes(freed))
+        return sum(
+            len(each.put) + len(each.delete) for each in (backends, services, swaps, vips, nat_back)
+        )
+
+    def _take_back(
+        self, service_ids: Mapping[int, Allocation], backend_ids: Mapping[int, Allocation]
+    ) -> None:
+        for before, after, owners in (
+            (self._service_ids, service_ids, self.maps.service_owners),
+            (self._backend_ids, backend_ids, self.maps.backend_owners),
+        ):
+            for number, each in before.items():
+                if each.owner and not after[number].owner:
+                    owners.put(index_key(number), bytes(layout.Owner(0)))
+
+
+K = TypeVar("K")
+
+
+def _inverse(allocations: Mapping[int, Allocation], uids: Mapping[K, int]) -> dict[K, int]:
+    by_owner = {each.owner: number for number, each in allocations.items()}
+    return {key: by_owner[owner] for key, owner in uids.items()}
+
+
+def _put(target: Map, entries: Iterable[tuple[int, bytes]]) -> None:
+    for number, raw in entries:
+        target.put(index_key(number), raw)
+
+
+def _usable(raw: bytes) -> bool:
+    return bool(layout.Backend.from_buffer_copy(raw).flags & layout.BackendFlag.USABLE)
+
+
+def _digest(raw: bytes) -> bytes:
+    return hashlib.blake2b(raw, digest_size=16).digest()
+
+
+def _service_bytes(service: Service, seed: tuple[int, int]) -> bytes:
+    return bytes(
+        layout.Service(
+            seed=(ctypes.c_uint64 * 2)(*seed),
+            vip=(ctypes.c_uint8 * 16)(*layout.address_bytes(service.vip)),
+            port=socket.htons(service.port),
+            proto=layout.PROTOCOL_NUMBER[service.protocol],
+            mode=layout.MODE_NUMBER[service.mode],
+            affinity=layout.AFFINITY_NUMBER[service.affinity],
+            tracking=layout.TRACKING_NUMBER[service.tracking],
+            no_backend=layout.NO_BACKEND_NUMBER[service.no_backend],
+        )
+    )

@@ -1,0 +1,187 @@
+"""What user space and the kernel programs share: xdp/include/lb_structs.h and lb_consts.h, mirrored.
+
+tests/datapath/test_layout.py compiles the headers and proves both sides equal. Addresses are 16 bytes
+in network order, IPv4 mapped into ::ffff:0:0/96; ports are in network order; the rest in host order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+from enum import IntEnum, IntFlag
+from ipaddress import IPv4Address, IPv6Address
+
+from lb.model.objects import Address, Affinity, Mode, NoBackend, Protocol, Tracking
+
+SLOTS = 65536
+LINKS = 4096
+
+PROTOCOL_NUMBER = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_UDP}
+MODE_NUMBER = {Mode.DSR: 0, Mode.NAT: 1}
+AFFINITY_NUMBER = {Affinity.FLOW: 0, Affinity.CLIENT: 1}
+TRACKING_NUMBER = {Tracking.NEVER: 0, Tracking.ALWAYS: 1}
+NO_BACKEND_NUMBER = {NoBackend.REJECT: 0, NoBackend.DROP: 1}
+VIP_BIT = {Protocol.TCP: 1, Protocol.UDP: 2}
+
+
+class BackendFlag(IntFlag):
+    """LB_BACKEND_*."""
+
+    USABLE = 1
+    RESOLVED = 2
+    IPV6 = 4
+
+
+class FlowFlag(IntFlag):
+    """LB_CT_*."""
+
+    EMBRYONIC = 1
+
+
+class Outcome(IntEnum):
+    """enum lb_outcome: how a packet's way through the program ended."""
+
+    PASS_NOT_OURS = 0
+    PASS_UNRESOLVED = 1
+    FORWARD_TX = 2
+    FORWARD_REDIRECT = 3
+    REPLY_REDIRECT = 4
+    REPLY_PASS = 5
+    ECHO_REPLY = 6
+    REJECT_RST = 7
+    REJECT_UNREACH = 8
+    DROP_NO_BACKEND = 9
+    DROP_MALFORMED = 10
+    DROP_FRAGMENT = 11
+    DROP_TTL = 12
+    DROP_NO_SPACE = 13
+
+
+class Endpoint(ctypes.Structure):
+    """struct lb_endpoint."""
+
+    _fields_ = (
+        ("addr", ctypes.c_uint8 * 16),
+        ("port", ctypes.c_uint16),
+        ("proto", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8),
+    )
+
+
+class Service(ctypes.Structure):
+    """struct lb_service."""
+
+    _fields_ = (
+        ("seed", ctypes.c_uint64 * 2),
+        ("vip", ctypes.c_uint8 * 16),
+        ("port", ctypes.c_uint16),
+        ("proto", ctypes.c_uint8),
+        ("mode", ctypes.c_uint8),
+        ("affinity", ctypes.c_uint8),
+        ("tracking", ctypes.c_uint8),
+        ("no_backend", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8),
+    )
+
+
+class Backend(ctypes.Structure):
+    """struct lb_backend."""
+
+    _fields_ = (
+        ("addr", ctypes.c_uint8 * 16),
+        ("source", ctypes.c_uint8 * 16),
+        ("ifindex", ctypes.c_uint32),
+        ("generation", ctypes.c_uint32),
+        ("dmac", ctypes.c_uint8 * 6),
+        ("smac", ctypes.c_uint8 * 6),
+        ("port", ctypes.c_uint16),
+        ("flags", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 9),
+    )
+
+
+class Owner(ctypes.Structure):
+    """struct lb_owner."""
+
+    _fields_ = (("uid", ctypes.c_uint64),)
+
+
+class FlowKey(ctypes.Structure):
+    """struct lb_flow_key."""
+
+    _fields_ = (
+        ("client", ctypes.c_uint8 * 16),
+        ("service", ctypes.c_uint32),
+        ("client_port", ctypes.c_uint16),
+        ("vip_port", ctypes.c_uint16),
+    )
+
+
+class Flow(ctypes.Structure):
+    """struct lb_flow."""
+
+    _fields_ = (
+        ("backend", ctypes.c_uint32),
+        ("generation", ctypes.c_uint32),
+        ("seen", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+    )
+
+
+class NatBack(ctypes.Structure):
+    """struct lb_nat_back."""
+
+    _fields_ = (("service", ctypes.c_uint32), ("backend", ctypes.c_uint32))
+
+
+class Link(ctypes.Structure):
+    """struct lb_link."""
+
+    _fields_ = (
+        ("ifindex", ctypes.c_uint32),
+        ("mac", ctypes.c_uint8 * 6),
+        ("pad", ctypes.c_uint8 * 2),
+    )
+
+
+class Counter(ctypes.Structure):
+    """struct lb_counter."""
+
+    _fields_ = (("packets", ctypes.c_uint64), ("bytes", ctypes.c_uint64))
+
+
+class Stats(ctypes.Structure):
+    """struct lb_stats."""
+
+    _fields_ = (
+        ("packets", ctypes.c_uint64),
+        ("bytes", ctypes.c_uint64),
+        ("flows", ctypes.c_uint64),
+        ("reply_packets", ctypes.c_uint64),
+        ("reply_bytes", ctypes.c_uint64),
+    )
+
+
+def address_bytes(address: Address) -> bytes:
+    """16 bytes in network order; IPv4 as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2)."""
+    if address.version == 4:
+        return b"\0" * 10 + b"\xff\xff" + address.packed
+    return address.packed
+
+
+def address_from(raw: bytes) -> Address:
+    """The address in 16 bytes as address_bytes() writes them."""
+    address = IPv6Address(raw)
+    mapped: IPv4Address | None = address.ipv4_mapped
+    return mapped or address
+
+
+def endpoint(address: Address, port: int, protocol: int) -> bytes:
+    """A key of the vips and nat_back maps; port in host order, protocol an IPPROTO_* number."""
+    return bytes(
+        Endpoint(
+            addr=(ctypes.c_uint8 * 16)(*address_bytes(address)),
+            port=socket.htons(port),
+            proto=protocol,
+        )
+    )

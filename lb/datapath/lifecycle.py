@@ -1,0 +1,278 @@
+"""Bringing the data path of this machine up, and taking it down again.
+
+What is up: pinned maps, one pinned program per kind of hook and version, attached to the interfaces.
+All of it outlives lbd; the next one adopts what fits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pyroute2 import IPRoute
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from lb.datapath import attach, compile, layout, sources
+from lb.datapath.attach import Interface
+from lb.datapath.bpf import Program
+from lb.datapath.kernel import index_key
+from lb.datapath.maps import Maps
+from lb.errors import ConflictError, DatapathError, NotFoundError
+from lb.settings import Hook, Limits, Settings
+
+_BPF_FS_MAGIC = 0xCAFE4A11  # uapi/linux/magic.h
+_BPF_FS = Path("/sys/fs/bpf")
+_RUN = Path("/run/lb")
+_PROGRAM = "program_"
+
+
+class Lock:
+    """One lbd per pin directory. Held by an open file, so that it ends with the process."""
+
+    def __init__(self, pin_dir: Path) -> None:
+        digest = hashlib.blake2b(str(pin_dir).encode(), digest_size=6).hexdigest()
+        self.path = _RUN / f"lbd-{digest}.pid"
+        self._fd = -1
+
+    def acquire(self) -> None:
+        """Raises ConflictError that names the process that holds it."""
+        _RUN.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise ConflictError(
+                f"lbd runs already with these pins (pid {self.holder()})",
+                hint="stop that one first, or give this one its own pin_dir",
+            ) from None
+        os.ftruncate(self._fd, 0)
+        os.write(self._fd, f"{os.getpid()}\n".encode())
+
+    def holder(self) -> int | None:
+        """Process id of the lbd that wrote the file last; it may be gone."""
+        try:
+            return int(self.path.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def take_over(self, timeout: float = 10.0) -> None:
+        """Stop the lbd that holds it (SIGTERM), and hold it."""
+        try:
+            self.acquire()
+            return
+        except ConflictError:
+            pid = self.holder()
+            if pid is not None:
+                os.kill(pid, signal.SIGTERM)
+        for attempt in Retrying(
+            retry=retry_if_exception_type(ConflictError),
+            stop=stop_after_delay(timeout),
+            wait=wait_fixed(0.05),
+            reraise=True,
+        ):
+            with attempt:
+                self.acquire()
+
+    def release(self) -> None:
+        """Let go."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """Where the program is attached, and why there."""
+
+    interfaces: tuple[Interface, ...]
+    hook: Hook
+    why: str
+
+
+def on_bpf_fs(path: Path) -> bool:
+    """Is this path, or where it would be made, on a bpf file system?"""
+    while not path.exists():
+        path = path.parent
+    found = subprocess.run(
+        ["stat", "--file-system", "--format=%t", str(path)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return int(found.stdout, 16) == _BPF_FS_MAGIC
+
+
+def ensure_bpf_fs(pin_dir: Path) -> None:
+    """Mount a bpf file system at its usual place if that is what is missing."""
+    if on_bpf_fs(pin_dir):
+        return
+    if not pin_dir.is_relative_to(_BPF_FS):
+        raise DatapathError(
+            f"pin_dir {pin_dir} is not on a bpf file system",
+            hint=f"mount -t bpf bpf {pin_dir.parent}, or use {_BPF_FS / 'lb'}",
+        )
+    mounted = subprocess.run(
+        ["mount", "-t", "bpf", "bpf", str(_BPF_FS)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        raise DatapathError(
+            f"no bpf file system at {_BPF_FS}: {mounted.stderr.strip()}",
+            hint="run as root; the kernel needs CONFIG_BPF_SYSCALL",
+        )
+
+
+def open_maps(pin_dir: Path, limits: Limits) -> tuple[Maps, list[str]]:
+    """The pinned maps, or new ones. Also returns, in words, where the pinned ones are not as the
+    settings say."""
+    if not (pin_dir / "maps").exists():
+        maps = Maps.create(limits)
+        maps.pin(pin_dir)
+        return maps, []
+    maps = Maps.open(pin_dir)
+    return maps, maps.misfits(limits)
+
+
+def our_programs(pin_dir: Path) -> dict[int, Path]:
+    """Ids of all programs that an lbd pinned here."""
+    found = {}
+    for path in pin_dir.glob(f"{_PROGRAM}*"):
+        found[Program.open(path).id] = path
+    return found
+
+
+def load_program(pin_dir: Path, hook: Hook) -> tuple[Program, Path]:
+    """The program for this hook: the pinned one if its sources are ours, else compiled."""
+    path = pin_dir / f"{_PROGRAM}{sources.folder(hook)}_{sources.fingerprint(hook)}"
+    if not path.exists():
+        compile.load(hook, pin_dir, path)
+    return Program.open(path), path
+
+
+def bring_up(ip: IPRoute, settings: Settings, maps: Maps) -> Attachment:
+    """Load and attach; interfaces that are no longer named are let go."""
+    interfaces = attach.check(ip, settings.interfaces)
+    pin_dir = settings.pin_dir
+    ours = our_programs(pin_dir)
+    if settings.hook is Hook.AUTO:
+        hook, why = _best_hook(ip, interfaces, pin_dir, set(ours))
+    else:
+        hook, why = settings.hook, "asked for"
+    program, path = load_program(pin_dir, hook)
+    for interface in interfaces:
+        _attach(ip, interface, hook, program, set(ours) | {program.id})
+    for index in linked(maps) - {interface.index for interface in interfaces}:
+        _release(ip, maps, index, set(ours))
+    for interface in interfaces:
+        link(maps, interface, hook)
+    for old in ours.values():
+        if old != path:
+            old.unlink()
+    return Attachment(tuple(interfaces), hook, why)
+
+
+def _best_hook(
+    ip: IPRoute, interfaces: Sequence[Interface], pin_dir: Path, ours: set[int]
+) -> tuple[Hook, str]:
+    """Native XDP if every interface takes it, else tc: generic XDP copies most packets first, and is
+    slower than tc."""
+    program, _ = load_program(pin_dir, Hook.XDP)
+    try:
+        for interface in interfaces:
+            _attach(ip, interface, Hook.XDP, program, ours | {program.id})
+    except DatapathError as error:
+        for name in (interface.name for interface in interfaces):
+            present = attach.find(ip, name)
+            if present.xdp_program == program.id:
+                attach.detach_xdp(ip, present)
+        return Hook.TC, f"no native XDP: {error.message}"
+    return Hook.XDP, "all interfaces have native XDP"
+
+
+def _attach(ip: IPRoute, interface: Interface, hook: Hook, program: Program, ours: set[int]) -> None:
+    """Attach on one hook, and off the others: two at once would balance twice."""
+    present = attach.find(ip, interface.name)
+    before = attach.attached_hooks(ip, present, ours)
+    attach.attach(ip, present, hook, program, ours)
+    for other in before - {hook}:
+        if other is Hook.TC or hook is Hook.TC:
+            attach.detach_from(ip, attach.find(ip, interface.name), other, ours)
+
+
+def reattach(ip: IPRoute, maps: Maps, settings: Settings, attachment: Attachment) -> list[str]:
+    """Put the program back on interfaces that lost it (made anew, or detached by hand). Returns their
+    names. An interface that is gone is left alone until it comes back."""
+    back = []
+    ours = set(our_programs(settings.pin_dir))
+    for name in settings.interfaces:
+        try:
+            (present,) = attach.check(ip, [name])
+        except (DatapathError, NotFoundError):
+            continue
+        known = next(i for i in attachment.interfaces if i.name == name)
+        attached = attachment.hook in attach.attached_hooks(ip, present, ours)
+        if attached and (present.index, present.mac) == (known.index, known.mac):
+            continue
+        program, _ = load_program(settings.pin_dir, attachment.hook)
+        _attach(ip, present, attachment.hook, program, ours)
+        link(maps, present, attachment.hook)
+        back.append(name)
+    return back
+
+
+def link(maps: Maps, interface: Interface, hook: Hook) -> None:
+    """Tell the program of an interface, and let it send out there."""
+    entry = layout.Link(ifindex=interface.index)
+    entry.mac[:] = interface.mac
+    maps.links.put(index_key(interface.index % layout.LINKS), bytes(entry))
+    if hook is not Hook.TC:
+        maps.egress.put(index_key(interface.index), index_key(interface.index))
+
+
+def linked(maps: Maps) -> set[int]:
+    """Indexes of the interfaces that the program knows."""
+    raw = maps.links.array()
+    size = ctypes.sizeof(layout.Link)
+    entries = (layout.Link.from_buffer_copy(raw, at) for at in range(0, len(raw), size))
+    return {entry.ifindex for entry in entries if entry.ifindex}
+
+
+def _release(ip: IPRoute, maps: Maps, index: int, ours: set[int]) -> None:
+    for interface in attach.by_index(ip, index):
+        attach.detach(ip, interface, ours)
+    maps.links.put(index_key(index % layout.LINKS), bytes(ctypes.sizeof(layout.Link)))
+    maps.egress.delete(index_key(index))
+
+
+def take_down(ip: IPRoute, pin_dir: Path) -> list[str]:
+    """Detach from all interfaces and remove all pins. Returns the interfaces' names."""
+    released = []
+    if (pin_dir / "maps").exists():
+        maps = Maps.open(pin_dir)
+        ours = set(our_programs(pin_dir))
+        for index in linked(maps):
+            for interface in attach.by_index(ip, index):
+                if attach.detach(ip, interface, ours):
+                    released.append(interface.name)
+    if pin_dir.exists() and on_bpf_fs(pin_dir):
+        shutil.rmtree(pin_dir)
+    return sorted(released)

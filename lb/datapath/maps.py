@@ -1,0 +1,126 @@
+"""The kernel maps: made, pinned, and adopted by the next lbd.
+
+Pin paths (also for bpftool): <pin_dir>/maps/<name>, <pin_dir>/program.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lb.datapath import layout
+from lb.datapath.bpf import Map, MapType
+from lb.errors import DatapathError
+from lb.settings import Limits
+
+TABLE_BYTES = 4 * layout.SLOTS
+
+
+@dataclass(frozen=True)
+class MapSpec:
+    """One map: its type, the sizes of key and value in bytes, its capacity."""
+
+    kind: MapType
+    key_size: int
+    value_size: int
+    max_entries: int
+
+
+def specs(limits: Limits) -> dict[str, MapSpec]:
+    """All maps by name. The programs know them as LB_FD_<NAME>, except the owners', which only lbd
+    and lbctl read."""
+    endpoint = ctypes.sizeof(layout.Endpoint)
+    stats = ctypes.sizeof(layout.Stats)
+    return {
+        "vips": MapSpec(MapType.HASH, endpoint, 4, limits.vips),
+        "services": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Service), limits.services),
+        "tables": MapSpec(MapType.ARRAY_OF_MAPS, 4, 4, limits.services),
+        "backends": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Backend), limits.backends),
+        "conntrack": MapSpec(
+            MapType.LRU_HASH,
+            ctypes.sizeof(layout.FlowKey),
+            ctypes.sizeof(layout.Flow),
+            limits.conntrack,
+        ),
+        "nat_back": MapSpec(MapType.HASH, endpoint, ctypes.sizeof(layout.NatBack), limits.backends),
+        "links": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Link), layout.LINKS),
+        "egress": MapSpec(MapType.DEVMAP_HASH, 4, 4, 256),
+        "outcomes": MapSpec(MapType.PERCPU_ARRAY, 4, ctypes.sizeof(layout.Counter), len(layout.Outcome)),
+        "service_stats": MapSpec(MapType.PERCPU_ARRAY, 4, stats, limits.services),
+        "backend_stats": MapSpec(MapType.PERCPU_ARRAY, 4, stats, limits.backends),
+        "service_owners": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Owner), limits.services),
+        "backend_owners": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Owner), limits.backends),
+    }
+
+
+def new_table() -> Map:
+    """An inner map of `tables`: one element that is the whole table, so that one system call fills
+    it and one reads it."""
+    return Map.create(MapType.ARRAY, "lb_table", 4, TABLE_BYTES, 1)
+
+
+@dataclass(frozen=True)
+class Maps:
+    """All maps, open."""
+
+    by_name: dict[str, Map]
+
+    def __getattr__(self, name: str) -> Map:
+        try:
+            return self.by_name[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __iter__(self) -> Iterator[tuple[str, Map]]:
+        return iter(self.by_name.items())
+
+    @classmethod
+    def open(cls, pin_dir: Path) -> Maps:
+        """Open the pinned maps. Raises DatapathError if lbd has not made them."""
+        directory = pin_dir / "maps"
+        if not directory.is_dir():
+            raise DatapathError(
+                f"there are no maps at {directory}",
+                hint="start lbd on this machine, or check pin_dir in lb.toml",
+            )
+        return cls({name: Map.open(directory / name) for name in specs(Limits())})
+
+    @classmethod
+    def create(cls, limits: Limits) -> Maps:
+        """New, unpinned maps."""
+        made: dict[str, Map] = {}
+        for name, spec in specs(limits).items():
+            inner = new_table() if spec.kind is MapType.ARRAY_OF_MAPS else None
+            made[name] = Map.create(
+                spec.kind,
+                f"lb_{name}"[:15],
+                spec.key_size,
+                spec.value_size,
+                spec.max_entries,
+                inner=inner,
+            )
+        return cls(made)
+
+    def pin(self, pin_dir: Path) -> None:
+        """Pin them all, or none."""
+        directory = pin_dir / "maps"
+        directory.mkdir(parents=True, mode=0o700)
+        try:
+            for name, each in self:
+                each.pin(directory / name)
+        except DatapathError:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+
+    def misfits(self, limits: Limits) -> list[str]:
+        """How they differ from what this version of lb with these limits would make."""
+        found = []
+        for name, spec in specs(limits).items():
+            have = self.by_name[name]
+            want = (int(spec.kind), spec.key_size, spec.value_size, spec.max_entries)
+            if (have.type, have.key_size, have.value_size, have.max_entries) != want:
+                found.append(f"{name}: {have.max_entries} entries of {have.value_size} bytes")
+        return found

@@ -1,0 +1,206 @@
+"""Reading the kernel maps, for people: counters, slots, and where a flow would go. Changes nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import sys
+from collections import Counter as Tally
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from lb.core import flowhash, ids
+from lb.core.state import DesiredState
+from lb.datapath import layout
+from lb.datapath.bpf import Map
+from lb.datapath.kernel import index_key, read_owners, read_table
+from lb.datapath.maps import Maps
+from lb.model import keys
+from lb.model.objects import Address, Affinity, Protocol
+
+
+@dataclass(frozen=True)
+class Counter:
+    """Sums over all CPUs."""
+
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Sums over all CPUs. `flows` are new flows; replies are seen in mode nat only."""
+
+    packets: int
+    bytes: int
+    flows: int
+    reply_packets: int
+    reply_bytes: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Where a packet of this 5-tuple would go now, and why, step by step."""
+
+    service: str | None
+    slot: int | None
+    slot_backend: str | None
+    tracked_backend: str | None
+    backend: str | None
+    verdict: str
+    why: list[str] = field(default_factory=list)
+
+
+_S = TypeVar("_S", Counter, Stats)
+
+
+class KernelView:
+    """The pinned maps of the lbd with this pin directory. Names come from the store, ids from the
+    kernel's owner maps."""
+
+    def __init__(self, maps: Maps, state: DesiredState) -> None:
+        self._maps = maps
+        self._backend_names = {ids.uid(keys.backend(*key)): key[1] for key in state.backends}
+        self._service_names = {ids.uid(keys.service(name)): name for name in state.services}
+
+    @classmethod
+    def open(cls, pin_dir: Path, state: DesiredState) -> KernelView:
+        """`state` has the names that ids are translated to. Raises DatapathError when lbd has left
+        no maps there, or they may not be read."""
+        return cls(Maps.open(pin_dir), state)
+
+    def outcomes(self) -> dict[str, Counter]:
+        """How packets ended, by the name of the outcome."""
+        return {
+            each.name.lower(): _sum(self._maps.outcomes, each, layout.Counter, Counter)
+            for each in layout.Outcome
+        }
+
+    def service_stats(self, service: str) -> Stats | None:
+        """None if the kernel doesn't have that service."""
+        number = self._service_ids.get(ids.uid(keys.service(service)))
+        return _sum(self._maps.service_stats, number, layout.Stats, Stats) if number else None
+
+    def backend_stats(self, service: str, backend: str) -> Stats | None:
+        """None if the kernel doesn't have that backend."""
+        number = self._backend_ids.get(ids.uid(keys.backend(service, backend)))
+        return _sum(self._maps.backend_stats, number, layout.Stats, Stats) if number else None
+
+    def slot_counts(self, service: str) -> dict[str, int] | None:
+        """Slots that each backend holds in the kernel now; None if the service isn't there."""
+        slots = self.slots(service)
+        return None if slots is None else dict(Tally(name for name in slots if name is not None))
+
+    def slots(self, service: str) -> list[str | None] | None:
+        """The backend of each of the 65,536 slots as the kernel has it, None where it is empty."""
+        number = self._service_ids.get(ids.uid(keys.service(service)))
+        raw = read_table(self._maps.tables, number) if number else None
+        if raw is None:
+            return None
+        numbers = np.frombuffer(raw, dtype=np.uint32)
+        names = {int(each): self._backend_name(int(each)) for each in np.unique(numbers)}
+        return [names[int(each)] for each in numbers]
+
+    def trace(
+        self, protocol: Protocol, client: Address, client_port: int, vip: Address, vip_port: int
+    ) -> Trace:
+        """Follow the data path's own steps through the kernel's own maps."""
+        number = layout.PROTOCOL_NUMBER[protocol]
+        found = self._maps.vips.get(layout.endpoint(vip, vip_port, number))
+        if found is None:
+            why = [f"no service has the VIP {vip} port {vip_port}/{protocol}"]
+            return Trace(None, None, None, None, None, "passed to the kernel untouched", why)
+        service = int.from_bytes(found, sys.byteorder)
+        raw = layout.Service.from_buffer_copy(self._maps.services.get(index_key(service)) or b"")
+        affinity = Affinity.CLIENT if raw.affinity else Affinity.FLOW
+        seed = (raw.seed[0], raw.seed[1])
+        slot = flowhash.slot(seed, client, client_port, vip_port, affinity)
+        table = np.frombuffer(read_table(self._maps.tables, service) or b"", dtype=np.uint32)
+        slot_id = int(table[slot]) if len(table) else 0
+        why = [
+            f"the VIP belongs to service {self._service_name(service)!r}",
+            f"the flow hash ({affinity} affinity) gives slot {slot}",
+            f"slot {slot} names {self._backend_name(slot_id) or 'no backend'}",
+        ]
+        tracked_id = self._tracked(service, client, client_port, vip_port, why) if raw.tracking else 0
+        chosen = tracked_id or slot_id
+        backend = layout.Backend.from_buffer_copy(
+            self._maps.backends.get(index_key(chosen)) or bytes(ctypes.sizeof(layout.Backend))
+        )
+        usable = bool(chosen and backend.flags & layout.BackendFlag.USABLE)
+        return Trace(
+            service=self._service_name(service),
+            slot=slot,
+            slot_backend=self._backend_name(slot_id),
+            tracked_backend=self._backend_name(tracked_id),
+            backend=self._backend_name(chosen) if usable else None,
+            verdict=_verdict(raw, backend, usable, why),
+            why=why,
+        )
+
+    def _tracked(
+        self, service: int, client: Address, client_port: int, vip_port: int, why: list[str]
+    ) -> int:
+        key = layout.FlowKey(
+            service=service,
+            client_port=socket.htons(client_port),
+            vip_port=socket.htons(vip_port),
+        )
+        key.client[:] = layout.address_bytes(client)
+        found = self._maps.conntrack.get(bytes(key))
+        if found is None:
+            why.append("no conntrack entry: a new flow goes where its slot says")
+            return 0
+        flow = layout.Flow.from_buffer_copy(found)
+        raw = self._maps.backends.get(index_key(flow.backend)) or b""
+        owner = layout.Backend.from_buffer_copy(raw)
+        name = self._backend_name(flow.backend)
+        if owner.generation != flow.generation or not owner.flags & layout.BackendFlag.USABLE:
+            why.append("its conntrack entry names a backend that is gone or down: placed anew")
+            return 0
+        state = "a SYN seen" if flow.flags & layout.FlowFlag.EMBRYONIC else "established"
+        why.append(f"it has a conntrack entry ({state}) that keeps it on {name}")
+        return int(flow.backend)
+
+    @cached_property
+    def _service_ids(self) -> dict[int, int]:
+        return {uid: number for number, uid in read_owners(self._maps.service_owners).items()}
+
+    @cached_property
+    def _backend_ids(self) -> dict[int, int]:
+        return {uid: number for number, uid in read_owners(self._maps.backend_owners).items()}
+
+    def _backend_name(self, number: int) -> str | None:
+        if not number:
+            return None
+        owner = layout.Owner.from_buffer_copy(self._maps.backend_owners.get(index_key(number)) or b"")
+        return self._backend_names.get(owner.uid, f"id {number}")
+
+    def _service_name(self, number: int) -> str:
+        owner = layout.Owner.from_buffer_copy(self._maps.service_owners.get(index_key(number)) or b"")
+        return self._service_names.get(owner.uid, f"id {number}")
+
+
+def _verdict(service: layout.Service, backend: layout.Backend, usable: bool, why: list[str]) -> str:
+    if not usable:
+        why.append("no usable backend")
+        drop = service.no_backend == 1
+        return "dropped" if drop else "rejected (TCP RST or ICMP port unreachable)"
+    if not backend.flags & layout.BackendFlag.RESOLVED:
+        why.append("its next hop is not resolved")
+        return "passed to the kernel, which resolves the next hop"
+    mac = ":".join(f"{byte:02x}" for byte in backend.dmac)
+    return f"sent out of interface {backend.ifindex} to {mac}"
+
+
+def _sum(source: Map, index: int, raw: type[ctypes.Structure], into: type[_S]) -> _S:
+    """A per-CPU value, added up."""
+    values = source.get(index_key(index)) or b""
+    size = ctypes.sizeof(raw)
+    cpus = [raw.from_buffer_copy(values, at) for at in range(0, len(values), (size + 7) // 8 * 8)]
+    fields = [name for name, *_ in raw._fields_]
+    return into(**{name: sum(getattr(cpu, name) for cpu in cpus) for name in fields})

@@ -1,0 +1,1 @@
+"""lbd: wires store, netlink, planner and data path of one node together."""

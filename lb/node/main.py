@@ -1,0 +1,133 @@
+"""The `lbd` command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from pyroute2 import IPRoute
+
+import lb
+from lb import settings as settings_module
+from lb.datapath import attach, lifecycle
+from lb.datapath.lifecycle import Lock
+from lb.errors import ExitCode, LbError, UserError
+from lb.model.objects import Problem
+from lb.node.daemon import Daemon, Stop
+from lb.settings import Hook, Settings
+from lb.store.opening import open_store
+
+log = logging.getLogger("lbd")
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"lbd {lb.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def lbd(
+    interface: Annotated[
+        list[str] | None,
+        typer.Option("--interface", "-i", help="Interface to attach to; may be repeated."),
+    ] = None,
+    hook: Annotated[Hook | None, typer.Option(help="Where in the kernel to run.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings file.")] = None,
+    store: Annotated[str | None, typer.Option(help="Path of the embedded store.")] = None,
+    detach: Annotated[
+        bool,
+        typer.Option(
+            "--detach",
+            help="Stop the lbd that runs here, detach its programs and remove all it left.",
+        ),
+    ] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Run the node's daemon: it keeps the kernel's maps true to the store.
+
+    It runs in the foreground and logs to standard error. When it ends, killed or not, the kernel goes
+    on forwarding; the next lbd adopts what is there. `lbd --detach` removes everything.
+    """
+    given: dict[str, object] = {"hook": hook, "store": store}
+    if interface:
+        given["interfaces"] = tuple(interface)
+    base = settings_module.load(config)
+    settings = base.model_copy(update={k: v for k, v in given.items() if v is not None})
+    if os.geteuid() != 0:
+        raise UserError("lbd needs root", hint="sudo lbd …")
+    if detach:
+        _detach(settings)
+    else:
+        _serve(settings)
+
+
+def _detach(settings: Settings) -> None:
+    with Lock(settings.pin_dir) as lock, IPRoute() as ip:
+        lock.take_over()
+        released = lifecycle.take_down(ip, settings.pin_dir)
+    log.info("detached from %s; all pins removed", ", ".join(released) or "no interface")
+
+
+def _serve(settings: Settings) -> None:
+    with Lock(settings.pin_dir) as lock, IPRoute() as ip:
+        lock.acquire()
+        began = time.monotonic()
+        # The store first: if it can't be opened, nothing has been touched.
+        with open_store(settings.store) as store:
+            lifecycle.ensure_bpf_fs(settings.pin_dir)
+            attach.check(ip, settings.interfaces)
+            maps, misfits = lifecycle.open_maps(settings.pin_dir, settings.limits)
+            attachment = lifecycle.bring_up(ip, settings, maps)
+            log.info(
+                "attached hook=%s (%s) to %s in %.1f s",
+                attachment.hook,
+                attachment.why,
+                ", ".join(link.name for link in attachment.interfaces),
+                time.monotonic() - began,
+            )
+            notes = tuple(
+                Problem(
+                    where=settings.node,
+                    message=f"pinned map is not as lb.toml says: {misfit}",
+                    hint="lbd --detach, then start lbd, to make the maps anew",
+                )
+                for misfit in misfits
+            )
+            daemon = Daemon(settings, store, ip, maps, attachment, notes)
+
+            def stop(_signal: int, _frame: FrameType | None) -> None:
+                daemon.inbox.put(Stop())
+
+            signal.signal(signal.SIGTERM, stop)
+            signal.signal(signal.SIGINT, stop)
+            daemon.run()
+
+
+def main() -> None:
+    """Entry point: errors become one line and an exit code."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="lbd: %(message)s", force=True)
+    try:
+        app()
+    except LbError as error:
+        sys.stderr.write(f"lbd: error: {error.message}\n")
+        if error.hint:
+            sys.stderr.write(f"hint: {error.hint}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERNAL)
+
+
+if __name__ == "__main__":
+    main()
