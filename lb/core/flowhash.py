@@ -61,7 +61,8 @@ def parse_seed(text: str) -> Seed:
 Words: TypeAlias = npt.NDArray[np.uint64]
 
 
-def _mix_words(x: Words) -> Words:
+def mix_words(x: Words) -> Words:
+    """`mix` on each element of an array of 64-bit words."""
     # Unsigned arrays wrap around modulo 2**64, which is what the algorithm wants.
     x = (x ^ x >> np.uint64(30)) * np.uint64(_MULTIPLIER_1)
     x = (x ^ x >> np.uint64(27)) * np.uint64(_MULTIPLIER_2)
@@ -83,8 +84,8 @@ def slots(
     columns = [clients] if clients.ndim == 1 else [clients[:, 0], clients[:, 1]]
     h = np.full(len(clients), seed[0], dtype=np.uint64)
     for words in columns:
-        h = _mix_words(h ^ words.astype(np.uint64))
+        h = mix_words(h ^ words.astype(np.uint64))
     if affinity is Affinity.FLOW:
         h ^= sports.astype(np.uint64) << np.uint64(16) | dports.astype(np.uint64)
-    h = _mix_words(h)
-    return _mix_words(h ^ np.uint64(seed[1])).astype(np.uint16)
+    h = mix_words(h)
+    return mix_words(h ^ np.uint64(seed[1])).astype(np.uint16)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from lb.core import slots
 from lb.core.nexthop import NextHop
+from lb.core.overlay import overlay
 from lb.core.slots import Member, Table
 from lb.core.state import BackendKey, DesiredState
 from lb.model.objects import Address, Admin, Backend, Service, TableDocument
@@ -89,7 +90,7 @@ def plan(state: DesiredState, observed: Observed, bases: Mapping[str, Table]) ->
             seed=seed_of(seed, name),
             base=bases[name],
             # A backend that was never resolved gets no traffic before the way to it is known.
-            table=slots.overlay(bases[name], members_of(members), unresolved),
+            table=overlay(bases[name], members_of(members), dict.fromkeys(unresolved, 0.0)),
         )
         for backend in members:
             backends[name, backend.name] = WantedBackend(

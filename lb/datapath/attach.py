@@ -59,6 +59,7 @@ class Interface:
     loopback: bool
     xdp_program: int
     xdp_generic: bool
+    kind: str  # veth, vlan, bond, …; empty for a physical one
 
 
 def find(ip: IPRoute, name: str) -> Interface:
@@ -84,7 +85,7 @@ def by_index(ip: IPRoute, index: int) -> list[Interface]:
 
 
 def _describe_link(link: nlmsg) -> Interface:
-    xdp = link.get_attr("IFLA_XDP")
+    xdp, info = link.get_attr("IFLA_XDP"), link.get_attr("IFLA_LINKINFO")
     program = (xdp and xdp.get_attr("IFLA_XDP_PROG_ID")) or 0
     generic = bool(xdp and xdp.get_attr("IFLA_XDP_SKB_PROG_ID"))
     return Interface(
@@ -96,6 +97,7 @@ def _describe_link(link: nlmsg) -> Interface:
         loopback=bool(link["flags"] & _IFF_LOOPBACK),
         xdp_program=program,
         xdp_generic=generic,
+        kind=(info and info.get_attr("IFLA_INFO_KIND")) or "",
     )
 
 
@@ -134,7 +136,7 @@ def attach(ip: IPRoute, interface: Interface, hook: Hook, program: Program, ours
     if interface.xdp_program and interface.xdp_program not in ours:
         raise DatapathError(
             f"interface {interface.name!r} carries somebody else's XDP program"
-            f" {_program_name(interface.xdp_program)}",
+            f" {program_name(interface.xdp_program)}",
             hint=f"detach it (ip link set {interface.name} xdp off), or use lbd --hook tc",
         )
     attrs: list[list[object]] = [["IFLA_XDP_FD", program.fd]]
@@ -196,7 +198,8 @@ def _refusal(interface: Interface, hook: Hook, error: NetlinkError) -> DatapathE
     )
 
 
-def _program_name(number: int) -> str:
+def program_name(number: int) -> str:
+    """A loaded program in words: its name and id."""
     try:
         return f"{Program.by_id(number).name!r} (id {number})"
     except LbError:

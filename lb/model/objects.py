@@ -10,7 +10,14 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 Address = IPv4Address | IPv6Address
 
@@ -153,7 +160,11 @@ class TableDocument(Document):
     `runs` covers the slots 0..65535 in order: [index into backends, or -1 for empty; length].
     """
 
+    service: Name
     backends: tuple[Name, ...]
+    parts: dict[Name, int] = Field(
+        description="Share of each pool that it was planned for, in millionths of a per cent."
+    )
     runs: tuple[tuple[int, int], ...]
 
 

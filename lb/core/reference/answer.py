@@ -116,9 +116,7 @@ def unreachable(packet: Packet) -> bytes | None:
     message = kind + bytes(6) + quote
     # ICMPv6 checksums cover a pseudo header (RFC 4443, 2.3), ICMP's don't.
     pseudo = (
-        pseudo_header(packet.destination, packet.source, proto, len(message))
-        if packet.ipv6
-        else b""
+        pseudo_header(packet.destination, packet.source, proto, len(message)) if packet.ipv6 else b""
     )
     message = put(message, 2, checksum(pseudo + message).to_bytes(2))
     return _answer(packet, proto, message)

@@ -59,9 +59,7 @@ def _portless(frame: bytes, parsed: Portless, world: World) -> Result:
 def _icmp(packet: Packet, world: World) -> Result:
     """Echo to a VIP is answered here; all other ICMP is for the kernel."""
     if world.served(packet.destination) and answer.is_echo_request(packet):
-        return Result(
-            Verdict.TX, Outcome.ECHO_REPLY, answer.echo_reply(packet), ifindex=packet.ifindex
-        )
+        return Result(Verdict.TX, Outcome.ECHO_REPLY, answer.echo_reply(packet), ifindex=packet.ifindex)
     return _pass(packet.frame, Outcome.PASS_NOT_OURS)
 
 

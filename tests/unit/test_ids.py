@@ -1,0 +1,52 @@
+"""lb/core/ids.py: ids are kept, given back, and never mistaken for an earlier owner's."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lb.core.ids import Allocation, allocate, uid
+from lb.errors import CapacityError
+
+
+def test_owners_keep_their_ids() -> None:
+    first = allocate({}, {7, 8, 9}, 100, "backends")
+    second = allocate(first, {9, 7, 10}, 100, "backends")
+    owned = {each.owner: number for number, each in first.items()}
+    again = {each.owner: number for number, each in second.items() if each.owner}
+    assert again[7] == owned[7]
+    assert again[9] == owned[9]
+    assert again[10] not in owned.values()
+
+
+def test_a_reused_id_has_a_new_generation() -> None:
+    held = {1: Allocation(0, 5), 2: Allocation(11, 1)}
+    after = allocate(held, {11, 12}, 3, "backends")
+    assert after[1] == Allocation(12, 6)
+    assert after[2] == Allocation(11, 1)
+
+
+def test_a_full_map_is_an_error_that_names_the_limit() -> None:
+    with pytest.raises(CapacityError, match="backends map is full") as caught:
+        allocate({}, {1, 2, 3}, 3, "backends")
+    assert "limits.backends" in caught.value.hint
+
+
+@given(st.lists(st.sets(st.integers(1, 30), max_size=12), max_size=20))
+def test_no_id_and_generation_ever_has_two_owners(history: list[set[int]]) -> None:
+    held: dict[int, Allocation] = {}
+    owners: dict[tuple[int, int], int] = {}
+    for wanted in history:
+        held = allocate(held, wanted, 16, "backends")
+        assert {each.owner for each in held.values() if each.owner} == wanted
+        for number, each in held.items():
+            assert 0 < number < 16
+            if each.owner:
+                assert owners.setdefault((number, each.generation), each.owner) == each.owner
+
+
+def test_uids_differ_and_are_never_zero() -> None:
+    names = {uid(f"/lb/v1/backends/web/b{i}") for i in range(10_000)}
+    assert len(names) == 10_000
+    assert 0 not in names

@@ -1,0 +1,136 @@
+"""lb/core/state.py: what is good is used, what is bad is quarantined, and said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from lb.core.state import DesiredState, parse
+from lb.model import keys
+from lb.model.objects import Admin, Mode
+
+WEB = {"name": "web", "vip": "198.51.100.100", "port": 80}
+
+
+def backend(name: str, address: str, **more: object) -> dict[str, object]:
+    return {"service": "web", "name": name, "address": address, **more}
+
+
+def state_of(
+    documents: Mapping[str, object], previous: DesiredState | None = None, revision: int = 1
+) -> DesiredState:
+    items = [
+        (key, value if isinstance(value, str) else json.dumps(value), revision)
+        for key, value in documents.items()
+    ]
+    return parse(revision, items, previous)
+
+
+def test_a_service_and_its_backends() -> None:
+    state = state_of(
+        {
+            keys.service("web"): WEB,
+            keys.backend("web", "b2"): backend("b2", "203.0.113.2", admin="drain"),
+            keys.backend("web", "b1"): backend("b1", "203.0.113.1", weight=0),
+        }
+    )
+    assert state.problems == ()
+    assert [b.name for b in state.backends_of("web")] == ["b1", "b2"]
+    assert state.backends["web", "b2"].admin is Admin.DRAIN
+    assert state.versions[keys.service("web")] == 1
+
+
+def test_a_broken_document_leaves_the_last_good_one_in_force() -> None:
+    good = state_of({keys.service("web"): WEB})
+    bad = state_of({keys.service("web"): {**WEB, "port": 0}}, good, 2)
+    assert bad.services["web"].port == 80
+    (problem,) = bad.problems
+    assert problem.where == keys.service("web")
+    assert "port" in problem.message
+    assert "last good version" in problem.message
+
+
+def test_a_broken_document_without_a_good_one_is_ignored() -> None:
+    state = state_of({keys.service("web"): "{not json"})
+    assert state.services == {}
+    assert "ignored" in state.problems[0].message
+
+
+def test_an_unknown_key_is_an_error_that_names_it() -> None:
+    state = state_of({keys.service("web"): {**WEB, "wieght": 3}})
+    assert "wieght" in state.problems[0].message
+
+
+def test_a_document_under_the_wrong_name() -> None:
+    state = state_of({keys.service("other"): WEB})
+    assert state.services == {}
+    assert "'web'" in state.problems[0].message
+
+
+def test_of_two_services_with_one_vip_the_one_in_force_keeps_it() -> None:
+    before = state_of({keys.service("web"): WEB})
+    both = {keys.service("web"): WEB, keys.service("a"): {**WEB, "name": "a"}}
+    after = state_of(both, before, 2)
+    assert set(after.services) == {"web"}
+    assert after.problems[0].where == keys.service("a")
+    # Without a past, the order of names decides, so that nodes agree.
+    assert set(state_of(both).services) == {"a"}
+
+
+def test_a_backend_needs_its_service() -> None:
+    state = state_of({keys.backend("web", "b1"): backend("b1", "203.0.113.1")})
+    assert state.backends == {}
+    assert "does not exist" in state.problems[0].message
+
+
+def test_one_socket_is_one_backend() -> None:
+    state = state_of(
+        {
+            keys.service("web"): WEB,
+            keys.backend("web", "b1"): backend("b1", "203.0.113.1"),
+            keys.backend("web", "b2"): backend("b2", "203.0.113.1", port=80),
+        }
+    )
+    assert set(state.backends) == {("web", "b1")}
+    assert "web/b1" in state.problems[0].message
+
+
+def nat(name: str, port: int) -> dict[str, object]:
+    return {**WEB, "name": name, "port": port, "mode": "nat"}
+
+
+def test_in_nat_mode_a_socket_belongs_to_one_service() -> None:
+    documents = {
+        keys.service("one"): nat("one", 80),
+        keys.service("two"): nat("two", 81),
+        keys.backend("one", "b"): {**backend("b", "203.0.113.1", port=8080), "service": "one"},
+        keys.backend("two", "b"): {**backend("b", "203.0.113.1", port=8080), "service": "two"},
+    }
+    state = state_of(documents)
+    assert set(state.backends) == {("one", "b")}
+    assert state.services["one"].mode is Mode.NAT
+
+
+def test_misfits() -> None:
+    for service, extra, what in (
+        (WEB, {"port": 8080}, "can't change the port"),
+        ({**WEB, "mode": "nat"}, {"address": "2001:db8::1"}, "can't turn IPv4 into IPv6"),
+        (WEB, {"address": "198.51.100.100"}, "is a VIP itself"),
+    ):
+        state = state_of(
+            {
+                keys.service("web"): service,
+                keys.backend("web", "b1"): {**backend("b1", "203.0.113.1"), **extra},
+            }
+        )
+        assert what in state.problems[0].message
+        assert state.problems[0].hint
+        assert state.backends == {}
+
+
+def test_addresses_that_no_packet_can_be_sent_to() -> None:
+    for address in ("0.0.0.0", "224.0.0.1", "255.255.255.255", "127.0.0.1", "::", "ff02::1",
+                    "fe80::1", "::ffff:198.51.100.1"):  # fmt: skip
+        state = state_of({keys.service("web"): {**WEB, "vip": address}})
+        assert state.services == {}, address
+        assert "vip" in state.problems[0].message
