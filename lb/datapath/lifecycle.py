@@ -172,14 +172,14 @@ def bring_up(ip: IPRoute, settings: Settings, maps: Maps) -> Attachment:
     """Load and attach; interfaces that are no longer named are let go."""
     interfaces = attach.check(ip, settings.interfaces)
     pin_dir = settings.pin_dir
-    ours = our_programs(pin_dir)
     if settings.hook is Hook.AUTO:
-        hook, why = _best_hook(ip, interfaces, pin_dir, set(ours))
+        hook, why = _best_hook(ip, interfaces, pin_dir)
     else:
         hook, why = settings.hook, "asked for"
     program, path = load_program(pin_dir, hook)
+    ours = our_programs(pin_dir)
     for interface in interfaces:
-        _attach(ip, interface, hook, program, set(ours) | {program.id})
+        _attach(ip, interface, hook, program, set(ours))
     for index in linked(maps) - {interface.index for interface in interfaces}:
         _release(ip, maps, index, set(ours))
     for interface in interfaces:
@@ -190,15 +190,14 @@ def bring_up(ip: IPRoute, settings: Settings, maps: Maps) -> Attachment:
     return Attachment(tuple(interfaces), hook, why)
 
 
-def _best_hook(
-    ip: IPRoute, interfaces: Sequence[Interface], pin_dir: Path, ours: set[int]
-) -> tuple[Hook, str]:
+def _best_hook(ip: IPRoute, interfaces: Sequence[Interface], pin_dir: Path) -> tuple[Hook, str]:
     """Native XDP if every interface takes it, else tc: generic XDP copies most packets first, and is
     slower than tc."""
     program, _ = load_program(pin_dir, Hook.XDP)
+    ours = set(our_programs(pin_dir))
     try:
         for interface in interfaces:
-            _attach(ip, interface, Hook.XDP, program, ours | {program.id})
+            _attach(ip, interface, Hook.XDP, program, ours)
     except DatapathError as error:
         for name in (interface.name for interface in interfaces):
             present = attach.find(ip, name)

@@ -12,7 +12,8 @@ from lb.errors import DatapathError
 def directory() -> Path:
     """The folder that holds xdp/ and tc/: beside the package in a checkout, inside it in a wheel."""
     package = Path(lb.__file__).parent
-    for place in (package / "bpf", package.parent):
+    # The checkout first: an editable install leaves a copy, which grows old, inside the package.
+    for place in (package.parent, package / "bpf"):
         if (place / "xdp/lb.c").is_file():
             return place
     raise DatapathError(

@@ -1,0 +1,83 @@
+# Everything that people and CI run. `make` alone lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+# Debian's own Python: BCC's bindings come from Debian and are made for no other.
+PYTHON := /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+MAKE_VENV := $(PYTHON) -m venv --system-site-packages $(CURDIR)/$(VENV)
+STAMP := .make/venv
+
+.PHONY: help
+help: ## List the targets
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@echo "For demo and lab: MODE=dsr|nat HOOK=auto|xdp|xdp-generic|tc; for demo: REQUESTS=50000"
+
+.PHONY: demo
+demo: root venv ## Show weighted load balancing of real traffic (about a minute)
+	@$(BIN)/python -m lb.lab demo
+
+.PHONY: lab
+lab: root venv ## Build the lab and leave it up to play with
+	@$(BIN)/python -m lb.lab up
+
+.PHONY: lab-down
+lab-down: root venv ## Remove the lab
+	@$(BIN)/python -m lb.lab down
+
+.PHONY: test
+test: root venv ## Install what is missing and run the whole suite
+	@$(BIN)/python -m pytest -q
+
+.PHONY: bench
+bench: root venv ## Measure
+	@$(BIN)/python -m bench
+
+.PHONY: lint
+lint: venv ## Check style, types and the direction of imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy lb
+	@$(BIN)/lint-imports
+
+.PHONY: fmt
+fmt: venv ## Put the Python code into shape
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: deps
+deps: ## Install the Debian packages that are missing
+	@lb/lab/install.sh
+
+# A virtual environment of another Python, or of another place (its programs hold its path), or
+# without a Python, is made anew.
+.PHONY: venv
+venv: deps ## Make .venv with the pinned Python packages
+	@if ! $(BIN)/python -c '' 2>/dev/null || ! grep -qxF 'command = $(MAKE_VENV)' $(VENV)/pyvenv.cfg; \
+	then rm -rf $(VENV) $(STAMP); fi
+	@$(MAKE) --silent $(STAMP)
+
+# PIP_CONSTRAINT, and not --constraint alone, because it holds for what builds the package too.
+$(STAMP): pyproject.toml constraints.txt
+	@echo "venv: installing the pinned Python packages into $(VENV)"
+	@[ -d $(VENV) ] || $(MAKE_VENV)
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--editable '.[dev]'
+	@mkdir -p $(@D) && touch $@
+
+.PHONY: constraints
+constraints: ## Pin the newest Python packages (for maintainers)
+	@rm -rf .make/fresh && $(PYTHON) -m venv .make/fresh
+	@.make/fresh/bin/python -m pip install --quiet '.[dev]' hatchling editables
+	@{ sed '/^[^#]/,$$d' constraints.txt; .make/fresh/bin/python -m pip freeze --exclude lb; } \
+		>.make/constraints.txt && mv .make/constraints.txt constraints.txt
+	@rm -rf .make/fresh
+
+.PHONY: root
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "error: this needs root: sudo make $(MAKECMDGOALS)" >&2; exit 1; }

@@ -1,0 +1,5 @@
+"""`python -m lb.lab up|down|demo`."""
+
+from lb.lab.cli import main
+
+main()

@@ -1,0 +1,43 @@
+"""A private nginx per backend: it needs no system nginx, and doesn't disturb one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# `user` because Debian's built-in default differs from what its own nginx.conf says; the paths,
+# because the built-in ones belong to the system's nginx.
+_CONFIG = """\
+daemon off;
+user www-data;
+worker_processes 1;
+worker_rlimit_nofile 16384;
+pid {folder}/nginx.pid;
+error_log {folder}/nginx-error.log;
+events {{ worker_connections 8192; }}
+http {{
+    access_log off;
+    default_type text/plain;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    keepalive_timeout 75s;
+    keepalive_requests 1000000;
+    server {{
+        listen 0.0.0.0:80 backlog=4096;
+        listen [::]:80 ipv6only=on backlog=4096;
+        location = / {{ return 200 "{name}\\n"; }}
+        location = /status {{ stub_status; }}
+        location / {{ return 404; }}
+    }}
+}}
+"""
+
+
+def prepare(name: str, folder: Path) -> list[str]:
+    """Write the configuration of a server that answers with its name; returns its command."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "nginx.conf"
+    config.write_text(_CONFIG.format(name=name, folder=folder))
+    return ["nginx", "-e", f"{folder}/nginx-error.log", "-p", str(folder), "-c", str(config)]
