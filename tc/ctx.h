@@ -74,6 +74,14 @@ static __always_inline int ctx_strip_vlan(lb_ctx *ctx, __u16 l3)
 	return 0;
 }
 
+/* With CHECKSUM_COMPLETE the kernel holds the sum of the whole packet, which changes with what no
+ * checksum inside makes up for: IPv6 headers have none. Does nothing otherwise. BCC declares the
+ * helper with 16 bits of sum. */
+static __always_inline void ctx_update_frame_csum(lb_ctx *ctx, __u32 diff)
+{
+	bpf_csum_update(ctx, (__u16)~csum_fold32(diff));
+}
+
 static __always_inline int ctx_update_l4_csum(lb_ctx *ctx, const struct lb_packet *p, __u32 pseudo,
 					      __u32 ports)
 {
@@ -83,6 +91,10 @@ static __always_inline int ctx_update_l4_csum(lb_ctx *ctx, const struct lb_packe
 
 	if (bpf_l4_csum_replace(ctx, offset, 0, pseudo, BPF_F_PSEUDO_HDR | keep_none))
 		return -1;
+	/* The helper takes it that a header checksum makes up for the addresses. (BPF_F_IPV6 says that
+	 * none does, from 6.16 on.) */
+	if (p->ipv6)
+		ctx_update_frame_csum(ctx, pseudo);
 	return bpf_l4_csum_replace(ctx, offset, 0, ports, keep_none);
 }
 

@@ -33,9 +33,27 @@ static __always_inline void ctx_make_readable(lb_ctx *ctx)
 {
 }
 
+/* Shrinks at the tail but grows at the head, where every driver leaves room; the Ethernet header and
+ * tags stay in front, what follows them is for the caller to write. */
 static __always_inline int ctx_resize(lb_ctx *ctx, __u32 bytes)
 {
-	return bpf_xdp_adjust_tail(ctx, (int)bytes - (int)ctx_bytes(ctx));
+	struct {
+		__u16 word[(sizeof(struct ethhdr) + LB_VLAN_DEPTH * sizeof(struct lb_vlan)) / 2];
+	} l2, *front = ctx_data(ctx);
+	int more = (int)bytes - (int)ctx_bytes(ctx);
+
+	if (more <= 0)
+		return bpf_xdp_adjust_tail(ctx, more);
+	if ((void *)(front + 1) > ctx_data_end(ctx))
+		return -1;
+	l2 = *front;
+	if (bpf_xdp_adjust_head(ctx, -more))
+		return -1;
+	front = ctx_data(ctx);
+	if ((void *)(front + 1) > ctx_data_end(ctx))
+		return -1;
+	*front = l2;
+	return 0;
 }
 
 /* Cuts the VLAN tags out, so that the IP header stands at sizeof(struct ethhdr) again. The caller
@@ -78,6 +96,11 @@ static __always_inline int ctx_update_l4_csum(lb_ctx *ctx, const struct lb_packe
 	if (udp && *check == 0)
 		*check = 0xffff;
 	return 0;
+}
+
+/* A frame has no checksum beside the ones in it. */
+static __always_inline void ctx_update_frame_csum(lb_ctx *ctx, __u32 diff)
+{
 }
 
 /* Sets the checksum of a TCP segment that we wrote ourselves. */

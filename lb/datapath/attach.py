@@ -128,17 +128,22 @@ def check(ip: IPRoute, names: Sequence[str]) -> list[Interface]:
     return found
 
 
-def attach(ip: IPRoute, interface: Interface, hook: Hook, program: Program, ours: set[int]) -> None:
-    """Attach `program`, replacing one of `ours` (program ids) if it is there."""
-    if hook is Hook.TC:
-        _attach_tc(ip, interface, program)
-        return
+def check_foreign(interface: Interface, ours: set[int]) -> None:
+    """Raises DatapathError if the interface carries an XDP program that isn't one of `ours`."""
     if interface.xdp_program and interface.xdp_program not in ours:
         raise DatapathError(
             f"interface {interface.name!r} carries somebody else's XDP program"
             f" {program_name(interface.xdp_program)}",
             hint=f"detach it (ip link set {interface.name} xdp off), or use lbd --hook tc",
         )
+
+
+def attach(ip: IPRoute, interface: Interface, hook: Hook, program: Program, ours: set[int]) -> None:
+    """Attach `program`, replacing one of `ours` (program ids) if it is there."""
+    if hook is Hook.TC:
+        _attach_tc(ip, interface, program)
+        return
+    check_foreign(interface, ours)
     attrs: list[list[object]] = [["IFLA_XDP_FD", program.fd]]
     flags = _XDP_MODE[hook]
     if interface.xdp_program and interface.xdp_generic == (hook is Hook.XDP_GENERIC):

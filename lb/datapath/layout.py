@@ -125,6 +125,9 @@ class Flow(ctypes.Structure):
         ("generation", ctypes.c_uint32),
         ("seen", ctypes.c_uint32),
         ("flags", ctypes.c_uint32),
+        ("ifindex", ctypes.c_uint32),
+        ("mac", ctypes.c_uint8 * 6),
+        ("pad", ctypes.c_uint8 * 2),
     )
 
 

@@ -160,51 +160,64 @@ def our_programs(pin_dir: Path) -> dict[int, Path]:
     return found
 
 
+def _program_file(hook: Hook) -> str:
+    return f"{_PROGRAM}{sources.folder(hook)}_{sources.fingerprint(hook)}"
+
+
 def load_program(pin_dir: Path, hook: Hook) -> tuple[Program, Path]:
     """The program for this hook: the pinned one if its sources are ours, else compiled."""
-    path = pin_dir / f"{_PROGRAM}{sources.folder(hook)}_{sources.fingerprint(hook)}"
+    path = pin_dir / _program_file(hook)
     if not path.exists():
         compile.load(hook, pin_dir, path)
     return Program.open(path), path
 
 
 def bring_up(ip: IPRoute, settings: Settings, maps: Maps) -> Attachment:
-    """Load and attach; interfaces that are no longer named are let go."""
+    """Load and attach; interfaces that are no longer named are let go. If one interface refuses, all
+    are as they were before."""
     interfaces = attach.check(ip, settings.interfaces)
     pin_dir = settings.pin_dir
     if settings.hook is Hook.AUTO:
-        hook, why = _best_hook(ip, interfaces, pin_dir)
+        hook, why = Hook.XDP, "all interfaces have native XDP"
+        try:
+            path = _attach_all(ip, interfaces, hook, pin_dir)
+        except DatapathError as error:
+            # Generic XDP copies most packets first, and is slower than tc.
+            hook, why = Hook.TC, f"no native XDP: {error.message}"
+            path = _attach_all(ip, interfaces, hook, pin_dir)
     else:
         hook, why = settings.hook, "asked for"
-    program, path = load_program(pin_dir, hook)
+        path = _attach_all(ip, interfaces, hook, pin_dir)
     ours = our_programs(pin_dir)
-    for interface in interfaces:
-        _attach(ip, interface, hook, program, set(ours))
     for index in linked(maps) - {interface.index for interface in interfaces}:
         _release(ip, maps, index, set(ours))
     for interface in interfaces:
         link(maps, interface, hook)
     for old in ours.values():
-        if old != path:
-            old.unlink()
+        if old != path and old.name not in {_program_file(hook) for hook in (Hook.XDP, Hook.TC)}:
+            old.unlink()  # of another version; this version's other hook may be wanted again
     return Attachment(tuple(interfaces), hook, why)
 
 
-def _best_hook(ip: IPRoute, interfaces: Sequence[Interface], pin_dir: Path) -> tuple[Hook, str]:
-    """Native XDP if every interface takes it, else tc: generic XDP copies most packets first, and is
-    slower than tc."""
-    program, _ = load_program(pin_dir, Hook.XDP)
+def _attach_all(ip: IPRoute, interfaces: Sequence[Interface], hook: Hook, pin_dir: Path) -> Path:
+    """Attach to all interfaces or, if one refuses, to none that had nothing of ours before. Returns
+    where the program is pinned."""
+    if hook is not Hook.TC:
+        for interface in interfaces:
+            attach.check_foreign(interface, set(our_programs(pin_dir)))
+    program, path = load_program(pin_dir, hook)
     ours = set(our_programs(pin_dir))
+    fresh: list[str] = []
     try:
         for interface in interfaces:
-            _attach(ip, interface, Hook.XDP, program, ours)
-    except DatapathError as error:
-        for name in (interface.name for interface in interfaces):
-            present = attach.find(ip, name)
-            if present.xdp_program == program.id:
-                attach.detach_xdp(ip, present)
-        return Hook.TC, f"no native XDP: {error.message}"
-    return Hook.XDP, "all interfaces have native XDP"
+            if not attach.attached_hooks(ip, interface, ours):
+                fresh.append(interface.name)
+            _attach(ip, interface, hook, program, ours)
+    except DatapathError:
+        for name in fresh:
+            attach.detach(ip, attach.find(ip, name), ours)
+        raise
+    return path
 
 
 def _attach(ip: IPRoute, interface: Interface, hook: Hook, program: Program, ours: set[int]) -> None:

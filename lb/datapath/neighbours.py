@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from queue import SimpleQueue
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -34,6 +35,15 @@ _NTF_USE = 0x01
 _NUD_NONE = 0
 _NUD_STALE = 0x04
 _NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80  # REACHABLE … PROBE, NOARP, PERMANENT
+
+_GROUPS = (
+    RTMGRP_LINK
+    | RTMGRP_NEIGH
+    | RTMGRP_IPV4_ROUTE
+    | RTMGRP_IPV6_ROUTE
+    | RTMGRP_IPV4_IFADDR
+    | RTMGRP_IPV6_IFADDR
+)
 
 _RTN_UNICAST = 1  # uapi/linux/rtnetlink.h; local, blackhole, … lead to no neighbour
 
@@ -77,10 +87,15 @@ class Resolver:
         self._route(set(self._via) | self._unrouted)
         self._ask(only_unknown=True)
 
-    def refresh(self) -> None:
+    def refresh(self) -> bool:
         """Have the kernel confirm entries that nobody used lately. Our packets bypass its stack, so
-        it sees no use of them; call this more often than its gc_stale_time (60 s)."""
+        it sees no use of them; call this more often than its gc_stale_time (60 s). True if a next
+        hop turns out to have changed without a notification."""
+        before = self.hops()
+        self._read_tables()
+        self._route(self._unrouted.copy())
         self._ask(only_unknown=False)
+        return self.hops() != before
 
     def hops(self) -> dict[Address, NextHop]:
         """Next hop of each address that has one."""
@@ -168,18 +183,19 @@ class Resolver:
 
 def listen(deliver: Callable[[dict[str, object]], None]) -> None:
     """Start a thread that passes each netlink notification about links, addresses, routes and
-    neighbours of this network namespace to `deliver`, until the process ends."""
-    source = IPRoute()
-    source.bind(
-        groups=RTMGRP_LINK
-        | RTMGRP_NEIGH
-        | RTMGRP_IPV4_ROUTE
-        | RTMGRP_IPV6_ROUTE
-        | RTMGRP_IPV4_IFADDR
-        | RTMGRP_IPV6_IFADDR
-    )
+    neighbours of this network namespace to `deliver`, until the process ends. Returns when none is
+    missed any more."""
+    ready: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def loop() -> None:
+        # A pyroute2 socket belongs to the thread that opened it.
+        try:
+            source = IPRoute()
+            source.bind(groups=_GROUPS)
+        except BaseException as error:  # noqa: BLE001 - raised by the caller's thread
+            ready.put(error)
+            return
+        ready.put(None)
         while True:
             try:
                 for message in source.get():
@@ -188,3 +204,5 @@ def listen(deliver: Callable[[dict[str, object]], None]) -> None:
                 deliver({"event": "RTM_NEWLINK"})
 
     threading.Thread(target=loop, name="netlink", daemon=True).start()
+    if (error := ready.get()) is not None:
+        raise error

@@ -48,6 +48,7 @@ class Lab:
         self.lbd_ready_line = ""
         self._ledger = Ledger(self.folder)
         self._children: list[subprocess.Popen[str]] = []
+        self._udp_ports: set[int] = set()
 
     # -- up and down --
 
@@ -184,7 +185,10 @@ class Lab:
         return self.run("client", ["curl", *options, f"http://{host}:{port}/"], check=check)
 
     def start_udp_servers(self, port: int = UDP_PORT) -> None:
-        """Start a server on each backend that answers datagrams with the backend's name."""
+        """Have a server on each backend that answers datagrams with the backend's name."""
+        if port in self._udp_ports:
+            return
+        self._udp_ports.add(port)
         topology = self.topology
         for name in topology.backends:
             addresses = [VIP4, VIP6, *topology.back_addresses(name)]

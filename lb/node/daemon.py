@@ -59,7 +59,12 @@ class Stop:
     """A signal asks lbd to end."""
 
 
-Happening = StoreChanged | NetlinkChanged | Stop
+@dataclass(frozen=True)
+class Audit:
+    """A signal asks lbd to compare with the kernel now, not at the next turn."""
+
+
+Happening = StoreChanged | NetlinkChanged | Stop | Audit
 
 
 @dataclass
@@ -87,7 +92,7 @@ class Daemon:
     maps: Maps
     attachment: Attachment
     notes: tuple[Problem, ...] = ()  # what was found at the start
-    inbox: queue.Queue[Happening] = field(default_factory=queue.Queue)
+    inbox: queue.SimpleQueue[Happening] = field(default_factory=queue.SimpleQueue)
     state: DesiredState = field(default_factory=DesiredState)
     _started: float = field(default_factory=time.time)
     _bases: Bases = field(default_factory=Bases)
@@ -124,8 +129,8 @@ class Daemon:
             now = time.monotonic()
             stale = self._take_in(happened)
             if refresh.is_due(now):
-                self.resolver.refresh()
-            if audit.is_due(now):
+                stale |= self.resolver.refresh()
+            if audit.is_due(now) or any(isinstance(each, Audit) for each in happened):
                 self._audit()
                 stale = True
             if stale:

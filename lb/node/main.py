@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -20,7 +21,7 @@ from lb.datapath import attach, lifecycle
 from lb.datapath.lifecycle import Lock
 from lb.errors import ExitCode, LbError, UserError
 from lb.model.objects import Problem
-from lb.node.daemon import Daemon, Stop
+from lb.node.daemon import Audit, Daemon, Stop
 from lb.settings import Hook, Settings
 from lb.store.opening import open_store
 
@@ -107,11 +108,13 @@ def _serve(settings: Settings) -> None:
             )
             daemon = Daemon(settings, store, ip, maps, attachment, notes)
 
-            def stop(_signal: int, _frame: FrameType | None) -> None:
-                daemon.inbox.put(Stop())
+            # SimpleQueue.put is reentrant, so a handler may call it at any moment.
+            def tell(happening: Stop | Audit) -> Callable[[int, FrameType | None], None]:
+                return lambda _signal, _frame: daemon.inbox.put(happening)
 
-            signal.signal(signal.SIGTERM, stop)
-            signal.signal(signal.SIGINT, stop)
+            signal.signal(signal.SIGTERM, tell(Stop()))
+            signal.signal(signal.SIGINT, tell(Stop()))
+            signal.signal(signal.SIGHUP, tell(Audit()))
             daemon.run()
 
 

@@ -20,6 +20,8 @@ static __always_inline int answer_echo(lb_ctx *ctx, const struct lb_packet *p)
 			return drop(p, LB_DROP_MALFORMED);
 		__builtin_memcpy(&ip->saddr, p->dst, 16);
 		__builtin_memcpy(&ip->daddr, p->src, 16);
+		ctx_update_frame_csum(ctx, csum_diff_u16(lb_htons(ip->hop_limit),
+							 lb_htons(LB_REPLY_TTL)));
 		ip->hop_limit = LB_REPLY_TTL;
 		icmp->type = ICMPV6_ECHO_REPLY;
 		icmp->checksum = csum_apply(icmp->checksum,
@@ -144,15 +146,17 @@ static __always_inline int reject_tcp(lb_ctx *ctx, const struct lb_packet *p)
 	return send_answer(ctx, p, LB_REJECT_RST);
 }
 
-/* RFC 1122, 3.2.2: no ICMP error about what may have gone to many. */
+/* No answer to a source that doesn't name a single host: RFC 1122, 3.2.2, and RFC 4443, 2.4 (e.6), for
+ * ICMP; RFC 9293, MUST-63, for TCP. */
 static __always_inline int source_is_unicast(const struct lb_packet *p)
 {
 	const __u8 *v6 = (const __u8 *)p->src;
 	const __u8 *v4 = (const __u8 *)&p->src[3];
 
 	if (p->ipv6)
-		return v6[0] != 0xff && (p->src[0] | p->src[1] | p->src[2] | p->src[3]);
-	return v4[0] != 0 && v4[0] < 224;
+		return v6[0] != 0xff &&
+		       (p->src[0] | p->src[1] | p->src[2] | (lb_ntohl(p->src[3]) & ~1u));
+	return v4[0] != 0 && v4[0] != 127 && v4[0] < 224;
 }
 
 struct lb_unreach4 {
@@ -173,8 +177,6 @@ static __always_inline int reject_udp(lb_ctx *ctx, const struct lb_packet *p)
 {
 	void *l3 = ctx_data(ctx) + p->l3;
 
-	if (!source_is_unicast(p))
-		return drop(p, LB_DROP_NO_BACKEND);
 	if (p->ipv6) {
 		struct lb_unreach6 error = {}, *out;
 
@@ -216,7 +218,7 @@ static __always_inline int reject_udp(lb_ctx *ctx, const struct lb_packet *p)
 
 static __always_inline int refuse(lb_ctx *ctx, const struct lb_packet *p, const struct lb_service *svc)
 {
-	if (svc->no_backend == LB_NO_BACKEND_DROP || p->fragment)
+	if (svc->no_backend == LB_NO_BACKEND_DROP || p->fragment || !source_is_unicast(p))
 		return drop(p, LB_DROP_NO_BACKEND);
 	return p->proto == IPPROTO_TCP ? reject_tcp(ctx, p) : reject_udp(ctx, p);
 }

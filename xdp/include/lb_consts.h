@@ -20,7 +20,7 @@
 #define LB_LINKS 4096u      /* attached interfaces, hashed by ifindex; collisions are refused at attach */
 
 #define LB_VLAN_DEPTH 2     /* 802.1Q inside 802.1ad */
-#define LB_IPV6_EXT_DEPTH 6 /* extension headers walked before a packet counts as malformed */
+#define LB_IPV6_EXT_DEPTH 6 /* extension headers walked; a packet with more is left to the kernel */
 #define LB_REPLY_TTL 64     /* TTL of packets that we originate (RFC 1700's default) */
 
 /* service.mode */

@@ -78,7 +78,7 @@ static __always_inline int process_packet(lb_ctx *ctx)
 	svc = find_service(&p, &id);
 	if (!svc)
 		return nat_reply(ctx, &p);
-	choice = choose_backend(svc, id, &p);
+	choice = choose_backend(ctx, svc, id, &p);
 	count_stats(lb_service_stats, id, &p, choice.is_new);
 	if (choice.backend == LB_SLOT_EMPTY)
 		return refuse(ctx, &p, svc);

@@ -45,20 +45,49 @@ static __always_inline int nat_rewrite(lb_ctx *ctx, const struct lb_packet *p, i
 	return 0;
 }
 
-/* Does this answer belong to a flow that came through us? With tracking there is an entry; without,
- * the backend's address and port belong to one service only (the planner sees to that). */
-static __always_inline int nat_is_ours(const struct lb_packet *p, const struct lb_nat_back *nat,
-				       const struct lb_service *svc)
+static __always_inline struct lb_flow *find_reply_flow(const struct lb_packet *p, __u32 service,
+						      const struct lb_service *svc)
 {
 	struct lb_flow_key key = {};
 
-	if (svc->tracking == LB_TRACK_NEVER)
-		return 1;
 	__builtin_memcpy(key.client, p->dst, sizeof(key.client));
-	key.service = nat->service;
+	key.service = service;
 	key.client_port = p->dport;
 	key.vip_port = svc->port;
-	return bpf_map_lookup_elem(lb_conntrack, &key) != NULL;
+	return bpf_map_lookup_elem(lb_conntrack, &key);
+}
+
+/* Does this answer belong to a flow that came through us? With tracking there is an entry; without,
+ * the backend's address and port belong to one service only (the planner sees to that). */
+static __always_inline int nat_is_ours(const struct lb_packet *p, __u32 service,
+				       const struct lb_service *svc)
+{
+	if (svc->tracking == LB_TRACK_NEVER)
+		return 1;
+	return find_reply_flow(p, service, svc) != NULL;
+}
+
+/* The client is on a link of ours, but the kernel has no neighbour entry for it: as it never talked
+ * to the client itself, or long ago. Sending the translated packet up would not help, either: the
+ * kernel drops what comes in with a source address (the VIP) of its own. The flow remembers. */
+static __always_inline int return_to_sender(const struct lb_packet *p, __u32 service,
+					    const struct lb_service *svc, struct bpf_fib_lookup *fib)
+{
+	struct lb_flow *flow;
+	struct lb_link *link;
+
+	if (svc->tracking == LB_TRACK_NEVER)
+		return BPF_FIB_LKUP_RET_NO_NEIGH;
+	flow = find_reply_flow(p, service, svc);
+	if (!flow)
+		return BPF_FIB_LKUP_RET_NO_NEIGH;
+	link = find_link(flow->ifindex);
+	if (!link || link->ifindex != flow->ifindex)
+		return BPF_FIB_LKUP_RET_NO_NEIGH;
+	fib->ifindex = flow->ifindex;
+	__builtin_memcpy(fib->dmac, flow->mac, ETH_ALEN);
+	__builtin_memcpy(fib->smac, link->mac, ETH_ALEN);
+	return BPF_FIB_LKUP_RET_SUCCESS;
 }
 
 /* A packet that isn't for a VIP: a backend's answer, to be translated back, or not ours at all. */
@@ -80,10 +109,8 @@ static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p)
 		return pass(p, LB_PASS_NOT_OURS);
 	id = nat->service;
 	svc = bpf_map_lookup_elem(lb_services, &id);
-	if (!svc || svc->mode != LB_MODE_NAT || !nat_is_ours(p, nat, svc))
+	if (!svc || svc->mode != LB_MODE_NAT || !nat_is_ours(p, id, svc))
 		return pass(p, LB_PASS_NOT_OURS);
-	if (!may_hop(ctx, p))
-		return drop(p, LB_DROP_TTL);
 
 	fib.ifindex = p->ifindex;
 	fib.tot_len = p->l3_bytes;
@@ -101,6 +128,8 @@ static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p)
 	/* To this machine itself: its own connection to the backend (a health check), not a client's. */
 	if (rc == BPF_FIB_LKUP_RET_NOT_FWDED)
 		return pass(p, LB_PASS_NOT_OURS);
+	if (!may_hop(ctx, p))
+		return drop(p, LB_DROP_TTL);
 
 	id = nat->backend;
 	stats = bpf_map_lookup_elem(lb_backend_stats, &id);
@@ -116,8 +145,9 @@ static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p)
 	}
 	if (nat_rewrite(ctx, p, 1, svc->vip, svc->port))
 		return drop(p, LB_DROP_MALFORMED);
-	/* No neighbour entry yet, a packet to be fragmented, a device that takes no frames from here:
-	 * the kernel does it. */
+	if (rc == BPF_FIB_LKUP_RET_NO_NEIGH)
+		rc = return_to_sender(p, id, svc, &fib);
+	/* A packet to be fragmented, a device that takes no frames from here: the kernel does it. */
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS || !ctx_can_send_to(fib.ifindex))
 		return pass(p, LB_REPLY_PASS);
 	return send_frame(ctx, p, fib.ifindex, fib.dmac, fib.smac, LB_REPLY_REDIRECT);

@@ -35,7 +35,7 @@ struct lb_packet {
 	__u8 proto;
 	__u8 ipv6;
 	__u8 syn;      /* TCP: SYN without ACK */
-	__u8 fragment; /* part of a fragmented datagram, the first one included */
+	__u8 fragment; /* the first part of a datagram that comes in several */
 	__u8 fault;    /* enum lb_outcome: why ports are missing */
 };
 
@@ -54,6 +54,8 @@ struct lb_fragment6 {
 struct lb_ext6 {
 	__u8 nexthdr;
 	__u8 len; /* units of 8 bytes, less the first */
+	__u8 routing_type;
+	__u8 segments_left; /* of a routing header */
 };
 
 static __always_inline int parse_ports(void *data, void *data_end, struct lb_packet *p)
@@ -119,10 +121,17 @@ static __always_inline int parse_ipv4(void *data, void *data_end, struct lb_pack
 	return parse_ports(data, data_end, p);
 }
 
+/* Without branches: each would double what the verifier has to look at. */
+static __always_inline int is_mapped_ipv4(const __u32 *addr)
+{
+	return !(addr[0] | addr[1] | (addr[2] ^ lb_htonl(0xffff)));
+}
+
 static __always_inline int parse_ipv6(void *data, void *data_end, struct lb_packet *p)
 {
 	struct ipv6hdr *ip = data + p->l3;
 	__u32 offset = p->l3 + sizeof(*ip);
+	__u32 end;
 	__u8 next;
 
 	if ((void *)(ip + 1) > data_end)
@@ -130,11 +139,16 @@ static __always_inline int parse_ipv6(void *data, void *data_end, struct lb_pack
 	p->ipv6 = 1;
 	__builtin_memcpy(p->src, &ip->saddr, 16);
 	__builtin_memcpy(p->dst, &ip->daddr, 16);
-	p->l3_bytes = sizeof(*ip) + lb_ntohs(ip->payload_len);
+	/* Our keys say ::ffff:a.b.c.d for IPv4. On the wire such addresses are somebody's try to reach
+	 * an IPv4 service past its filters (RFC 4942, 2.2). */
+	if (is_mapped_ipv4(p->src) || is_mapped_ipv4(p->dst))
+		return LB_PARSED_OTHER;
 	p->proto = next = ip->nexthdr;
 	p->fault = LB_DROP_MALFORMED;
-	if (ip->version != 6 || p->l3 + p->l3_bytes > p->bytes)
+	end = offset + lb_ntohs(ip->payload_len);
+	if (ip->version != 6 || end > p->bytes)
 		return LB_PARSED_ADDRESS;
+	p->l3_bytes = end - p->l3;
 
 #pragma unroll
 	for (int i = 0; i < LB_IPV6_EXT_DEPTH; i++) {
@@ -144,10 +158,11 @@ static __always_inline int parse_ipv6(void *data, void *data_end, struct lb_pack
 		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
 		    next != IPPROTO_FRAGMENT)
 			break;
-		if ((void *)(frag + 1) > data_end)
+		if ((void *)(frag + 1) > data_end || offset + sizeof(*frag) > end)
 			return LB_PARSED_ADDRESS;
 		if (next == IPPROTO_FRAGMENT) {
-			p->fragment = 1;
+			/* With neither offset nor M it is a whole datagram (RFC 6946). */
+			p->fragment |= lb_ntohs(frag->offset) & 1;
 			if (lb_ntohs(frag->offset) & 0xfff8) {
 				p->proto = frag->nexthdr;
 				p->fault = LB_DROP_FRAGMENT;
@@ -155,6 +170,9 @@ static __always_inline int parse_ipv6(void *data, void *data_end, struct lb_pack
 			}
 			offset += sizeof(*frag);
 		} else {
+			/* Segments left: the destination is only a stop on the way (RFC 8200, 4.4). */
+			if (next == IPPROTO_ROUTING && ext->segments_left)
+				return LB_PARSED_OTHER;
 			offset += (ext->len + 1) * 8;
 		}
 		next = ext->nexthdr;

@@ -89,23 +89,27 @@ static __always_inline __u32 tracked_backend(struct lb_flow_key *key, const stru
 	return flow->backend;
 }
 
-static __always_inline void track(struct lb_flow_key *key, const struct lb_packet *p, __u32 id)
+static __always_inline void track(lb_ctx *ctx, struct lb_flow_key *key, const struct lb_packet *p,
+				  __u32 id)
 {
 	struct lb_backend *backend = bpf_map_lookup_elem(lb_backends, &id);
 	struct lb_flow flow = {
 		.backend = id,
 		.seen = bpf_jiffies64(),
 		.flags = p->syn ? LB_CT_EMBRYONIC : 0,
+		.ifindex = p->ifindex,
 	};
+	const struct ethhdr *eth = ctx_data(ctx);
 
-	if (!backend)
+	if (!backend || (void *)(eth + 1) > ctx_data_end(ctx))
 		return;
+	__builtin_memcpy(flow.mac, eth->h_source, ETH_ALEN);
 	flow.generation = backend->generation;
 	bpf_map_update_elem(lb_conntrack, key, &flow, BPF_ANY);
 }
 
-static __always_inline struct lb_choice choose_backend(const struct lb_service *svc, __u32 id,
-						       const struct lb_packet *p)
+static __always_inline struct lb_choice choose_backend(lb_ctx *ctx, const struct lb_service *svc,
+						       __u32 id, const struct lb_packet *p)
 {
 	struct lb_choice choice = {};
 	struct lb_flow_key key = {};
@@ -127,7 +131,7 @@ static __always_inline struct lb_choice choose_backend(const struct lb_service *
 	}
 	choice.is_new = p->syn;
 	if (svc->tracking == LB_TRACK_ALWAYS) {
-		track(&key, p, choice.backend);
+		track(ctx, &key, p, choice.backend);
 		choice.is_new = 1;
 	}
 	return choice;

@@ -46,6 +46,7 @@ static __always_inline int take_hop(lb_ctx *ctx, const struct lb_packet *p)
 		if ((void *)(ip + 1) > ctx_data_end(ctx))
 			return -1;
 		ip->hop_limit--;
+		ctx_update_frame_csum(ctx, csum_diff_u16(lb_htons(1), 0));
 	} else {
 		struct iphdr *ip = l3;
 

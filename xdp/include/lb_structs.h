@@ -60,6 +60,11 @@ struct lb_flow {
 	__u32 generation; /* of the backend, when the flow was placed */
 	__u32 seen;       /* low 32 bits of jiffies, at about one update a second */
 	__u32 flags;      /* LB_CT_* */
+	/* Where the flow's first packet came from: the way back to a client that the kernel's
+	 * neighbour table does not know. */
+	__u32 ifindex;
+	__u8 mac[6];
+	__u8 pad[2];
 };
 
 struct lb_nat_back {

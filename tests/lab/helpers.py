@@ -1,0 +1,77 @@
+"""What the lab's tests share: services, connections that are held open."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lb.lab.lab import Lab
+from lb.lab.topology import Address
+
+HELD = Path(__file__).with_name("held.py")
+
+
+class Held:
+    """Connections that a client in the lab keeps open."""
+
+    def __init__(self, child: subprocess.Popen[str]) -> None:
+        self._child = child
+
+    def ask(self) -> list[str]:
+        """Who answers on each of them now; an answer that begins with "!" is a failure."""
+        assert self._child.stdin
+        assert self._child.stdout
+        self._child.stdin.write("\n")
+        self._child.stdin.flush()
+        answers: list[str] = json.loads(self._child.stdout.readline())
+        return answers
+
+
+@contextmanager
+def held(lab: Lab, address: Address, count: int, first_port: int = 0) -> Iterator[Held]:
+    argv = [sys.executable, str(HELD), str(address), "80", str(count), str(first_port)]
+    child = subprocess.Popen(
+        ["nsenter", f"--net=/run/netns/{lab.topology.client}", *argv],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield Held(child)
+    finally:
+        child.kill()
+        child.wait()
+
+
+def service(
+    lab: Lab, name: str, vip: Address, *, mode: str = "dsr", port: int = 80, protocol: str = "tcp"
+) -> dict[str, Any]:
+    """A service with all of the lab's backends, as an entry of a manifest."""
+    index = 0 if vip.version == 4 else 1
+    backends = [
+        {"name": backend, "address": str(lab.topology.back_addresses(backend)[index])}
+        for backend in lab.topology.backends
+    ]
+    return {"name": name, "vip": str(vip), "port": port, "protocol": protocol, "mode": mode,
+            "backends": backends}  # fmt: skip
+
+
+def create(lab: Lab, *services: dict[str, Any]) -> None:
+    """Have these services, in force in the kernel."""
+    lab.lbctl("apply", "-f", "-", "--wait", text=json.dumps({"services": services}))
+
+
+def remove_all(lab: Lab) -> None:
+    """Back to an empty store."""
+    lab.lbctl("apply", "-f", "-", "--prune", "--wait", text="services: []")
+
+
+def outcomes(lab: Lab) -> dict[str, int]:
+    """Packets of each outcome until now."""
+    status = json.loads(lab.lbctl("status", "-o", "json").stdout)
+    return {name: counter["packets"] for name, counter in status["outcomes"].items()}

@@ -1,0 +1,98 @@
+"""lbd as people meet it: what it refuses, and in which words."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+from helpers import remove_all
+
+from lb.lab.lab import Lab, program
+from lb.lab.shell import wait_until
+from lb.lab.topology import VIP4
+
+
+def test_what_lbd_refuses(lab: Lab) -> None:
+    pins = lab.node_folder / "bpf"
+    for arguments, status, words in (
+        (["--interface", "nope"], 3, "interface 'nope' does not exist"),
+        (["--interface", "lo"], 2, "is the loopback"),
+        (["--config", "/nowhere.toml"], 3, "/nowhere.toml does not exist"),
+        (["--store", "etcd://somewhere"], 2, "etcd"),
+    ):
+        refused = _lbd(lab, *arguments)
+        assert refused.returncode == status, refused.stderr
+        assert words in refused.stderr
+        assert "hint: " in refused.stderr
+    assert not (pins / "lb").exists()
+    assert "xdp" not in lab.run("node1", ["ip", "link", "show", "front0"]).stdout
+
+
+def _lbd(lab: Lab, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["nsenter", f"--net=/run/netns/{lab.topology.node}", *program("lbd"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **lab.lb_environment},
+        check=False,
+    )
+
+
+def test_somebody_elses_xdp_program_is_named_and_left_alone(lab: Lab) -> None:
+    foreign = lab.node_folder / "bpf/pass"  # the lab's own, from the other ends of the veths
+    lab.run("node1", ["ip", "link", "set", "dev", "back0", "xdpdrv", "pinned", str(foreign)])
+    try:
+        lab.write_config("xdp")
+        refused = _lbd(lab)
+        assert refused.returncode == 6
+        assert "'back0' carries somebody else's XDP program 'lab_pass'" in refused.stderr
+        assert "ip link set back0 xdp off" in refused.stderr
+        assert "lab_pass" in lab.run("node1", ["ip", "-d", "link", "show", "back0"]).stdout
+        # Nothing was changed: front0 is not attached either.
+        assert "xdp" not in lab.run("node1", ["ip", "link", "show", "front0"]).stdout
+        # tc can stand beside it, and auto takes it.
+        lab.start_lbd("auto")
+        assert "hook=tc" in lab.lbd_ready_line
+    finally:
+        lab.detach_lbd()
+        lab.lbd = None
+        lab.run("node1", ["ip", "link", "set", "dev", "back0", "xdp", "off"])
+
+
+def test_a_second_lbd_is_refused(running: Lab) -> None:
+    refused = _lbd(running)
+    assert refused.returncode == 4
+    assert f"pid {_main_pid(running)}" in refused.stderr
+
+
+def _main_pid(lab: Lab) -> int:
+    (node,) = json.loads(lab.lbctl("status", "-o", "json").stdout)["nodes"]
+    return int(node["pid"])
+
+
+def test_a_map_that_is_full_is_named_and_nothing_is_changed(lab: Lab) -> None:
+    lab.write_config()
+    small = lab.node_folder / "small.toml"
+    small.write_text(lab.config.read_text() + "[limits]\nbackends = 4\n")
+    env = {**os.environ, "LB_CONFIG": str(small)}
+    lab.config, whole = small, lab.config
+    try:
+        # start_lbd writes the file anew; so start it by hand.
+        child = lab.popen("node1", program("lbd"), env=env)
+        wait_until("lbd", lambda: json.loads(lab.lbctl("status", "-o", "json").stdout)["nodes"])
+        lab.lbctl("service", "add", "web", "--vip", f"{VIP4}:80")
+        for number in range(1, 4):
+            lab.lbctl("backend", "add", "web", f"b{number}", f"203.0.113.{10 + number}", "--wait")
+        full = lab.lbctl("backend", "add", "web", "b4", "203.0.113.14", check=False)
+        assert full.returncode == 8
+        assert "is full (3): 4 entries are needed" in full.stderr
+        assert "limits.backends" in full.stderr
+        assert "b4" not in lab.lbctl("backend", "list", "web").stdout
+        remove_all(lab)
+        child.terminate()
+        child.wait(timeout=10)
+        lab.detach_lbd()
+    finally:
+        lab.config = whole
