@@ -1,0 +1,1 @@
+"""`lbctl`: one file per noun; what they share is in session, options, change, wait and output."""

@@ -1,0 +1,194 @@
+"""lbctl backend: the servers of a service, their weights and states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from lb.cli import words
+from lb.cli.change import Draft, perform
+from lb.cli.complete import backend_names, service_names
+from lb.cli.options import BackendName, BackendNames, ServiceName, change, command
+from lb.cli.rows import BackendRow, backend_rows, backend_table
+from lb.cli.session import Session
+from lb.core.state import DesiredState
+from lb.errors import UserError
+from lb.model import keys
+from lb.model.objects import DEFAULT_POOL, Admin, Backend
+
+app = typer.Typer(help="Backends: the servers of a service.", no_args_is_help=True)
+
+
+@change(app, "add")
+def add(
+    session: Session,
+    service: ServiceName,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new backend.")],
+    address: Annotated[
+        str,
+        typer.Argument(
+            metavar="ADDRESS[:PORT]",
+            help="Address of the server, and its port if it isn't the VIP's (mode nat only).",
+        ),
+    ],
+    weight: Annotated[
+        str,  # for the model to read, so that it is refused in the same words everywhere
+        typer.Option("--weight", metavar="N", help="Share of new flows, relative; 0 to 65535."),
+    ] = "100",
+    pool: Annotated[str, typer.Option("--pool", help="Pool of the service.")] = DEFAULT_POOL,
+    drain: Annotated[
+        bool, typer.Option("--drain", help="Begin without new flows; `backend up` admits them.")
+    ] = False,
+) -> None:
+    """Add a backend to a service."""
+    host, port = words.endpoint(address, "ADDRESS")
+    document = words.build(
+        Backend,
+        service=service,
+        name=name,
+        address=host,
+        port=port,
+        weight=weight,
+        pool=pool,
+        admin=Admin.DRAIN if drain else Admin.UP,
+    )
+
+    def edit(draft: Draft) -> None:
+        owner = draft.service(service)
+        draft.add(document)
+        if document.pool not in owner.split:
+            draft.notes.append(
+                f"pool {document.pool} has no share in the split of service {service}: "
+                f"{name} gets no new flow"
+            )
+
+    perform(session, edit)
+
+
+@command(app, "list")
+def list_backends(
+    session: Session,
+    service: Annotated[
+        str | None,
+        typer.Argument(metavar="SERVICE", help="Only of this service.", autocompletion=service_names),
+    ] = None,
+) -> None:
+    """List backends, with their shares and their counters on this node."""
+    state = session.state()
+    if service is not None and service not in state.services:
+        raise words.no_such_service(service, state)
+    names = state.services if service is None else [service]
+    rows = backend_rows(state, names, session.kernel(state))
+    session.emit([row.model_dump(mode="json") for row in rows], backend_table(rows))
+
+
+@command(app, "show")
+def show(session: Session, service: ServiceName, name: BackendName) -> None:
+    """Show one backend."""
+    state = session.state()
+    row = _row(session, state, service, name)
+    session.emit(row.model_dump(mode="json"), backend_table([row]), *_remarks(row))
+
+
+@change(app, "weight", context_settings={"ignore_unknown_options": True})
+def weight(
+    session: Session,
+    service: ServiceName,
+    weights: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME=WEIGHT",
+            help="Backends and their weights, 0 to 65535. A single one also as NAME WEIGHT.",
+            autocompletion=backend_names,
+        ),
+    ],
+) -> None:
+    """Change weights, all in one step. Weight 0 takes no new flows; established ones go on.
+
+    `lbctl backend weight web b1=50 b2=30`, or for a single one `lbctl backend weight web b1 50`.
+    """
+    wanted = _weights(weights)
+
+    def edit(draft: Draft) -> None:
+        for name, text in wanted.items():
+            draft.put(words.rebuild(draft.backend(service, name), weight=text))
+
+    perform(session, edit)
+
+
+@change(app, "drain")
+def drain(session: Session, service: ServiceName, names: BackendNames) -> None:
+    """Give backends no new flows; established ones go on until they end."""
+    _set_admin(session, service, names, Admin.DRAIN)
+
+
+@change(app, "up")
+def up(session: Session, service: ServiceName, names: BackendNames) -> None:
+    """Give backends new flows again, by weight."""
+    _set_admin(session, service, names, Admin.UP)
+
+
+@change(app, "down")
+def down(session: Session, service: ServiceName, names: BackendNames) -> None:
+    """Give backends no packet at all; established flows are placed anew, so TCP ones break.
+
+    Meant for servers that are gone already. `backend drain` lets established flows end first.
+    """
+    _set_admin(session, service, names, Admin.DOWN)
+
+
+@change(app, "rm")
+def remove(session: Session, service: ServiceName, names: BackendNames) -> None:
+    """Remove backends at once; established flows are placed anew, so TCP ones break.
+
+    To lose none: `lbctl backend drain SERVICE NAME`, wait until its flows have ended, then remove it.
+    """
+
+    def edit(draft: Draft) -> None:
+        for name in names:
+            key = keys.backend(service, name)
+            if key not in draft.state.versions:  # unreadable ones can be removed
+                draft.backend(service, name)
+            draft.remove(key)
+
+    perform(session, edit)
+
+
+def _set_admin(session: Session, service: str, names: Sequence[str], admin: Admin) -> None:
+    def edit(draft: Draft) -> None:
+        for name in names:
+            draft.put(words.rebuild(draft.backend(service, name), admin=admin))
+
+    perform(session, edit)
+
+
+def _weights(typed: Sequence[str]) -> dict[str, str]:
+    if len(typed) == 2 and not any("=" in each for each in typed):
+        return {typed[0]: typed[1]}
+    wanted: dict[str, str] = {}
+    for each in typed:
+        name, equals, text = each.partition("=")
+        if not (name and equals and text):
+            raise UserError(
+                f"{each!r} is not NAME=WEIGHT",
+                hint="lbctl backend weight SERVICE NAME WEIGHT, or SERVICE NAME=WEIGHT NAME=WEIGHT",
+            )
+        if name in wanted:
+            raise UserError(f"backend {name!r} comes twice", hint="give each one weight")
+        wanted[name] = text
+    return wanted
+
+
+def _row(session: Session, state: DesiredState, service: str, name: str) -> BackendRow:
+    if service not in state.services:
+        raise words.no_such_service(service, state)
+    for row in backend_rows(state, [service], session.kernel(state)):
+        if row.name == name:
+            return row
+    raise words.no_such_backend(service, name, state)
+
+
+def _remarks(row: BackendRow) -> list[str]:
+    return [f"no way to {row.address} was found on node {node}" for node in row.unresolved_on]

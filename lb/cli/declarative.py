@@ -1,0 +1,144 @@
+"""lbctl apply, diff, export, schema: the whole desired state as one file."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lb.cli.change import Draft, Edit, perform, propose
+from lb.cli.options import change, command
+from lb.cli.output import Format, structured
+from lb.cli.rows import by_service
+from lb.cli.session import Session
+from lb.core.state import DesiredState
+from lb.errors import ExitCode, NotFoundError, UserError
+from lb.model import keys, manifest
+from lb.model.manifest import Manifest
+from lb.model.objects import (
+    Backend,
+    ClusterConfig,
+    Document,
+    NodeStatus,
+    Service,
+    TableDocument,
+)
+
+DOCUMENTS: dict[str, type[Document]] = {
+    "service": Service,
+    "backend": Backend,
+    "config": ClusterConfig,
+    "table": TableDocument,
+    "node": NodeStatus,
+}
+
+FileOption = Annotated[
+    str, typer.Option("--file", "-f", metavar="FILE", help="The manifest; - reads standard input.")
+]
+PruneOption = Annotated[
+    bool, typer.Option("--prune", help="Remove the services and backends that it doesn't name.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    change(app, "apply")(apply)
+    command(app, "diff")(diff)
+    command(app, "export")(export)
+    command(app, "schema")(schema)
+
+
+def apply(session: Session, file: FileOption, prune: PruneOption = False) -> None:
+    """Make the desired state what a manifest says, in one step.
+
+    A manifest owns the settings that it writes down: what it leaves out has its default in a new
+    service or backend, and stays as it is in one that exists.
+    """
+    perform(session, _edit(_read(file), prune))
+
+
+def diff(session: Session, file: FileOption, prune: PruneOption = False) -> None:
+    """Show what `apply` would change. Exit code 1 if anything."""
+    proposal = propose(session, _edit(_read(file), prune))
+    before, after = (
+        structured(Format.YAML, _exported(state)).splitlines()
+        for state in (proposal.before, proposal.after)
+    )
+    text = "\n".join(
+        difflib.unified_diff(before, after, "in force", file, lineterm="", n=6)
+    ) or "\n".join(each.text for each in proposal.differences)
+    session.emit([each.as_dict() for each in proposal.differences], text or "no differences")
+    if proposal.differences:
+        raise typer.Exit(ExitCode.DIFFERENT)
+
+
+def export(session: Session) -> None:
+    """Print everything as a manifest, YAML unless `-o json`; `apply` of it changes nothing."""
+    data = _exported(session.state())
+    session.emit(data, structured(Format.YAML, data))
+
+
+def schema(
+    session: Session,
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="WHAT",
+            help=f"manifest, or a document of the store: {', '.join(DOCUMENTS)}.",
+            autocompletion=lambda: [*DOCUMENTS, "manifest"],
+        ),
+    ] = None,
+) -> None:
+    """Print a JSON Schema; without WHAT, that of all documents and of the manifest, by name."""
+    known: dict[str, Any] = {
+        "manifest": manifest.schema(),
+        **{name: kind.model_json_schema() for name, kind in DOCUMENTS.items()},
+    }
+    if what is not None and what not in known:
+        raise UserError(f"no schema {what!r}", hint=f"there are: {', '.join(known)}")
+    data = known if what is None else known[what]
+    session.emit(data, structured(Format.JSON, data))
+
+
+def _read(file: str) -> Manifest:
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise NotFoundError(f"{file}: no such file", hint="check the name behind -f") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: {error}", hint="give a YAML file in UTF-8") from None
+    return manifest.load(text, "standard input" if file == "-" else file)
+
+
+def _edit(wanted: Manifest, prune: bool) -> Edit:
+    def edit(draft: Draft) -> None:
+        named: set[str] = set()
+        for entry in wanted.services:
+            name = entry.service.name
+            named.add(keys.service(name))
+            draft.put(manifest.merged(draft.state.services.get(name), entry.service))
+            for backend in entry.backends:
+                named.add(keys.backend(name, backend.name))
+                current = draft.state.backends.get((name, backend.name))
+                draft.put(manifest.merged(current, backend))
+        if prune:
+            _prune(draft, named)
+
+    return edit
+
+
+def _prune(draft: Draft, named: set[str]) -> None:
+    for key in draft.keys_under(keys.BACKENDS):
+        if key not in named:
+            draft.remove(key)
+    for key in draft.keys_under(keys.SERVICES):
+        if key not in named:
+            draft.remove_service(key.removeprefix(keys.SERVICES))
+
+
+def _exported(state: DesiredState) -> dict[str, Any]:
+    grouped = by_service(state)
+    return manifest.export((service, grouped[name]) for name, service in sorted(state.services.items()))

@@ -1,0 +1,88 @@
+"""What differs between two states, object by object and setting by setting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lb.cli.words import label
+from lb.core.state import DesiredState, describe_vip
+from lb.model import keys
+from lb.model.objects import Backend, Document, Service
+
+_SIGNS = {"add": "+", "change": "~", "remove": "-"}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One object that is added, changed or removed."""
+
+    action: str  # add | change | remove
+    key: str
+    before: Document | None
+    after: Document | None
+
+    @property
+    def fields(self) -> dict[str, tuple[Any, Any]]:
+        """The settings that change, as plain values: (before, after)."""
+        if self.before is None or self.after is None:
+            return {}
+        old, new = self.before.model_dump(mode="json"), self.after.model_dump(mode="json")
+        return {name: (old[name], new[name]) for name in new if old[name] != new[name]}
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        detail = ", ".join(
+            f"{name.replace('_', ' ')} {_show(old)} -> {_show(new)}"
+            for name, (old, new) in self.fields.items()
+        )
+        if isinstance(self.after, Service) and self.action == "add":
+            detail = f"{describe_vip(self.after)}, mode {self.after.mode}"
+        elif isinstance(self.after, Backend) and self.action == "add":
+            port = f" port {self.after.port}" if self.after.port else ""
+            detail = (
+                f"{self.after.address}{port}, weight {self.after.weight}, {self.after.admin}, "
+                f"pool {self.after.pool}"
+            )
+        return f"{_SIGNS[self.action]} {label(self.key)}" + (f": {detail}" if detail else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `-o json`."""
+        kind, _, path = self.key.removeprefix(keys.ROOT).partition("/")
+        service, _, backend = path.partition("/")
+        return {
+            "action": self.action,
+            "kind": kind.removesuffix("s"),
+            "service": service,
+            "backend": backend or None,
+            "settings": {
+                name: {"before": old, "after": new} for name, (old, new) in self.fields.items()
+            },
+            "before": self.before.model_dump(mode="json") if self.before else None,
+            "after": self.after.model_dump(mode="json") if self.after else None,
+        }
+
+
+def between(before: DesiredState, after: DesiredState, touched: Iterable[str]) -> Iterator[Difference]:
+    """The differences in the documents of these keys; slot tables are no one's wish, so left out."""
+    for key in sorted(touched, key=lambda k: (not k.startswith(keys.SERVICES), k)):
+        if not key.startswith((keys.SERVICES, keys.BACKENDS)):
+            continue
+        old, new = _document(before, key), _document(after, key)
+        action = "remove" if new is None else "change" if key in before.versions else "add"
+        yield Difference(action, key, old, new)
+
+
+def _document(state: DesiredState, key: str) -> Document | None:
+    if key.startswith(keys.SERVICES):
+        return state.services.get(key.removeprefix(keys.SERVICES))
+    service, _, name = key.removeprefix(keys.BACKENDS).partition("/")
+    return state.backends.get((service, name))
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {each:g}" for key, each in value.items()) + "}"
+    return "none" if value is None else str(value)

@@ -1,0 +1,124 @@
+"""The `lbctl` command: its tree, and the one place where errors become text and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+import lb
+from lb.cli import backend, declarative, service, status, trace
+from lb.cli.output import Format, report
+from lb.errors import ExitCode, LbError
+
+app = typer.Typer(
+    name="lbctl",
+    help="Steer traffic: services, their backends, and who gets how much.",
+    no_args_is_help=True,
+    # Plain help: rich would double the time that --help takes.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(service.app, name="service")
+app.add_typer(backend.app, name="backend")
+status.register(app)
+trace.register(app)
+declarative.register(app)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"lbctl {lb.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Steer traffic: services, their backends, and who gets how much."""
+
+
+class UsageError(LbError):
+    """The command line can't be understood."""
+
+    exit_code = ExitCode.USAGE
+
+
+class InternalError(LbError):
+    """A bug in lb."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns its exit code."""
+    output = asked_format(arguments)
+    try:
+        return int(app(args=list(arguments), prog_name="lbctl", standalone_mode=False) or 0)
+    except LbError as error:
+        report(error, output)
+        return int(error.exit_code)
+    except SystemExit as end:  # Typer's own ends: shell completion, and a closed pipe
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except typer.Abort:
+        return 130  # Ctrl-C or end of input: 128 + SIGINT, as shells report it
+    except Exception as error:  # noqa: BLE001 - the last resort; LB_DEBUG shows all of it
+        return _report_other(error, output)
+
+
+def _report_other(error: Exception, output: Format) -> int:
+    usage = _usage_error(error)
+    if usage is None and os.environ.get("LB_DEBUG"):
+        traceback.print_exception(error)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        sys.stderr.write(f"{error}\n")
+        return int(ExitCode.USAGE)
+    found = usage or InternalError(
+        f"internal error: {type(error).__name__}: {error}",
+        hint="this is a bug in lb: report it with the traceback that LB_DEBUG=1 shows",
+    )
+    report(found, output)
+    return int(found.exit_code)
+
+
+def _usage_error(error: Exception) -> UsageError | None:
+    """What Typer refuses, as one of ours. Its exceptions have no public name; they format
+    themselves, and carry the context that they arose in."""
+    describe = getattr(error, "format_message", None)
+    if describe is None:
+        return None
+    message = str(describe()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "lbctl"
+    return UsageError(message[:1].lower() + message[1:], hint=f"see `{path} --help`")
+
+
+def asked_format(arguments: Sequence[str]) -> Format:
+    """The value of -o, read from the bare words: the error may be that they can't be parsed."""
+    words = list(arguments)
+    found = ""
+    for index, word in enumerate(words):
+        if word == "--":
+            break
+        if word in ("-o", "--output"):
+            found = "".join(words[index + 1 : index + 2])
+        elif word.startswith("--output="):
+            found = word.removeprefix("--output=")
+        elif word.startswith("-o"):
+            found = word.removeprefix("-o").removeprefix("=")
+    return Format(found) if found in list(Format) else Format.TABLE
+
+
+def main() -> NoReturn:
+    """Entry point."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

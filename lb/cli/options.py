@@ -1,0 +1,135 @@
+"""The options that commands share, added to a command by the decorators here.
+
+A command is written as `def show(session: Session, name: ServiceName)`; Typer sees it with the
+options of `COMMON` (and `CHANGE`) behind its own parameters.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lb.cli.complete import backend_names, service_names
+from lb.cli.output import Format
+from lb.cli.session import Session
+
+SIGPIPE_EXIT = 141  # what a shell reports for a program that SIGPIPE ended: 128 + 13
+
+Command = Callable[..., None]
+Register = Callable[[Command], Command]
+
+ServiceName = Annotated[
+    str,
+    typer.Argument(metavar="SERVICE", help="Name of the service.", autocompletion=service_names),
+]
+BackendName = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="Name of the backend.", autocompletion=backend_names),
+]
+BackendNames = Annotated[
+    list[str],
+    typer.Argument(metavar="NAME", help="Names of the backends.", autocompletion=backend_names),
+]
+
+OutputOption = Annotated[
+    Format,
+    typer.Option("--output", "-o", help="A table for people, JSON or YAML for programs."),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="PATH", help="Settings file [/etc/lb/lb.toml, LB_CONFIG]."),
+]
+StoreOption = Annotated[
+    str | None,
+    typer.Option("--store", metavar="URL", help="Store to use instead of the settings' one."),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Check and show what would change; write nothing.")
+]
+WaitOption = Annotated[
+    bool, typer.Option("--wait/--no-wait", help="Return when every node has applied the change.")
+]
+TimeoutOption = Annotated[
+    float, typer.Option("--timeout", metavar="SECONDS", min=0, help="How long --wait waits.")
+]
+
+
+def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
+
+
+COMMON = (
+    _option("output", OutputOption, Format.TABLE),
+    _option("config", ConfigOption, None),
+    _option("store", StoreOption, None),
+)
+CHANGE = (
+    _option("dry_run", DryRunOption, False),
+    _option("wait", WaitOption, False),
+    _option("timeout", TimeoutOption, 10.0),
+)
+
+
+def command(app: typer.Typer, name: str, **settings: Any) -> Register:
+    """Register a command that only looks."""
+    return _register(app, name, COMMON, settings)
+
+
+def change(app: typer.Typer, name: str, **settings: Any) -> Register:
+    """Register a command that changes desired state."""
+    return _register(app, name, (*CHANGE, *COMMON), settings)
+
+
+def _register(
+    app: typer.Typer, name: str, shared: tuple[inspect.Parameter, ...], settings: dict[str, Any]
+) -> Register:
+    def register(function: Command) -> Command:
+        signature = inspect.signature(function, eval_str=True)
+        own = [
+            each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for each in list(signature.parameters.values())[1:]
+        ]
+        shared_names = {each.name for each in shared}
+
+        def run(**values: Any) -> None:
+            given = {key: values.pop(key) for key in shared_names}
+            session = Session(
+                output=given["output"],
+                config=given["config"],
+                store_url=given["store"],
+                dry_run=given.get("dry_run", False),
+                wait=given.get("wait", False),
+                timeout=given.get("timeout", 0.0),
+            )
+            try:
+                function(session, **values)
+                sys.stdout.flush()  # here, where a closed pipe can still be answered quietly
+            except BrokenPipeError:
+                _quiet_stdout()
+                raise typer.Exit(SIGPIPE_EXIT) from None
+            finally:
+                session.close()
+
+        run.__name__, run.__doc__ = function.__name__, function.__doc__
+        # Typer reads the parameters from here; `run` itself takes them all by name.
+        run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*own, *shared], return_annotation=None
+        )
+        run.__annotations__ = {each.name: each.annotation for each in (*own, *shared)}
+        app.command(name, **settings)(run)
+        return function
+
+    return register
+
+
+def _quiet_stdout() -> None:
+    """Python flushes stdout once more when it exits; let that go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,229 @@
+"""What `-o json` and `-o yaml` give for services and backends; docs/reference/cli.md is made of it.
+
+Keys are a promise: none is renamed or taken away. A figure that isn't known here (it is in a kernel
+that this user or machine can't see) is null, and `-` in a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lb.cli.kernel import Kernel, Stats
+from lb.cli.output import Table, number, percent
+from lb.core.state import DesiredState, describe_socket, describe_vip
+from lb.errors import DatapathError
+from lb.model.objects import Address, Admin, Affinity, Backend, Mode, NoBackend, Protocol, Tracking
+from lb.model.objects import Service as ServiceDocument
+
+
+class Row(BaseModel):
+    """Base of the rows."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Counters(Row):
+    """Counters of the kernel of this node, since its maps were made."""
+
+    flows: int | None = Field(default=None, description="New flows.")
+    packets: int | None = Field(default=None, description="Packets from clients.")
+    bytes: int | None = Field(default=None, description="Bytes from clients.")
+    reply_packets: int | None = Field(default=None, description="Packets to clients (mode nat).")
+    reply_bytes: int | None = Field(default=None, description="Bytes to clients (mode nat).")
+
+
+class ServiceRow(Counters):
+    """A service."""
+
+    name: str = Field(description="Name of the service.")
+    vip: Address = Field(description="Address that clients connect to.")
+    port: int = Field(description="Port that clients connect to.")
+    protocol: Protocol = Field(description="tcp or udp.")
+    mode: Mode = Field(description="dsr or nat.")
+    affinity: Affinity = Field(description="What the flow hash covers.")
+    tracking: Tracking = Field(description="Which flows are tracked.")
+    no_backend: NoBackend = Field(description="Answer while no backend is usable.")
+    split: dict[str, float] = Field(description="Share of new flows for each pool, in per cent.")
+    backends: int = Field(description="How many backends it has.")
+    backends_up: int = Field(description="How many of them take new flows.")
+
+
+class BackendRow(Counters):
+    """A backend."""
+
+    service: str = Field(description="Service that it belongs to.")
+    name: str = Field(description="Name of the backend.")
+    address: Address = Field(description="Address of the server.")
+    port: int | None = Field(description="Port of the server; null = the VIP's.")
+    pool: str = Field(description="Pool that it belongs to.")
+    weight: int = Field(description="Weight that was asked for.")
+    admin: Admin = Field(description="up, drain or down.")
+    share_percent: float = Field(description="Planned share of the service's new flows, exact.")
+    slots: int | None = Field(description="Slots that the kernel of this node holds now.")
+    unresolved_on: list[str] = Field(description="Nodes that found no way to its address.")
+
+
+def service_rows(state: DesiredState, names: Iterable[str], kernel: Kernel | None) -> list[ServiceRow]:
+    """Services as they are listed."""
+    grouped = by_service(state)
+    return [_service_row(state.services[name], grouped[name], kernel) for name in sorted(names)]
+
+
+def _service_row(
+    service: ServiceDocument, backends: Sequence[Backend], kernel: Kernel | None
+) -> ServiceRow:
+    return ServiceRow(
+        **service.model_dump(),
+        backends=len(backends),
+        backends_up=sum(_takes_flows(backend) for backend in backends),
+        **_counters(_service_stats(kernel, service.name)),
+    )
+
+
+def backend_rows(state: DesiredState, names: Iterable[str], kernel: Kernel | None) -> list[BackendRow]:
+    """The backends of these services as they are listed."""
+    grouped = by_service(state)
+    unresolved = {name: frozenset(node.unresolved) for name, node in sorted(state.nodes.items())}
+    return [
+        row
+        for name in sorted(names)
+        for row in _backend_rows(state.services[name], grouped[name], unresolved, kernel)
+    ]
+
+
+def _backend_rows(
+    service: ServiceDocument,
+    backends: Sequence[Backend],
+    unresolved: Mapping[str, Collection[str]],
+    kernel: Kernel | None,
+) -> list[BackendRow]:
+    shares = planned_shares(service.split, backends)
+    slots = _slot_counts(kernel, service.name)
+    return [
+        BackendRow(
+            **backend.model_dump(),
+            share_percent=shares[backend.name],
+            slots=None if slots is None else slots.get(backend.name, 0),
+            unresolved_on=[
+                node for node, paths in unresolved.items() if f"{service.name}/{backend.name}" in paths
+            ],
+            **_counters(_backend_stats(kernel, service.name, backend.name)),
+        )
+        for backend in backends
+    ]
+
+
+def by_service(state: DesiredState) -> dict[str, list[Backend]]:
+    """Each service's backends, sorted by name, in one pass."""
+    grouped: dict[str, list[Backend]] = {name: [] for name in state.services}
+    for _, backend in sorted(state.backends.items()):
+        grouped[backend.service].append(backend)
+    return grouped
+
+
+def planned_shares(split: Mapping[str, float], backends: Sequence[Backend]) -> dict[str, float]:
+    """Exact share of new flows in per cent: pools by split, within a pool by weight. A pool in which
+    nobody takes flows leaves its share to the others, as in lb/core/slots.py."""
+    weights = {b.name: b.weight if _takes_flows(b) else 0 for b in backends}
+    totals: dict[str, int] = {}
+    for backend in backends:
+        totals[backend.pool] = totals.get(backend.pool, 0) + weights[backend.name]
+    whole = sum(split.get(pool, 0.0) for pool, total in totals.items() if total)
+    return {
+        b.name: 100 * split.get(b.pool, 0.0) / whole * weights[b.name] / totals[b.pool]
+        if whole and totals[b.pool]
+        else 0.0
+        for b in backends
+    }
+
+
+def service_table(rows: Iterable[ServiceRow]) -> Table:
+    """Services for people."""
+    return Table(
+        ("NAME", "VIP", "MODE", "BACKENDS", "FLOWS", "PACKETS", "BYTES"),
+        [
+            (
+                row.name,
+                f"{describe_socket(row.vip, row.port)}/{row.protocol}",
+                row.mode.value,
+                number(row.backends),
+                *_cells(row),
+            )
+            for row in rows
+        ],
+        right=frozenset({"BACKENDS", "FLOWS", "PACKETS", "BYTES"}),
+        empty="no services; add one: lbctl service add NAME --vip ADDRESS:PORT",
+    )
+
+
+def backend_table(rows: Iterable[BackendRow]) -> Table:
+    """Backends for people."""
+    return Table(
+        (
+            *("SERVICE", "NAME", "ADDRESS", "POOL", "WEIGHT", "STATE", "SHARE%", "SLOTS"),
+            *("FLOWS", "PACKETS", "BYTES"),
+        ),
+        [
+            (
+                row.service,
+                row.name,
+                describe_socket(row.address, row.port) if row.port else str(row.address),
+                row.pool,
+                str(row.weight),
+                row.admin.value + (", unresolved" if row.unresolved_on else ""),
+                percent(row.share_percent),
+                number(row.slots),
+                *_cells(row),
+            )
+            for row in rows
+        ],
+        right=frozenset({"WEIGHT", "SHARE%", "SLOTS", "FLOWS", "PACKETS", "BYTES"}),
+        empty="no backends; add one: lbctl backend add SERVICE NAME ADDRESS",
+    )
+
+
+def summary(service: ServiceDocument) -> str:
+    """A service in one line."""
+    return (
+        f"service {service.name}: {describe_vip(service)}, mode {service.mode}, "
+        f"affinity {service.affinity}, tracking {service.tracking}, "
+        f"no backend: {service.no_backend}, "
+        f"split {', '.join(f'{pool} {share:g} %' for pool, share in sorted(service.split.items()))}"
+    )
+
+
+def _takes_flows(backend: Backend) -> bool:
+    return backend.admin is Admin.UP and backend.weight > 0
+
+
+def _cells(row: Counters) -> tuple[str, str, str]:
+    return number(row.flows), number(row.packets), number(row.bytes)
+
+
+def _counters(stats: Stats | None) -> dict[str, int]:
+    if stats is None:
+        return {}
+    return {name: getattr(stats, name) for name in Counters.model_fields}
+
+
+def _service_stats(kernel: Kernel | None, service: str) -> Stats | None:
+    try:
+        return kernel.service_stats(service) if kernel else None
+    except DatapathError:  # lbd --detach took the maps away meanwhile
+        return None
+
+
+def _backend_stats(kernel: Kernel | None, service: str, backend: str) -> Stats | None:
+    try:
+        return kernel.backend_stats(service, backend) if kernel else None
+    except DatapathError:
+        return None
+
+
+def _slot_counts(kernel: Kernel | None, service: str) -> Mapping[str, int] | None:
+    try:
+        return kernel.slot_counts(service) if kernel else None
+    except DatapathError:
+        return None

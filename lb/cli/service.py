@@ -1,0 +1,134 @@
+"""lbctl service: VIPs and their policies."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lb.cli import words
+from lb.cli.change import Draft, perform
+from lb.cli.options import ServiceName, change, command
+from lb.cli.rows import backend_rows, backend_table, service_rows, service_table, summary
+from lb.cli.session import Session
+from lb.errors import ConflictError, UserError
+from lb.model import keys
+from lb.model.objects import Affinity, Mode, NoBackend, Protocol, Service, Tracking
+
+app = typer.Typer(help="Services: VIPs and their policies.", no_args_is_help=True)
+
+ProtocolOption = Annotated[Protocol, typer.Option("--protocol", help="Transport protocol.")]
+ModeHelp = "dsr: the server answers the client itself; nat: answers come back through the node."
+AffinityHelp = "What picks the backend: the 5-tuple, or the client's address alone."
+TrackingHelp = "Which flows are remembered, so that they stay where they are."
+NoBackendHelp = "While no backend is usable: answer (TCP RST, ICMP unreachable), or drop."
+
+
+@change(app, "add")
+def add(
+    session: Session,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new service.")],
+    vip: Annotated[
+        str,
+        typer.Option(
+            "--vip", metavar="ADDRESS:PORT", help="What clients connect to; IPv6: [ADDRESS]:PORT."
+        ),
+    ],
+    protocol: ProtocolOption = Protocol.TCP,
+    mode: Annotated[Mode, typer.Option("--mode", help=ModeHelp)] = Mode.DSR,
+    affinity: Annotated[Affinity, typer.Option("--affinity", help=AffinityHelp)] = Affinity.FLOW,
+    tracking: Annotated[Tracking, typer.Option("--tracking", help=TrackingHelp)] = Tracking.ALWAYS,
+    no_backend: Annotated[
+        NoBackend, typer.Option("--no-backend", help=NoBackendHelp)
+    ] = NoBackend.REJECT,
+) -> None:
+    """Add a service."""
+    address, port = words.socket(vip, "--vip")
+    document = words.build(
+        Service,
+        name=name,
+        vip=address,
+        port=port,
+        protocol=protocol,
+        mode=mode,
+        affinity=affinity,
+        tracking=tracking,
+        no_backend=no_backend,
+    )
+    perform(session, lambda draft: draft.add(document))
+
+
+@command(app, "list")
+def list_services(session: Session) -> None:
+    """List the services, with their counters on this node."""
+    state = session.state()
+    rows = service_rows(state, state.services, session.kernel(state))
+    session.emit([row.model_dump(mode="json") for row in rows], service_table(rows))
+
+
+@command(app, "show")
+def show(session: Session, service: ServiceName) -> None:
+    """Show one service, its policies and its backends."""
+    state = session.state()
+    if service not in state.services:
+        raise words.no_such_service(service, state)
+    document = state.services[service]
+    kernel = session.kernel(state)
+    [row] = service_rows(state, [service], kernel)
+    backends = backend_rows(state, [service], kernel)
+    session.emit(
+        {
+            "service": row.model_dump(mode="json"),
+            "backends": [each.model_dump(mode="json") for each in backends],
+        },
+        summary(document),
+        service_table([row]),
+        backend_table(backends),
+    )
+
+
+@change(app, "set")
+def set_policies(
+    session: Session,
+    service: ServiceName,
+    mode: Annotated[Mode | None, typer.Option("--mode", help=ModeHelp)] = None,
+    affinity: Annotated[Affinity | None, typer.Option("--affinity", help=AffinityHelp)] = None,
+    tracking: Annotated[Tracking | None, typer.Option("--tracking", help=TrackingHelp)] = None,
+    no_backend: Annotated[NoBackend | None, typer.Option("--no-backend", help=NoBackendHelp)] = None,
+) -> None:
+    """Change policies of a service; what isn't named stays as it is."""
+    asked = {
+        "mode": mode,
+        "affinity": affinity,
+        "tracking": tracking,
+        "no_backend": no_backend,
+    }
+    fields = {name: value for name, value in asked.items() if value is not None}
+    if not fields:
+        raise UserError(
+            "nothing to set", hint="name a policy, for example --no-backend drop; see --help"
+        )
+    perform(session, lambda draft: draft.put(words.rebuild(draft.service(service), **fields)))
+
+
+@change(app, "rm")
+def remove(
+    session: Session,
+    service: ServiceName,
+    cascade: Annotated[bool, typer.Option("--cascade", help="Remove its backends with it.")] = False,
+) -> None:
+    """Remove a service. Its VIP is no longer answered, and its flows end."""
+
+    def edit(draft: Draft) -> None:
+        if keys.service(service) not in draft.state.versions:  # unreadable ones can be removed
+            raise words.no_such_service(service, draft.state)
+        backends = draft.keys_under(keys.backend(service, ""))
+        if backends and not cascade:
+            raise ConflictError(
+                f"service {service!r} still has {len(backends)} backend"
+                + ("s" if len(backends) > 1 else ""),
+                hint=f"drain and remove them first, or: lbctl service rm {service} --cascade",
+            )
+        draft.remove_service(service)
+
+    perform(session, edit)

@@ -1,0 +1,74 @@
+"""lbctl trace: which backend a flow would reach, and why."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Annotated
+
+import typer
+
+from lb.cli import kernel, words
+from lb.cli.options import command
+from lb.cli.session import Session
+from lb.core.state import describe_socket
+from lb.errors import UserError
+from lb.model.objects import Address, Protocol
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    command(app, "trace")(trace)
+
+
+def trace(
+    session: Session,
+    client: Annotated[str, typer.Argument(metavar="CLIENT:PORT", help="Where the flow comes from.")],
+    vip: Annotated[str, typer.Argument(metavar="VIP:PORT", help="Where it goes.")],
+    protocol: Annotated[Protocol, typer.Option("--protocol", help="Transport protocol.")] = Protocol.TCP,
+) -> None:
+    """Show which backend a packet of this flow would reach now, and why.
+
+    It follows the data path's own steps through the kernel's own maps, so it needs root on a node.
+    """
+    source, source_port = _parse(client, "CLIENT:PORT")
+    target, target_port = _parse(vip, "VIP:PORT")
+    if source.version != target.version:
+        raise UserError(
+            f"{source} is IPv{source.version}, but {target} is IPv{target.version}",
+            hint="give two addresses of one family",
+        )
+    view = kernel.open_kernel(session.settings, session.state())
+    found = view.trace(protocol, source, source_port, target, target_port)
+    data = {
+        "protocol": protocol.value,
+        "client": str(source),
+        "client_port": source_port,
+        "vip": str(target),
+        "vip_port": target_port,
+        "service": found.service,
+        "slot": found.slot,
+        "slot_backend": found.slot_backend,
+        "tracked_backend": found.tracked_backend,
+        "backend": found.backend,
+        "verdict": found.verdict,
+        "why": list(found.why),
+    }
+    flow = f"{describe_socket(source, source_port)} -> {describe_socket(target, target_port)}"
+    reached = f"backend {found.service}/{found.backend}" if found.backend else "no backend"
+    session.emit(
+        data,
+        f"{flow}/{protocol}: {reached}",
+        *(f"  {number}. {step}" for number, step in enumerate(found.why, 1)),
+        f"  => {found.verdict}",
+    )
+
+
+def _parse(text: str, what: str) -> tuple[Address, int]:
+    address, port = words.socket(text, what)
+    try:
+        found = ip_address(address)
+    except ValueError:
+        raise UserError(f"{what}: {address!r} is not an IPv4 or IPv6 address") from None
+    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        raise UserError(f"{what}: port must be 1 to 65535, not {port}")
+    return found, int(port)

@@ -1,0 +1,227 @@
+"""Errors, exit codes, pipes, completion and start-up time (lb/cli/main.py)."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lb.cli import main
+from lb.cli.output import Format
+from lb.errors import DatapathError, ExitCode
+
+PROGRAM = [sys.executable, "-m", "lb.cli.main"]
+
+
+def program(*arguments, **options):
+    return subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, timeout=60, **options)
+
+
+def test_errors_are_json_on_stdout_too(web):
+    result = web("backend", "weight", "web", "b1", "70000", "-o", "json")
+    assert result.code == 2
+    assert result.json == {
+        "error": {
+            "kind": "UserError",
+            "message": "weight: must be 0 to 65535, not 70000",
+            "hint": "nothing was changed; `lbctl schema backend` says what is valid",
+            "exit_code": 2,
+        }
+    }
+    assert result.err.startswith("error: weight: must be 0 to 65535")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("service", "add", "--nonsense", "-o", "json"),
+        ("-o", "json", "service", "lst"),
+        ("service", "show", "--output=json"),
+        ("backend", "list", "a", "b", "-ojson"),
+        ("backend", "add", "web", "b1", "10.0.0.1", "--timeout", "x", "-o", "json"),
+        ("nope", "-o", "json"),
+        ("service", "add", "x", "--vip", "10.0.0.1:80", "--timeout", "-1", "-o", "json"),
+    ],
+)
+def test_usage_errors_are_json_too(lbctl, arguments):
+    result = lbctl(*arguments)
+    assert result.code == 2
+    error = result.json["error"]
+    assert (error["kind"], error["exit_code"]) == ("UsageError", 2)
+    assert "--help" in error["hint"]
+    assert len(result.err.splitlines()) == 2
+    assert result.err.startswith("error: ")
+
+
+def test_errors_as_yaml(lbctl):
+    assert lbctl("service", "show", "x", "-o", "yaml").out.startswith("error:\n  kind: NotFoundError\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["x", "-o", "json"], Format.JSON),
+        (["x", "-oyaml"], Format.YAML),
+        (["x", "-o=json"], Format.JSON),
+        (["x", "--output", "yaml", "--output=json"], Format.JSON),
+        (["x", "-o"], Format.TABLE),
+        (["x", "-o", "xml"], Format.TABLE),
+        (["x", "--", "-o", "json"], Format.TABLE),
+        ([], Format.TABLE),
+    ],
+)
+def test_asked_format(arguments, found):
+    assert main.asked_format(arguments) is found
+
+
+def test_without_arguments_it_helps(lbctl):
+    for arguments in ((), ("service",), ("backend",)):
+        result = lbctl(*arguments)
+        assert result.code == 2
+        assert "Usage: lbctl" in result.err
+        assert "Commands:" in result.err
+
+
+def test_help_and_version(lbctl):
+    text = " ".join(lbctl.ok("backend", "weight", "-h").out.split())
+    assert text.startswith("Usage: lbctl backend weight [OPTIONS]")
+    assert "NAME=WEIGHT" in text
+    assert lbctl.ok("--version").out == "lbctl 0.1.0\n"
+
+
+def test_a_bug_is_one_line(lbctl, monkeypatch):
+    def broken(_session):
+        raise KeyError("surprise")
+
+    monkeypatch.setattr("lb.cli.session.Session.state", broken)
+    result = lbctl("status", "-o", "json")
+    assert result.code == ExitCode.INTERNAL
+    assert result.json["error"]["kind"] == "InternalError"
+    assert len(result.err.splitlines()) == 2
+    assert "LB_DEBUG=1" in result.err
+    monkeypatch.setenv("LB_DEBUG", "1")
+    assert "Traceback" in lbctl("status").err
+
+
+def test_a_store_that_cannot_be_opened(lbctl, machine):
+    (machine / "text.db").write_text("this is no database, but long enough to look like one" * 20)
+    assert lbctl("status", "--store", str(machine / "text.db")).code == 5
+    assert lbctl("status", "--store", "etcd://somewhere").code == 2
+    assert lbctl("status", "--store", str(machine)).code == 5
+
+
+def test_store_and_config_options(lbctl, machine):
+    other = str(machine / "other.db")
+    lbctl.ok("service", "add", "web", "--vip", "10.0.0.1:80", "--store", other)
+    assert lbctl.json("service", "list") == []
+    assert len(lbctl.json("service", "list", "--store", other)) == 1
+    assert lbctl.json("status", "--store", other)["store"]["url"] == other
+    assert lbctl("status", "--config", str(machine / "none.toml")).code == 3
+    (machine / "bad.toml").write_text("stroe = 'x'")
+    result = lbctl("status", "--config", str(machine / "bad.toml"))
+    assert (result.code, "stroe" in result.err) == (2, True)
+
+
+def test_end_of_input_and_datapath_errors_have_their_codes(lbctl, monkeypatch):
+    def refuse(*_):
+        raise DatapathError("no maps", hint="start lbd")
+
+    monkeypatch.setattr("lb.cli.kernel.open_kernel", refuse)
+    result = lbctl("trace", "10.9.0.1:1000", "10.0.0.1:80", "-o", "json")
+    assert result.code == 6
+    assert result.json["error"]["hint"] == "start lbd"
+
+
+# -- the program -------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("machine")
+def test_the_program():
+    added = program("service", "add", "web", "--vip", "10.0.0.1:80", "-o", "json")
+    assert (added.returncode, added.stderr) == (0, "")
+    assert json.loads(added.stdout)["changed"] is True
+    again = program("service", "add", "web", "--vip", "10.0.0.1:80", "-o", "json")
+    assert again.returncode == 4
+    assert json.loads(again.stdout)["error"]["kind"] == "ConflictError"
+
+
+@pytest.mark.usefixtures("web")
+def test_a_closed_pipe_is_quiet():
+    read, write = os.pipe()
+    os.close(read)
+    for arguments in (("export",), ("schema",), ("service", "list", "-o", "json")):
+        process = subprocess.run(
+            [*PROGRAM, *arguments], stdout=write, stderr=subprocess.PIPE, timeout=60
+        )
+        assert (process.returncode, process.stderr) == (141, b"")
+    os.close(write)
+
+
+@pytest.mark.usefixtures("machine")
+def test_help_needs_none_of_the_heavy_modules():
+    code = (
+        "import sys\nfrom lb.cli import main\nassert main.run(['--help']) == 0\n"
+        "heavy = {'numpy', 'pyroute2', 'bcc', 'yaml', 'rich', 'sqlite3', 'tenacity'}\n"
+        "sys.exit(' '.join(heavy & set(sys.modules)) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.usefixtures("machine")
+def test_listing_without_a_kernel_needs_no_numpy():
+    code = (
+        "import sys\nfrom lb.cli import main\nassert main.run(['backend', 'list']) == 0\n"
+        "sys.exit(' '.join({'numpy', 'pyroute2', 'bcc', 'rich'} & set(sys.modules)) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+# -- completion --------------------------------------------------------------------------------
+
+
+def complete(lbctl, monkeypatch, line):
+    with monkeypatch.context() as patch:
+        patch.setenv("_LBCTL_COMPLETE", "complete_bash")
+        patch.setenv("COMP_WORDS", line)
+        patch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
+        return lbctl()
+
+
+@pytest.mark.parametrize(
+    ("line", "offered", "missing"),
+    [
+        ("lbctl service show ", ["web", "api"], ["b1"]),
+        ("lbctl service show w", ["web"], ["api"]),
+        ("lbctl backend weight web ", ["b1", "b2", "b3"], ["a1"]),
+        ("lbctl backend drain web b1 ", ["b2"], ["a1"]),
+        ("lbctl backend show api ", ["a1"], ["b1"]),
+        ("lbctl backend list ", ["web", "api"], []),
+        ("lbctl ba", ["backend"], ["service"]),
+        ("lbctl schema m", ["manifest"], ["service"]),
+    ],
+)
+def test_completion(web, monkeypatch, line, offered, missing):
+    web.ok("service", "add", "api", "--vip", "10.0.0.2:80")
+    web.ok("backend", "add", "api", "a1", "10.0.1.9")
+    result = complete(web, monkeypatch, line)
+    assert result.err == ""
+    assert set(offered) <= set(result.out.split())
+    assert not set(missing) & set(result.out.split())
+
+
+def test_completion_of_another_store(web, monkeypatch, machine):
+    other = str(machine / "other.db")
+    web.ok("service", "add", "elsewhere", "--vip", "10.0.0.1:80", "--store", other)
+    assert "elsewhere" in complete(web, monkeypatch, f"lbctl service show --store {other} ").out
+
+
+def test_completion_without_a_store_is_silent_and_makes_none(lbctl, monkeypatch, machine):
+    result = complete(lbctl, monkeypatch, "lbctl service show ")
+    assert (result.out.strip(), result.err) == ("", "")
+    assert not (machine / "store.db").exists()
+    monkeypatch.setenv("LB_CONFIG", str(machine / "none.toml"))
+    result = complete(lbctl, monkeypatch, "lbctl service show ")
+    assert (result.out.strip(), result.err) == ("", "")

@@ -1,0 +1,151 @@
+"""lbctl service …"""
+
+import json
+
+import pytest
+
+from lb.model import keys
+from lb.store.base import Put
+
+
+def test_add_writes_one_document_and_makes_the_seed(lbctl, store):
+    result = lbctl.ok("service", "add", "web", "--vip", "10.0.0.1:80", "--mode", "nat")
+    assert "service web: 10.0.0.1:80/tcp, mode nat" in result.out
+    items = {item.key: json.loads(item.value) for item in store.read(keys.ROOT).items}
+    assert items[keys.service("web")]["mode"] == "nat"
+    assert len(bytes.fromhex(items[keys.CONFIG]["seed"])) == 16
+    assert store.read(keys.ROOT).revision == 1  # one commit for both
+
+
+def test_the_seed_is_made_once(lbctl, store):
+    lbctl.ok("service", "add", "web", "--vip", "10.0.0.1:80")
+    seed = store.get(keys.CONFIG).value
+    lbctl.ok("service", "add", "api", "--vip", "10.0.0.2:80")
+    assert store.get(keys.CONFIG).value == seed
+
+
+def test_looking_makes_no_revision(lbctl, store):
+    lbctl.ok("service", "list")
+    lbctl.ok("status")
+    lbctl.ok("export")
+    assert store.read(keys.ROOT).revision == 0
+
+
+@pytest.mark.parametrize(
+    ("vip", "address", "port"),
+    [("10.0.0.1:80", "10.0.0.1", 80), ("[2001:db8::1]:443", "2001:db8::1", 443)],
+)
+def test_add_takes_both_families(lbctl, vip, address, port):
+    lbctl.ok("service", "add", "web", "--vip", vip, "--protocol", "udp", "--affinity", "client")
+    [row] = lbctl.json("service", "list")
+    assert (row["vip"], row["port"], row["protocol"]) == (address, port, "udp")
+    assert row["affinity"] == "client"
+    assert vip + "/udp" in lbctl.ok("service", "list").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["web", "--vip", "10.0.0.1"], "--vip: '10.0.0.1' has no port"),
+        (["web", "--vip", "2001:db8::1"], "'2001:db8::1' has no port"),
+        (["web", "--vip", "10.0.0.1:"], "no port behind the colon"),
+        (["web", "--vip", "[2001:db8::1:80"], "is not [ADDRESS]:PORT"),
+        (["web", "--vip", "10.0.0.1:0"], "port: must be 1 to 65535, not 0"),
+        (["web", "--vip", "10.0.0.1:70000"], "port: must be 1 to 65535, not 70000"),
+        (["web", "--vip", "10.0.0.1:http"], "port: must be 1 to 65535, not http"),
+        (["web", "--vip", "10.0.0:80"], "vip: '10.0.0' is not an IPv4 or IPv6 address"),
+        (["web", "--vip", "224.0.0.1:80"], "vip: 224.0.0.1 is not a unicast address"),
+        (["web", "--vip", "[fe80::1]:80"], "vip: fe80::1 is link-local"),
+        (["Web", "--vip", "10.0.0.1:80"], "name: must be 1 to 63 of a-z, 0-9 and '-'"),
+        (["w" * 64, "--vip", "10.0.0.1:80"], "name: must be 1 to 63"),
+        (["", "--vip", "10.0.0.1:80"], "name: must be 1 to 63"),
+        (["a/b", "--vip", "10.0.0.1:80"], "name: must be 1 to 63"),
+        (["web", "--vip", "10.0.0.1:80", "--mode", "tunnel"], "--mode"),
+        (["web"], "--vip"),
+    ],
+)
+def test_add_refuses_bad_input_in_one_line(lbctl, store, arguments, message):
+    for extra in ([], ["--dry-run"]):
+        result = lbctl("service", "add", *arguments, *extra)
+        assert result.code == 2
+        error, hint = result.err.splitlines()
+        assert error.startswith("error: ")
+        assert message in error
+        assert hint.startswith("hint: ")
+        assert result.out == ""
+    assert store.read(keys.ROOT).revision == 0
+
+
+def test_add_of_a_taken_name_or_vip(web, store):
+    before = store.read(keys.ROOT)
+    taken = web("service", "add", "web", "--vip", "10.0.0.9:80")
+    assert (taken.code, taken.err.splitlines()[0]) == (4, "error: service web exists already")
+    vip = web("service", "add", "other", "--vip", "10.0.0.1:80")
+    assert vip.code == 2
+    assert "service other: VIP 10.0.0.1:80/tcp belongs to service 'web' already" in vip.err
+    assert store.read(keys.ROOT) == before
+    web.ok("service", "add", "other", "--vip", "10.0.0.1:80", "--protocol", "udp")
+
+
+def test_list_when_empty(lbctl):
+    assert "no services" in lbctl.ok("service", "list").out
+    assert lbctl.json("service", "list") == []
+
+
+def test_show(web):
+    data = web.json("service", "show", "web")
+    assert data["service"]["backends"] == 3
+    assert [b["share_percent"] for b in data["backends"]] == [50.0, 30.0, 20.0]
+    assert data["service"]["flows"] is None
+    text = web.ok("service", "show", "web").out
+    assert "no backend: reject" in text
+    assert "10.0.1.3" in text
+
+
+def test_set_changes_only_what_is_named(web):
+    web.ok("service", "set", "web", "--no-backend", "drop", "--affinity", "client")
+    row = web.json("service", "show", "web")["service"]
+    assert (row["no_backend"], row["affinity"], row["tracking"]) == ("drop", "client", "always")
+    assert "unchanged" in web.ok("service", "set", "web", "--no-backend", "drop").out
+    assert web("service", "set", "web").code == 2
+
+
+def test_set_refuses_what_the_backends_cant_follow(lbctl, store):
+    lbctl.ok("service", "add", "web", "--vip", "10.0.0.1:80", "--mode", "nat")
+    lbctl.ok("backend", "add", "web", "b1", "10.0.1.1:8080")
+    before = store.read(keys.ROOT)
+    result = lbctl("service", "set", "web", "--mode", "dsr")
+    assert result.code == 2
+    assert "backend web/b1: mode dsr can't change the port from 80 to 8080" in result.err
+    assert store.read(keys.ROOT) == before
+
+
+def test_rm_refuses_while_there_are_backends(web, store):
+    result = web("service", "rm", "web")
+    assert result.code == 4
+    assert "still has 3 backends" in result.err
+    assert "--cascade" in result.err
+    web.ok("service", "rm", "web", "--cascade")
+    assert [item.key for item in store.read(keys.ROOT).items] == [keys.CONFIG]
+    assert web("service", "rm", "web").code == 3
+
+
+def test_rm_takes_the_slot_table_along(web, store):
+    store.commit([Put(keys.table("web"), '{"service": "web", "backends": [], "runs": [[-1, 65536]]}')])
+    web.ok("service", "rm", "web", "--cascade")
+    assert store.get(keys.table("web")) is None
+
+
+def test_unknown_names_suggest_close_ones(web):
+    result = web("service", "show", "wbe")
+    assert result.code == 3
+    assert result.err == "error: no service 'wbe'\nhint: did you mean 'web'?\n"
+    assert "`lbctl service list`" in web("service", "rm", "zzzzzz").err
+
+
+def test_an_unreadable_service_can_be_removed_and_replaced(lbctl, store):
+    store.commit([Put(keys.service("web"), '{"name": "web"}')])
+    assert "quarantined" in lbctl("service", "show", "web").err
+    assert lbctl("service", "add", "web", "--vip", "10.0.0.1:80").code == 4
+    lbctl.ok("service", "rm", "web")
+    lbctl.ok("service", "add", "web", "--vip", "10.0.0.1:80")

@@ -1,0 +1,166 @@
+"""--wait (lb/cli/wait.py)."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lb.cli.wait import until_applied
+from lb.errors import CapacityError, DatapathError, NotAppliedError
+from lb.model import keys
+from lb.model.objects import NodeStatus
+from lb.store.base import Put
+
+WAIT = ("--wait", "--timeout", "30")
+PROBLEM = {"where": "web/b1", "message": "no way to it", "hint": "add a route"}
+
+
+def test_returns_when_all_nodes_have_applied_it(web, nodes, store):
+    nodes.follow("n1")
+    nodes.follow("n2")
+    result = web.ok("backend", "weight", "web", "b1", "1", *WAIT)
+    assert "applied by n1, n2" in result.out
+    data = web.json("backend", "weight", "web", "b1", "2", *WAIT)
+    assert data["applied_by"] == ["n1", "n2"]
+    assert data["revision"] < store.read(keys.ROOT).revision
+
+
+def test_without_a_node(web, store):
+    began = time.monotonic()
+    result = web("backend", "weight", "web", "b1", "1", *WAIT)
+    assert result.code == 7
+    assert "no node is there" in result.err
+    assert "start lbd" in result.err
+    assert time.monotonic() - began < 10  # it doesn't wait for what isn't there
+    assert '"weight":1' in store.get(keys.backend("web", "b1")).value  # stored all the same
+
+
+def test_names_the_nodes_that_are_late(web, nodes):
+    nodes.follow("n1")
+    nodes.put("n2", 2, problems=({"where": "eth0", "message": "link is down"},))
+    nodes.put("n3", 1)
+    result = web("backend", "weight", "web", "b1", "1", "--wait", "--timeout", "0.2", "-o", "json")
+    assert result.code == 7
+    error = result.json["error"]
+    assert "n2 (at revision 2), n3 (at revision 1)" in error["message"]
+    assert "n1" not in error["message"]
+    assert "link is down" in error["hint"]
+
+
+def test_no_wait_does_not(web, nodes):
+    nodes.put("n1", 0)
+    web.ok("backend", "weight", "web", "b1", "1")
+    web.ok("backend", "weight", "web", "b1", "2", "--no-wait")
+    web.ok("backend", "weight", "web", "b1", "3", "--wait", "--dry-run")
+
+
+def test_unchanged_waits_for_what_is_there(web, nodes):
+    nodes.put("n1", 1)
+    behind = web("backend", "weight", "web", "b1", "50", "--wait", "--timeout", "0.1")
+    assert behind.code == 7
+    nodes.put("n1", 4)  # the revision of the last change; the node's own reports come after it
+    result = web.ok("backend", "weight", "web", "b1", "50", *WAIT)
+    assert "unchanged" in result.out
+    assert "applied by n1" in result.out
+
+
+@pytest.mark.parametrize("where", ["web/b1", "/lb/v1/backends/web/b1", "web", "/lb/v1/services/web"])
+def test_a_nodes_problem_with_the_changed_object(web, nodes, where):
+    nodes.follow("n1", problems=({**PROBLEM, "where": where},))
+    result = web("backend", "weight", "web", "b1", "1", *WAIT)
+    assert result.code == 6
+    assert "node n1 could not apply it" in result.err
+    assert "no way to it" in result.err
+    assert "hint: add a route" in result.err
+
+
+def test_a_full_map_has_its_own_code(web, nodes):
+    full = {"where": "web/b1", "message": "backends map is full (8)", "hint": "raise limits.backends"}
+    nodes.follow("n1", problems=(full,))
+    assert web("backend", "weight", "web", "b1", "1", *WAIT).code == 8
+
+
+def test_problems_of_others_do_not_matter(web, nodes):
+    nodes.follow("n1", problems=({**PROBLEM, "where": "web/b2"},))
+    web.ok("backend", "weight", "web", "b1", "1", *WAIT)
+
+
+def test_what_stops_a_node_as_a_whole(nodes, store):
+    """It stays at its old revision, and its problem is under its own name."""
+    old = {"where": "n1", "message": "pinned map is not as lb.toml says", "hint": ""}
+    new = {"where": "n1", "message": "vips map is full (8 entries)", "hint": "raise limits.vips"}
+    nodes.put("n1", 1, problems=(old,))
+    before = {"n1": reported(store, "n1")}
+    nodes.put("n1", 1, problems=(old, new))
+    with pytest.raises(CapacityError, match="vips map is full"):
+        until_applied(store, 99, 30, set(), before)
+    with pytest.raises(NotAppliedError, match="n1"):  # known before: no news of this change
+        until_applied(store, 99, 0, set(), {"n1": reported(store, "n1")})
+
+
+def reported(store, name):
+    return NodeStatus.model_validate_json(store.get(keys.node(name)).value)
+
+
+def test_a_node_that_leaves_is_not_waited_for(nodes, store):
+    lease = store.grant(1000)
+    nodes.put("n2", 0)
+    status = store.get(keys.node("n2")).value.replace('"n2"', '"n1"')
+    store.commit([Put(keys.node("n1"), status, lease=lease)])
+    nodes.put("n2", 50)
+
+    class Leaving:
+        """The store, whose node n1 leaves when the watch has begun."""
+
+        def read(self, prefix):
+            return store.read(prefix)
+
+        def watch(self, prefix, *, after):
+            watch = store.watch(prefix, after=after)
+            store.revoke(lease)
+            return watch
+
+    assert until_applied(Leaving(), 50, 30, set(), {}) == ["n2"]
+
+
+def test_an_unreadable_report_is_no_progress(nodes, store):
+    nodes.put("n1", 1)
+
+    class Broken:
+        def read(self, prefix):
+            return store.read(prefix)
+
+        def watch(self, prefix, *, after):
+            store.commit([Put(keys.node("n1"), '{"revision": 999}')])
+            return store.watch(prefix, after=after)
+
+    with pytest.raises(NotAppliedError, match="n1 \\(at revision 1\\)"):
+        until_applied(Broken(), 50, 0.1, set(), {})
+
+
+def test_problem_kinds(store, nodes):
+    nodes.put("n1", 5, problems=(PROBLEM,))
+    with pytest.raises(DatapathError):
+        until_applied(store, 5, 0, {keys.backend("web", "b1")}, {})
+
+
+@pytest.mark.usefixtures("web")
+def test_ctrl_c_is_quiet(nodes, store):
+    nodes.put("n1", 0)
+    revision = store.read(keys.ROOT).revision
+    with store.watch(keys.ROOT, after=revision) as watch:
+        command = [sys.executable, "-m", "lb.cli.main", "backend", "weight", "web", "b1", "1"]
+        process = subprocess.Popen(
+            [*command, "--wait", "--timeout", "60"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=dict(os.environ),
+        )
+        assert watch.next(30) is not None  # it has stored the change, and waits now
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert (out, err) == (b"", b"")
