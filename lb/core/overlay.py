@@ -10,13 +10,15 @@ A pure function of the base table and of each backend's *fitness* (0 = can't be 
    backends first of all); it goes to the first that accepts. A candidate of fitness f accepts the
    share f of all slots, always the same ones. Only the slots of a backend that falls move then, and
    only those that went to it move back.
-3. That is even on average; what is missing to even to the slot is repaired by passing orphans on
-   from those who got too many, again in fixed orders, so that the repair differs little when little
-   changes.
+3. That is even on average; what is missing to even to the slot is repaired: who got too many passes
+   the surplus on to who got too few, by stable matching (deferred acceptance, Gale and Shapley 1962),
+   whose outcome changes little when little changes.
 
-Steps 1 and 2 alone would move exactly the least possible; step 3 costs a little on top (docs: how
-much). This is rendezvous hashing's idea, drawn instead of ranked: the work is proportional to the
-orphans, not to orphans times backends.
+Steps 1 and 2 alone would move exactly the least possible; step 3 costs a little on top (see
+docs/decisions/007). This is rendezvous hashing's idea, drawn instead of ranked: the work is
+proportional to the orphans, not to orphans times backends. The draws are a Weyl sequence over the
+slot's number rather than a hash of it: neighbouring slots, which mostly had the same owner, then spread
+evenly by themselves, and step 3 has less to do.
 """
 
 from __future__ import annotations
@@ -31,9 +33,17 @@ from lb.core.apportion import IntArray
 from lb.core.flowhash import mix_words
 from lb.core.slots import EMPTY, SLOTS, Member, Table
 
-# A slot whose candidates all refuse for so long takes what is left; (1 - share)^ROUNDS of the
-# orphans get there, and the repair looks at them anyway.
+# The first draws are low-discrepancy: multiples of the powers of 1/x, with x the root of
+# x^(d+1) = x + 1, fill the d-dimensional unit cube evenly (Roberts, "The Unreasonable Effectiveness of
+# Quasirandom Sequences", 2018). Odd 64-bit integers stand for the fractions.
+_DIMENSIONS = 8
+_ROOT = 1.085070245491451
+_WEYL = [int(_ROOT ** -(k + 1) * 2**64) | 1 for k in range(_DIMENSIONS)]
+
+# Draws after which an orphan takes the fittest backend; 2^-48 of them get there while half are fit.
 _ROUNDS = 48
+# Rounds of matching after which the few slots that are left are settled one by one.
+_MATCH_ROUNDS = 256
 
 U64 = NDArray[np.uint64]
 
@@ -62,127 +72,149 @@ class _Overlay:
         self.base = base
         self.weights = weights
         self.effective = effective
-        self.pools = pools
         self.slots = base.slots.copy()
         self.held = np.bincount(base.slots[base.slots >= 0], minlength=len(weights))
+        self.pool_names, pool_of = np.unique(pools.astype(str), return_inverse=True)
+        self.pool_of = pool_of.astype(np.int64)
 
     def table(self) -> Table:
-        alive = {pool for pool in set(self.pools) if self.effective[self.pools == pool].any()}
+        pools = range(len(self.pool_names))
+        alive = [pool for pool in pools if self.effective[self.pool_of == pool].any()]
         if not alive:
-            return Table(self.base.backends, np.full(SLOTS, EMPTY, dtype=np.int32), self.base.parts)
-        owner_pool = np.array([*self.pools, ""], dtype=object)[self.base.slots]
-        homeless = ~np.isin(owner_pool, list(alive)) & (self.base.slots != EMPTY)
-        sizes = self._sizes(alive, int(homeless.sum()))
-        adopted = _adopt(
-            np.flatnonzero(homeless), sizes, {p: int((owner_pool == p).sum()) for p in alive}
+            return Table(self.base.backends, np.full(SLOTS, EMPTY, np.int32), self.base.parts)
+        keep, orphans = self._part()
+        owner_pool = self.pool_of[self.base.slots[orphans]]
+        homeless = orphans[~np.isin(owner_pool, alive)]
+        own = {pool: int(self.held[self.pool_of == pool].sum()) for pool in alive}
+        extra = self._shares(alive, len(homeless))
+        adopted = np.split(
+            homeless[np.argsort(_bits(homeless, 2), kind="stable")], np.cumsum(extra)[:-1]
         )
-        for pool in sorted(alive):
-            mine = np.flatnonzero(owner_pool == pool)
-            self._deal(pool, mine, adopted[pool], sizes[pool])
+        for pool, more in zip(alive, adopted, strict=True):
+            mine = np.concatenate((orphans[owner_pool == pool], more))
+            if len(mine):
+                self._deal(pool, mine, keep, own[pool] + len(more))
         return Table(self.base.backends, self.slots, self.base.parts)
 
-    def _sizes(self, alive: set[str], homeless: int) -> dict[str, int]:
-        """Slots for each pool that is alive: its own and its part of the homeless."""
-        own = {pool: int(self.held[self.pools == pool].sum()) for pool in alive}
-        order = sorted(alive)
-        parts = np.array([self.base.parts.get(pool, 0) for pool in order], dtype=np.int64)
+    def _part(self) -> tuple[IntArray, IntArray]:
+        """How many base slots each backend keeps, and the slots that it doesn't."""
+        whole = self.effective == self.weights * 65536
+        keep = np.where(whole, self.held, 0)
+        for index in np.flatnonzero(~whole & (self.effective > 0)):
+            keep[index] = (
+                self.held[index] * int(self.effective[index]) // (int(self.weights[index]) * 65536)
+            )
+        losing = keep < self.held
+        orphans = np.flatnonzero(np.append(losing, False)[self.base.slots])
+        part = np.flatnonzero(losing & (keep > 0))
+        for index in part:
+            mine = np.flatnonzero(self.base.slots == index)
+            kept = mine[np.argsort(_bits(mine, 1), kind="stable")[: keep[index]]]
+            orphans = np.setdiff1d(orphans, kept, assume_unique=True)
+        return keep, orphans
+
+    def _shares(self, alive: list[int], homeless: int) -> IntArray:
+        """How many slots of dead pools each pool that is alive takes in: by split."""
+        parts = np.array([self.base.parts.get(self.pool_names[pool], 0) for pool in alive], np.int64)
         if not parts.any():
             parts[:] = 1
-        extra = apportion.split(homeless, parts, int(parts.sum()), np.zeros_like(parts))
-        return {pool: own[pool] + int(n) for pool, n in zip(order, extra, strict=True)}
+        return apportion.split(homeless, parts, int(parts.sum()), np.zeros_like(parts))
 
-    def _deal(self, pool: str, mine: IntArray, adopted: IntArray, size: int) -> None:
-        inside = np.flatnonzero(self.pools == pool)
-        effective = self.effective[inside]
-        total = int(effective.sum())
-        whole = effective == self.weights[inside] * 65536
-        kept_before = self.held[inside]
-        share = apportion.split(size, effective, total, kept_before)
-        keep = np.where(whole, kept_before, np.minimum(kept_before, share))
-        local = np.full(len(self.weights) + 1, -1, dtype=np.int64)
-        local[inside] = np.arange(len(inside))
-        owners = local[self.base.slots[mine]]
-        order = np.lexsort((_priority(mine, 1), owners))
-        first = np.concatenate(([0], np.cumsum(np.bincount(owners, minlength=len(inside)))[:-1]))
-        rank = np.empty(len(mine), dtype=np.int64)
-        rank[order] = np.arange(len(mine)) - first[owners[order]]
-        orphans = np.concatenate((mine[rank >= keep[owners]], adopted))
-        chosen = _draw(orphans, self.weights[inside], effective)
-        counts = keep + np.bincount(chosen, minlength=len(inside))
-        targets = apportion.split(size, effective, total, counts, least=keep)
-        chosen = _repair(orphans, chosen, targets - keep, effective)
+    def _deal(self, pool: int, orphans: IntArray, keep: IntArray, size: int) -> None:
+        inside = np.flatnonzero(self.pool_of == pool)
+        weights, effective, kept = self.weights[inside], self.effective[inside], keep[inside]
+        chosen = _draw(orphans, weights, effective)
+        counts = kept + np.bincount(chosen, minlength=len(inside))
+        targets = apportion.split(size, effective, int(effective.sum()), counts, least=kept)
+        chosen = _repair(orphans, chosen, targets - kept, np.where(effective > 0, weights, 0))
         self.slots[orphans] = inside[chosen].astype(np.int32)
-
-
-def _adopt(homeless: IntArray, sizes: Mapping[str, int], own: Mapping[str, int]) -> dict[str, IntArray]:
-    """Give the slots of dead pools to those that live, in a fixed order."""
-    order = homeless[np.argsort(_priority(homeless, 2), kind="stable")]
-    found, start = {}, 0
-    for pool in sorted(sizes):
-        count = sizes[pool] - own[pool]
-        found[pool] = order[start : start + count]
-        start += count
-    return found
 
 
 def _draw(orphans: IntArray, weights: IntArray, effective: IntArray) -> IntArray:
     """The first candidate of each orphan that accepts; indexes into `weights`."""
-    bounds = np.cumsum(weights)
-    total = int(bounds[-1])
     accept = np.divide(effective, weights * 65536, out=np.zeros(len(weights)), where=weights > 0)
-    chosen = np.full(len(orphans), -1, dtype=np.int64)
+    chosen = np.full(len(orphans), int(np.argmax(effective)), dtype=np.int64)
     waiting = np.arange(len(orphans))
     for turn in range(_ROUNDS):
         if not len(waiting):
-            return chosen
-        dice = _priority(orphans[waiting], 16 + turn)
-        # Upper bits pick the candidate, lower ones say whether it accepts.
-        points = (dice >> np.uint64(32)).astype(np.int64) * total >> 32
-        candidate = np.searchsorted(bounds, points, side="right")
-        coin = (dice & np.uint64(0xFFFFFFFF)).astype(np.float64) / 2**32
-        taken = coin < accept[candidate]
+            break
+        slots = orphans[waiting]
+        if turn < _DIMENSIONS:
+            dice = slots.astype(np.uint64) * np.uint64(_WEYL[turn])
+        else:
+            dice = _bits(slots, 16 + turn)
+        candidate = _pick(dice, weights)
+        taken = _fraction(_bits(slots, 1024 + turn)) < accept[candidate]
         chosen[waiting[taken]] = candidate[taken]
         waiting = waiting[~taken]
-    fallback = int(np.argmax(effective))
-    chosen[waiting] = fallback
     return chosen
 
 
-def _repair(orphans: IntArray, chosen: IntArray, want: IntArray, effective: IntArray) -> IntArray:
+def _repair(orphans: IntArray, chosen: IntArray, want: IntArray, weights: IntArray) -> IntArray:
     """Pass orphans on until each backend has as many as `want` says."""
     have = np.bincount(chosen, minlength=len(want))
-    order = np.lexsort((_priority(orphans, 3), chosen))
-    first = np.concatenate(([0], np.cumsum(have)[:-1]))
-    rank = np.arange(len(orphans)) - first[chosen[order]]
-    passed = order[rank >= want[chosen[order]]]
-    need = np.maximum(want - have, 0)
+    order, rank = _ranked(chosen, _bits(orphans, 3))
+    passed = np.sort(order[rank >= want[chosen[order]]])
     result = chosen.copy()
-    # Deferred acceptance would be stable to the last slot; a few rounds of drawing among those in
-    # need, weighted by their need, come near it and stay fast.
-    waiting = passed[np.argsort(_priority(orphans[passed], 4), kind="stable")]
-    weights = np.where(need > 0, np.maximum(effective >> 16, 1), 0)
-    for turn in range(_ROUNDS):
-        if not len(waiting) or not weights.any():
-            break
-        bounds = np.cumsum(weights)
-        dice = _priority(orphans[waiting], 1024 + turn)
-        points = (dice >> np.uint64(32)).astype(np.int64) * int(bounds[-1]) >> 32
-        candidate = np.searchsorted(bounds, points, side="right")
-        by_candidate = np.argsort(candidate, kind="stable")
-        counts = np.bincount(candidate, minlength=len(want))
-        starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
-        place = np.arange(len(waiting)) - starts[candidate[by_candidate]]
-        accepted = by_candidate[place < need[candidate[by_candidate]]]
-        result[waiting[accepted]] = candidate[accepted]
-        need -= np.bincount(candidate[accepted], minlength=len(want))
-        rest = np.ones(len(waiting), dtype=bool)
-        rest[accepted] = False
-        waiting = waiting[rest]
-        weights = np.where(need > 0, weights, 0)
-    result[waiting] = np.repeat(np.arange(len(want)), need)[: len(waiting)]
+    if len(passed):
+        result[passed] = _match(orphans[passed], np.maximum(want - have, 0), weights)
     return result
 
 
-def _priority(slots: IntArray, purpose: int) -> U64:
+def _match(slots: IntArray, room: IntArray, weights: IntArray) -> IntArray:
+    """Stable matching of slots with backends that have `room`, which sums to their number: each slot
+    asks the candidates of a fixed sequence in turn, each backend keeps those it likes best."""
+    chosen = np.full(len(slots), -1, dtype=np.int64)
+    bits = _bits(slots, 5)
+    waiting = np.arange(len(slots))
+    turns = np.zeros(len(slots), dtype=np.int64)
+    for _ in range(_MATCH_ROUNDS):
+        if not len(waiting):
+            return chosen
+        dice = mix_words(bits[waiting] + turns[waiting].astype(np.uint64))
+        turns[waiting] += 1
+        candidate = _pick(dice, weights)
+        asks = room[candidate] > 0
+        asked = np.zeros(len(room), dtype=bool)
+        asked[candidate[asks]] = True
+        held = np.flatnonzero((chosen >= 0) & asked[chosen])
+        who = np.concatenate((held, waiting[asks]))
+        at = np.concatenate((chosen[held], candidate[asks]))
+        order, rank = _ranked(at, mix_words(bits[who] ^ at.astype(np.uint64)))
+        who, at = who[order], at[order]
+        liked = rank < room[at]
+        chosen[who[liked]] = at[liked]
+        chosen[who[~liked]] = -1
+        waiting = np.concatenate((waiting[~asks], who[~liked]))
+    room = room - np.bincount(chosen[chosen >= 0], minlength=len(room))
+    for index in np.sort(waiting):
+        open_ = np.flatnonzero(room > 0)
+        likes = mix_words(bits[index] ^ open_.astype(np.uint64))
+        chosen[index] = open_[np.argmin(likes)]
+        room[chosen[index]] -= 1
+    return chosen
+
+
+def _ranked(groups: IntArray, priority: U64) -> tuple[IntArray, IntArray]:
+    """An order that sorts by group and then by priority, and the rank in its group of each place."""
+    order = np.lexsort((priority, groups))
+    counts = np.bincount(groups)
+    first = np.concatenate(([0], np.cumsum(counts)[:-1]))
+    return order, np.arange(len(groups)) - first[groups[order]]
+
+
+def _pick(dice: U64, weights: IntArray) -> IntArray:
+    """An index for each throw, by weight. The sum of weights is below 2^31."""
+    bounds = np.cumsum(weights)
+    points = (dice >> np.uint64(32)).astype(np.int64) * int(bounds[-1]) >> 32
+    return np.searchsorted(bounds, points, side="right")
+
+
+def _fraction(bits: U64) -> NDArray[np.float64]:
+    # 32 bits are exact in a double, so that all machines compare alike.
+    return (bits >> np.uint64(32)).astype(np.float64) / 2**32
+
+
+def _bits(slots: IntArray, purpose: int) -> U64:
     """64 pseudo-random bits for each slot, the same on every machine."""
     return mix_words(slots.astype(np.uint64) << np.uint64(16) ^ np.uint64(purpose))

@@ -60,6 +60,11 @@ class Packet:
         return self.destination.version == 6
 
     @property
+    def is_tagged(self) -> bool:
+        """Did it come by a VLAN?"""
+        return self.l3 != ETHERNET_BYTES
+
+    @property
     def ttl(self) -> int:
         """TTL or hop limit."""
         return self.frame[self.l3 + (7 if self.ipv6 else 8)]

@@ -46,7 +46,14 @@ def choose_backend(packet: Packet, number: int, service: Service, world: World) 
     if not track:
         # Without entries, a connection's start is all that can be counted.
         return Choice(chosen, is_new=packet.syn)
-    entry = Flow(chosen, backend.generation, world.now, embryonic=packet.syn)
+    entry = Flow(
+        chosen,
+        backend.generation,
+        world.now,
+        embryonic=packet.syn,
+        ifindex=0 if packet.is_tagged else packet.ifindex,
+        mac=packet.frame[6:12],
+    )
     return Choice(chosen, is_new=True, flow=(key, entry))
 
 

@@ -16,6 +16,7 @@ from lb.core.reference.world import (
     Result,
     Route,
     RouteQuery,
+    RouteResult,
     Service,
     Stats,
     Verdict,
@@ -123,6 +124,8 @@ def _nat_reply(packet: Packet, world: World) -> Result:
     if packet.ttl <= 1:
         return _drop(packet.frame, Outcome.DROP_TTL)
 
+    if way.route is Route.NO_NEIGHBOUR:
+        way = _return_to_sender(packet, nat, service, world) or way
     stats = Stats(reply_packets=1, reply_bytes=len(packet.frame))
     packet = rewrite.nat_source(packet, service.vip, service.port)
     sendable = world.reachable is None or way.ifindex in world.reachable
@@ -143,4 +146,24 @@ def _is_our_flow(packet: Packet, nat: NatBack, service: Service, world: World) -
         return False
     if service.tracking is Tracking.NEVER:
         return True
-    return FlowKey(packet.destination, nat.service, packet.dport, service.port) in world.conntrack
+    return _client_side(packet, nat, service) in world.conntrack
+
+
+def _return_to_sender(
+    packet: Packet, nat: NatBack, service: Service, world: World
+) -> RouteResult | None:
+    """To where the flow came from, as it remembers: the kernel can't help with a client that it
+    never talked to, as it drops what comes in with an address (the VIP) of its own as the source.
+    """
+    if service.tracking is Tracking.NEVER:
+        return None
+    flow = world.conntrack[_client_side(packet, nat, service)]
+    smac = world.links.get(flow.ifindex)
+    if not flow.ifindex or smac is None:
+        return None
+    return RouteResult(Route.NEIGHBOUR, flow.ifindex, flow.mac, smac)
+
+
+def _client_side(packet: Packet, nat: NatBack, service: Service) -> FlowKey:
+    """The flow that an answer belongs to."""
+    return FlowKey(packet.destination, nat.service, packet.dport, service.port)

@@ -65,12 +65,14 @@ class FlowKey:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A conntrack entry: where a flow went."""
+    """A conntrack entry: where a flow went, and where its first packet came from."""
 
     backend: int
     generation: int
     seen: int  # low 32 bits of jiffies
     embryonic: bool  # only SYNs seen
+    ifindex: int = 0  # 0 = by a VLAN, so the way back isn't remembered
+    mac: bytes = bytes(6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,8 @@ class Route(Enum):
 
     NEIGHBOUR = auto()  # goes out of `ifindex`, with these MAC addresses
     LOCAL = auto()  # to this machine itself, or no route at all: nothing that is forwarded
-    KERNEL = auto()  # forwarded, but only the kernel can: resolve, fragment, refuse
+    NO_NEIGHBOUR = auto()  # forwarded, but the next hop's MAC address isn't known
+    KERNEL = auto()  # forwarded, but only the kernel can: fragment, refuse
 
 
 @dataclass(frozen=True, slots=True)
