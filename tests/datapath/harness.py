@@ -1,0 +1,411 @@
+"""The real programs, in a kernel world that is the same as the model's.
+
+`Kernel` is one hook's program with maps of its own; `install` writes a World into them, `run` sends
+one frame through BPF_PROG_TEST_RUN and reads back all that it changed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import struct
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lb.core.reference import Flow, FlowKey, Outcome, Result, Stats, Verdict, World
+from lb.core.reference.world import Backend, Endpoint, Service
+from lb.datapath import compile as compiler
+from lb.datapath import layout
+from lb.datapath.bpf import Map, Program, _check, _libbpf, _TestRunOpts, possible_cpus
+from lb.datapath.maps import Maps
+from lb.settings import Limits
+
+LIMITS = Limits(services=16, vips=64, backends=64, conntrack=65536)
+SERVICES = range(1, LIMITS.services)
+BACKENDS = range(1, LIMITS.backends)
+
+# uapi/linux/bpf.h and uapi/linux/pkt_cls.h
+XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = range(5)
+TC_ACT_OK, TC_ACT_SHOT, TC_ACT_REDIRECT = 0, 2, 7
+TEST_SKB_CHECKSUM_COMPLETE = 1 << 2
+
+_HELPER_JIFFIES64 = 118
+
+
+def expected_verdict(hook: str, result: Result, egress: frozenset[int]) -> int:
+    """The number by which a hook says what the model says in words."""
+    if hook == "tc":
+        return {
+            Verdict.PASS: TC_ACT_OK,
+            Verdict.DROP: TC_ACT_SHOT,
+            Verdict.TX: TC_ACT_REDIRECT,
+            Verdict.REDIRECT: TC_ACT_REDIRECT,
+        }[result.verdict]
+    if result.verdict is Verdict.REDIRECT and result.ifindex not in egress:
+        return XDP_ABORTED
+    return {
+        Verdict.PASS: XDP_PASS,
+        Verdict.DROP: XDP_DROP,
+        Verdict.TX: XDP_TX,
+        Verdict.REDIRECT: XDP_REDIRECT,
+    }[result.verdict]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the kernel did with one frame, in the model's terms."""
+
+    verdict: int
+    frame: bytes
+    outcomes: dict[Outcome, tuple[int, int]]  # packets and bytes added
+    services: dict[int, Stats]
+    backends: dict[int, Stats]
+
+
+@dataclass
+class Kernel:
+    """One hook's program, with its maps."""
+
+    hook: str
+    maps: Maps
+    program: Program
+    instructions: int
+    egress: frozenset[int]
+    _world: World = field(default_factory=World)
+
+    def install(self, world: World) -> None:
+        """Make the maps say what the world says, and nothing else; but for the slots, which are in
+        the tables that the kernels share.
+        """
+        maps, old = self.maps, self._world
+        for name in ("vips", "nat_back", "conntrack"):
+            each = maps.by_name[name]
+            for found in list(each.keys()):
+                each.delete(found)
+        for ifindex in old.links:
+            maps.links.put(u32(ifindex % layout.LINKS), bytes(ctypes.sizeof(layout.Link)))
+        for number in old.services:
+            maps.services.put(u32(number), bytes(ctypes.sizeof(layout.Service)))
+        for number in old.backends:
+            maps.backends.put(u32(number), bytes(ctypes.sizeof(layout.Backend)))
+
+        for ifindex, mac in world.links.items():
+            link = layout.Link(ifindex=ifindex, mac=array(6, mac))
+            maps.links.put(u32(ifindex % layout.LINKS), bytes(link))
+        for vip, number in world.vips.items():
+            maps.vips.put(endpoint(vip), u32(number))
+        for address in {vip.address for vip in world.vips}:
+            bits = sum(
+                bit
+                for protocol, bit in layout.VIP_BIT.items()
+                if layout.PROTOCOL_NUMBER[protocol] in world.served(address)
+            )
+            maps.vips.put(layout.endpoint(address, 0, socket.IPPROTO_ICMP), u32(bits))
+        for number, service in world.services.items():
+            maps.services.put(u32(number), bytes(service_struct(service)))
+        for number, backend in world.backends.items():
+            maps.backends.put(u32(number), bytes(backend_struct(backend)))
+        for where, nat in world.nat_back.items():
+            maps.nat_back.put(endpoint(where), bytes(layout.NatBack(nat.service, nat.backend)))
+        for key, flow in world.conntrack.items():
+            maps.conntrack.put(flow_key(key), flow_struct(flow))
+        self._world = world
+
+    def use_tables(self, tables: Mapping[int, Map]) -> None:
+        """Give services their slot tables. Slow: the kernel waits for all programs to be done."""
+        for number, table in tables.items():
+            self.maps.tables.put(u32(number), u32(table.fd))
+
+    def run(self, frame: bytes, ifindex: int, *, flags: int = 0) -> Seen:
+        """One frame through the program."""
+        before = self._counters()
+        verdict, out = test_run(self.program, frame, self._context(len(frame), ifindex), flags)
+        after = self._counters()
+        outcomes, services, backends = (
+            {n: after[i][n] - before[i][n] for n in np.flatnonzero((after[i] != before[i]).any(1))}
+            for i in range(3)
+        )
+        return Seen(
+            verdict,
+            out,
+            {Outcome[layout.Outcome(n).name]: tuple(map(int, v)) for n, v in outcomes.items()},
+            {int(n): Stats(*map(int, v)) for n, v in services.items()},
+            {int(n): Stats(*map(int, v)) for n, v in backends.items()},
+        )
+
+    def takes(self, frame: bytes) -> bool:
+        """The test run of tc refuses IP frames without a whole IP header, and empty ones."""
+        if self.hook != "tc":
+            return True
+        header = {0x0800: 20, 0x86DD: 40}.get(int.from_bytes(frame[12:14]), 1)
+        return len(frame) >= 14 + header
+
+    def _context(self, size: int, ifindex: int) -> bytes:
+        if self.hook == "tc":
+            # struct __sk_buff, up to ifindex.
+            return bytes(40) + u32(ifindex)
+        # struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        return struct.pack("=6I", 0, size, 0, ifindex, 0, 0)
+
+    def _counters(self) -> list[np.ndarray]:
+        """Outcomes, service and backend statistics: sums over the CPUs, one row per key."""
+        return [
+            read_all(self.maps.outcomes, len(Outcome)),
+            read_all(self.maps.service_stats, LIMITS.services),
+            read_all(self.maps.backend_stats, LIMITS.backends),
+        ]
+
+    def flow(self, key: FlowKey) -> Flow | None:
+        """A conntrack entry."""
+        raw = self.maps.conntrack.get(flow_key(key))
+        return flow_from(raw) if raw else None
+
+    def flows(self) -> dict[FlowKey, Flow]:
+        """The whole conntrack map."""
+        found = {}
+        for raw_key, raw in self.maps.conntrack.items():
+            key = layout.FlowKey.from_buffer_copy(raw_key)
+            found[
+                FlowKey(
+                    layout.address_from(bytes(key.client)),
+                    key.service,
+                    socket.ntohs(key.client_port),
+                    socket.ntohs(key.vip_port),
+                )
+            ] = flow_from(raw)
+        return found
+
+
+def compare(kernel: Kernel, frame: bytes, expected: Result, seen: Seen) -> list[str]:
+    """How they differ, in words."""
+    wanted = (
+        expected_verdict(kernel.hook, expected, kernel.egress),
+        expected.frame,
+        {expected.outcome: (1, len(frame))},
+        dict([expected.service] if expected.service else []),
+        dict([expected.backend] if expected.backend else []),
+    )
+    got = (seen.verdict, seen.frame, seen.outcomes, seen.services, seen.backends)
+    names = ("verdict", "frame", "outcome", "service counters", "backend counters")
+    return [
+        f"{kernel.hook}: {name}: model {_show(a)}, kernel {_show(b)}"
+        for name, a, b in zip(names, wanted, got, strict=True)
+        if a != b
+    ]
+
+
+def _show(value: object) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def u32(number: int) -> bytes:
+    return struct.pack("=I", number)
+
+
+def array(size: int, value: bytes) -> ctypes.Array[ctypes.c_uint8]:
+    return (ctypes.c_uint8 * size)(*value)
+
+
+def endpoint(where: Endpoint) -> bytes:
+    return layout.endpoint(where.address, where.port, where.proto)
+
+
+def service_struct(service: Service) -> layout.Service:
+    return layout.Service(
+        seed=(ctypes.c_uint64 * 2)(*service.seed),
+        vip=array(16, layout.address_bytes(service.vip)),
+        port=socket.htons(service.port),
+        proto=service.proto,
+        mode=layout.MODE_NUMBER[service.mode],
+        affinity=layout.AFFINITY_NUMBER[service.affinity],
+        tracking=layout.TRACKING_NUMBER[service.tracking],
+        no_backend=layout.NO_BACKEND_NUMBER[service.no_backend],
+    )
+
+
+def backend_struct(backend: Backend) -> layout.Backend:
+    flags = layout.BackendFlag(0)
+    if backend.usable:
+        flags |= layout.BackendFlag.USABLE
+    if backend.resolved:
+        flags |= layout.BackendFlag.RESOLVED
+    if backend.address.version == 6:
+        flags |= layout.BackendFlag.IPV6
+    return layout.Backend(
+        addr=array(16, layout.address_bytes(backend.address)),
+        ifindex=backend.ifindex,
+        generation=backend.generation,
+        dmac=array(6, backend.dmac),
+        smac=array(6, backend.smac),
+        port=socket.htons(backend.port),
+        flags=flags,
+    )
+
+
+def flow_key(key: FlowKey) -> bytes:
+    return bytes(
+        layout.FlowKey(
+            client=array(16, layout.address_bytes(key.client)),
+            service=key.service,
+            client_port=socket.htons(key.client_port),
+            vip_port=socket.htons(key.vip_port),
+        )
+    )
+
+
+def flow_struct(flow: Flow) -> bytes:
+    flags = layout.FlowFlag.EMBRYONIC if flow.embryonic else layout.FlowFlag(0)
+    return bytes(
+        layout.Flow(flow.backend, flow.generation, flow.seen, flags, flow.ifindex, array(6, flow.mac))
+    )
+
+
+def flow_from(raw: bytes) -> Flow:
+    flow = layout.Flow.from_buffer_copy(raw)
+    return Flow(
+        flow.backend,
+        flow.generation,
+        flow.seen,
+        embryonic=bool(flow.flags & layout.FlowFlag.EMBRYONIC),
+        ifindex=flow.ifindex,
+        mac=bytes(flow.mac),
+    )
+
+
+def fill_table(table: Map, slots: Sequence[int]) -> None:
+    """Write a service's slots."""
+    table.put(u32(0), np.asarray(slots, dtype=np.uint32).tobytes())
+
+
+class _BatchOpts(ctypes.Structure):
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("elem_flags", ctypes.c_uint64),
+        ("flags", ctypes.c_uint64),
+    )
+
+
+def read_all(counters: Map, rows: int) -> np.ndarray:
+    """A whole per-CPU array of u64s in one system call, summed over the CPUs."""
+    columns = counters.value_size // 8
+    keys = (ctypes.c_uint32 * rows)()
+    values = np.empty((rows, possible_cpus(), columns), dtype=np.uint64)
+    cursor, count = ctypes.c_uint32(), ctypes.c_uint32(rows)
+    result = _libbpf().bpf_map_lookup_batch(
+        counters.fd,
+        None,
+        ctypes.byref(cursor),
+        keys,
+        values.ctypes.data_as(ctypes.c_void_p),
+        ctypes.byref(count),
+        ctypes.byref(_BatchOpts(sz=ctypes.sizeof(_BatchOpts))),
+    )
+    if result < 0 and count.value != rows:
+        _check(result, f"read {counters.name}")
+    return values.sum(axis=1)
+
+
+def test_run(program: Program, frame: bytes, context: bytes, flags: int) -> tuple[int, bytes]:
+    """Program.run, with flags."""
+    if not flags:
+        result = program.run(frame, context=context)
+        return result.retval, result.data
+    source = ctypes.create_string_buffer(frame, len(frame))
+    room = ctypes.create_string_buffer(len(frame) + 512)
+    given = ctypes.create_string_buffer(context, len(context))
+    options = _TestRunOpts(
+        sz=ctypes.sizeof(_TestRunOpts),
+        data_in=ctypes.addressof(source),
+        data_out=ctypes.addressof(room),
+        data_size_in=len(frame),
+        data_size_out=len(room),
+        ctx_in=ctypes.addressof(given),
+        ctx_size_in=len(context),
+        repeat=1,
+        flags=flags,
+    )
+    _check(_libbpf().bpf_prog_test_run_opts(program.fd, ctypes.byref(options)), "test run")
+    return options.retval, room.raw[: options.data_size_out]
+
+
+test_run.__test__ = False  # type: ignore[attr-defined]
+
+
+def raw_program(name: str, instructions: Sequence[bytes]) -> Program:
+    """An XDP program out of a few instructions."""
+    code = b"".join(instructions)
+    fd = _libbpf().bpf_prog_load(
+        6, name.encode(), b"GPL", code, ctypes.c_size_t(len(instructions)), None
+    )
+    return Program(_check(fd, f"load {name}"))
+
+
+def instruction(opcode: int, immediate: int) -> bytes:
+    """One that uses register 0 only (struct bpf_insn)."""
+    return struct.pack("=BBhi", opcode, 0, 0, immediate)
+
+
+CALL, MOVE, EXIT = 0x85, 0xB7, 0x95
+
+
+@dataclass
+class Clock:
+    """The kernel's jiffies, as a program sees them."""
+
+    program: Program = field(
+        default_factory=lambda: raw_program(
+            "lb_test_clock", [instruction(CALL, _HELPER_JIFFIES64), instruction(EXIT, 0)]
+        )
+    )
+
+    def now(self) -> int:
+        """The low 32 bits."""
+        return self.program.run(bytes(64)).retval
+
+
+def allow_xdp_runs(ifindexes: Sequence[int]) -> Program:
+    """A test run can name only an ingress interface whose XDP receive queue is set up, which it is
+    once a program is attached: here one that passes everything.
+    """
+    program = raw_program("lb_test_pass", [instruction(MOVE, XDP_PASS), instruction(EXIT, 0)])
+    for ifindex in ifindexes:
+        _check(_libbpf().bpf_xdp_attach(ifindex, program.fd, 1 << 2, None), f"attach to {ifindex}")
+    return program
+
+
+def verified_instructions(program: Program) -> int:
+    """How many instructions the verifier went through (its limit is a million)."""
+    info = ctypes.create_string_buffer(224)
+    size = ctypes.c_uint32(len(info))
+    _check(_libbpf().bpf_obj_get_info_by_fd(program.fd, info, ctypes.byref(size)), "program info")
+    return struct.unpack_from("=I", info.raw, 216)[0]  # struct bpf_prog_info.verified_insns
+
+
+@contextmanager
+def load(hook: str, egress: frozenset[int]) -> Iterator[Kernel]:
+    """Compile and load a hook's program, with new maps that only it and the caller hold."""
+    maps = Maps.create(LIMITS)
+    for ifindex in egress:
+        maps.egress.put(u32(ifindex), u32(ifindex))
+    with tempfile.TemporaryDirectory(prefix="lb-test-") as name:
+        place = Path(name)
+        subprocess.run(["mount", "-t", "bpf", "lb-test", name], check=True)
+        try:
+            maps.pin(place)
+            answer = compiler.load(hook, place, place / "program")
+            program = Program.open(place / "program")
+        finally:
+            subprocess.run(["umount", name], check=True)
+    kernel = Kernel(hook, maps, program, answer["instructions"], egress)
+    try:
+        yield kernel
+    finally:
+        program.close()
+        for _, each in maps:
+            each.close()

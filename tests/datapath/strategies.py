@@ -1,0 +1,416 @@
+"""Hypothesis strategies: worlds, and frames that are likely to mean something in them.
+
+What decides a packet's fate is drawn, and so shrinks; what merely fills fields (identifications,
+sequence numbers, payload) comes from a drawn seed. scapy builds the frames, so that lengths and
+checksums are somebody else's work.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from dataclasses import dataclass, replace
+from functools import cache
+from ipaddress import IPv4Address, ip_address
+
+import numpy as np
+from hypothesis import strategies as st
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP, IPOption_RR, IPOption_Timestamp
+from scapy.layers.inet6 import (
+    ICMPv6EchoRequest,
+    ICMPv6ND_NS,
+    ICMPv6PacketTooBig,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+)
+from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
+from scapy.packet import Packet, Raw
+
+from lb.core.reference import Backend, Endpoint, Flow, FlowKey, NatBack, Service, World
+from lb.model.objects import Address, Affinity, Mode, NoBackend, Tracking
+
+from . import harness, netns
+
+TCP_NUMBER, UDP_NUMBER = 6, 17
+OURS = bytes([2, 0, 0, 0, 1, netns.A])
+PEER = bytes([2, 0, 0, 0, 2, 1])
+INGRESS = netns.A
+MAX_SERVICES = 6
+UNREACHED = 40  # an interface that is in no devmap
+
+VIPS = {4: ["10.0.0.1", "10.0.0.2"], 6: ["2001:db8::1", "2001:db8::2"]}
+NOT_VIPS = {4: "10.0.0.3", 6: "2001:db8::3"}
+REALS = {4: ["10.1.0.1", "10.1.0.2", "10.1.0.3"], 6: ["2001:db8:b::1", "2001:db8:b::2"]}
+VIP_PORTS = [80, 53]
+CLIENT_PORTS = [4000, 4001, 65535]
+BACKEND_PORTS = [0, 8080]
+
+# Sources that nobody may answer (RFC 1122, 3.2.2), and one that has no business on a wire.
+STRANGE = {
+    4: ["0.0.0.0", "127.0.0.1", "224.0.0.5", "240.0.0.1", "255.255.255.255"],
+    6: ["::", "::1", "ff02::1", "::ffff:198.51.100.2"],
+}
+CLIENTS = {
+    # The well-connected ones more often.
+    v: [*netns.clients(v), *netns.clients(v)[1:3] * 3, ip_address(nowhere)]
+    for v, nowhere in ((4, "172.31.9.9"), (6, "2001:db8:ffff::9"))
+}
+
+
+# --- worlds ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A world, with slot tables as arrays; and the time that conntrack entries have not been seen."""
+
+    world: World
+    ages: dict[FlowKey, int]
+
+    def at(self, now: int) -> World:
+        """The world at a time, with its entries' times set."""
+        conntrack = {
+            key: replace(flow, seen=(now - self.ages[key]) % 2**32)
+            for key, flow in self.world.conntrack.items()
+        }
+        return replace(self.world, conntrack=conntrack, now=now)
+
+
+@st.composite
+def services(draw: st.DrawFn) -> dict[int, Service]:
+    endpoints = draw(
+        st.lists(
+            st.tuples(
+                st.sampled_from([*VIPS[4], *VIPS[6]]),
+                st.sampled_from(VIP_PORTS),
+                st.sampled_from([TCP_NUMBER, UDP_NUMBER]),
+            ),
+            min_size=1,
+            max_size=MAX_SERVICES,
+            unique=True,
+        )
+    )
+    seed = (draw(st.integers(0, 2**64 - 1)), draw(st.integers(0, 2**64 - 1)))
+    return {
+        number: Service(
+            seed,
+            ip_address(vip),
+            port,
+            proto,
+            draw(st.sampled_from(Mode)),
+            draw(st.sampled_from(Affinity)),
+            draw(st.sampled_from(Tracking)),
+            draw(st.sampled_from(NoBackend)),
+        )
+        for number, (vip, port, proto) in enumerate(endpoints, 1)
+    }
+
+
+@st.composite
+def backends(draw: st.DrawFn, version: int) -> Backend:
+    ifindex = draw(st.sampled_from([INGRESS, netns.B, netns.C, UNREACHED]))
+    return Backend(
+        ip_address(draw(st.sampled_from(REALS[version]))),
+        draw(st.sampled_from(BACKEND_PORTS)),
+        generation=draw(st.integers(1, 3)),
+        usable=draw(st.sampled_from([True] * 6 + [False])),
+        resolved=draw(st.sampled_from([True] * 5 + [False])),
+        ifindex=ifindex,
+        dmac=bytes([2, 0, 0, 0, 3, draw(st.integers(1, 9))]),
+        # Told apart by it on the wire: a test run doesn't say where a frame was redirected to.
+        smac=bytes([2, 0, 0, 0, 4, ifindex]),
+    )
+
+
+@cache
+def slots_modulo(n: int) -> np.ndarray:
+    return np.arange(65536) % n
+
+
+@st.composite
+def scenes(draw: st.DrawFn) -> Scene:
+    """Services, each with up to three backends, and some conntrack entries."""
+    by_id: dict[int, Backend] = {}
+    tables: dict[int, np.ndarray] = {}
+    nat_back: dict[Endpoint, NatBack] = {}
+    conntrack: dict[FlowKey, Flow] = {}
+    ages: dict[FlowKey, int] = {}
+    served = draw(services())
+    for number, service in served.items():
+        own = draw(st.lists(backends(service.vip.version), min_size=1, max_size=3))
+        ids = range(len(by_id) + 1, len(by_id) + 1 + len(own))
+        by_id.update(zip(ids, own, strict=True))
+        for one, backend in zip(ids, own, strict=True):
+            where = Endpoint(backend.address, backend.port or service.port, service.proto)
+            if service.mode is Mode.NAT:
+                nat_back.setdefault(where, NatBack(number, one))
+        # Some slots are empty, some name an id that nobody has.
+        pattern = draw(st.lists(st.sampled_from([*ids] * 4 + [0, 63]), min_size=0, max_size=6))
+        # An empty list: a table without any backend.
+        tables[number] = np.array(pattern or [0], dtype=np.uint32)[slots_modulo(len(pattern) or 1)]
+        for _ in range(draw(st.integers(0, 3))):
+            key = FlowKey(
+                draw(st.sampled_from(CLIENTS[service.vip.version])),
+                number,
+                draw(st.sampled_from(CLIENT_PORTS)),
+                service.port,
+            )
+            target = draw(st.sampled_from([*ids, *ids, 63]))
+            generation = by_id[target].generation if target in by_id else 1
+            if draw(st.sampled_from([False, False, True])):
+                generation += 1  # the id has been given to somebody else since
+            conntrack[key] = Flow(
+                target,
+                generation,
+                0,
+                embryonic=draw(st.booleans()),
+                ifindex=draw(st.sampled_from([INGRESS, netns.B, netns.C, UNREACHED, 0])),
+                mac=bytes([2, 0, 0, 0, 5, len(conntrack)]),
+            )
+            ages[key] = draw(st.sampled_from([0, 5, 5000, 2**31]))
+    # Attached here; elsewhere only; or elsewhere under a number that shares this one's place.
+    link = draw(st.sampled_from([INGRESS] * 30 + [netns.B, INGRESS + 4096]))
+    world = World(
+        links={link: OURS, netns.C: netns.MAC[netns.C], netns.LO: bytes(6)}
+        | ({} if link == netns.B else {netns.B: netns.MAC[netns.B]}),
+        vips={Endpoint(s.vip, s.port, s.proto): n for n, s in served.items()},
+        services=served,
+        tables=tables,
+        backends=by_id,
+        nat_back=nat_back,
+        conntrack=conntrack,
+        route=netns.route,
+    )
+    return Scene(world, ages)
+
+
+# --- frames ---------------------------------------------------------------------------------------
+
+TCP_FLAGS = ["S", "S", "A", "PA", "SA", "FA", "R", "RA", "F", "", "SF", "FSRPAUEC"]
+TCP_OPTIONS = [[], [("MSS", 1460), ("NOP", None), ("WScale", 7), ("SAckOK", b"")]]
+EXTENSIONS = {
+    "hop": IPv6ExtHdrHopByHop,
+    "dest": IPv6ExtHdrDestOpt,
+    "routed": lambda: IPv6ExtHdrRouting(segleft=0, addresses=["2001:db8::99"]),
+    "routing": lambda: IPv6ExtHdrRouting(addresses=["2001:db8::99"]),
+}
+IP_OPTIONS = {
+    "nop": IPOption_NOP,
+    "rr": lambda: IPOption_RR(pointer=4, routers=["0.0.0.0"] * 3),
+    "time": IPOption_Timestamp,
+}
+FRAGMENTS = {"first": (0, 1), "middle": (185, 1), "last": (185, 0), "atomic": (0, 0)}
+
+
+@dataclass(frozen=True)
+class Way:
+    """Who sends to whom."""
+
+    source: Address
+    sport: int
+    destination: Address
+    dport: int
+    proto: int
+
+
+KINDS = ["service"] * 8 + ["known"] * 6 + ["reply"] * 5 + ["other port", "stranger"]
+
+
+def _draw_way(draw: st.DrawFn, world: World) -> Way:
+    """Mostly from a client to a service or from a backend to a client."""
+    kind = draw(st.sampled_from(KINDS))
+    if kind == "reply" and world.nat_back:
+        where = draw(st.sampled_from(list(world.nat_back)))
+        nat = world.nat_back[where]
+        known = [k for k in world.conntrack if k.service == nat.service]
+        if known and draw(st.sampled_from([True] * 5 + [False])):
+            key = draw(st.sampled_from(known))
+            client, port = key.client, key.client_port
+        else:
+            client = draw(st.sampled_from(CLIENTS[where.address.version]))
+            port = draw(st.sampled_from(CLIENT_PORTS))
+        return Way(where.address, where.port, client, port, where.proto)
+    if kind == "known" and world.conntrack:
+        key = draw(st.sampled_from(list(world.conntrack)))
+        service = world.services[key.service]
+        return Way(key.client, key.client_port, service.vip, service.port, service.proto)
+    service = draw(st.sampled_from(list(world.services.values())))
+    version = service.vip.version
+    source = draw(st.sampled_from(CLIENTS[version]))
+    destination, dport = service.vip, service.port
+    if kind == "other port":
+        dport = draw(st.sampled_from([0, 81, *VIP_PORTS]))
+    elif kind == "stranger":
+        source = ip_address(draw(st.sampled_from(STRANGE[version])))
+        destination = draw(st.sampled_from([destination, destination, ip_address(NOT_VIPS[version])]))
+    proto = service.proto
+    return Way(source, draw(st.sampled_from(CLIENT_PORTS)), destination, dport, proto)
+
+
+def _transport(draw: st.DrawFn, way: Way, rng: random.Random) -> Packet:
+    """What the IP packet carries: mostly TCP or UDP, as the way says."""
+    version = way.destination.version
+    payload = rng.randbytes(draw(st.sampled_from([0, 0, 1, 6, 17, 64, 700, 1360])))
+    kind = draw(st.sampled_from(["flow"] * 16 + ["echo", "icmp", "other"]))
+    if kind == "flow" and way.proto == TCP_NUMBER:
+        return (
+            TCP(
+                sport=way.sport,
+                dport=way.dport,
+                flags=draw(st.sampled_from(TCP_FLAGS)),
+                seq=draw(st.sampled_from([rng.getrandbits(32), 2**32 - 1])),
+                ack=rng.getrandbits(32),
+                window=rng.getrandbits(16),
+                options=draw(st.sampled_from(TCP_OPTIONS)),
+            )
+            / payload
+        )
+    if kind == "flow":
+        none = {"chksum": 0} if draw(st.sampled_from([False] * 5 + [True])) else {}
+        return UDP(sport=way.sport, dport=way.dport, **none) / payload
+    if kind == "echo":
+        if version == 6:
+            return ICMPv6EchoRequest(id=rng.getrandbits(16), seq=7, data=payload)
+        return ICMP(id=rng.getrandbits(16), seq=7) / payload
+    if kind == "icmp" and version == 6:
+        return draw(st.sampled_from([ICMPv6ND_NS(), ICMPv6PacketTooBig() / payload]))
+    if kind == "icmp":
+        return ICMP(type=draw(st.sampled_from([0, 3, 13])), code=1) / payload
+    return Raw(payload)  # a protocol that nobody knows
+
+
+def _ipv4(draw: st.DrawFn, way: Way, inner: Packet, rng: random.Random) -> Packet:
+    options = draw(st.sampled_from([[]] * 4 + [["nop"], ["rr"], ["rr", "nop", "time"]]))
+    fragment = draw(st.sampled_from([None] * 20 + list(FRAGMENTS)))
+    offset, more = FRAGMENTS[fragment] if fragment else (0, 0)
+    proto = {"proto": 253} if isinstance(inner, Raw) else {}  # RFC 3692: for experiments
+    return (
+        IP(
+            src=str(way.source),
+            dst=str(way.destination),
+            id=rng.getrandbits(16),
+            tos=rng.getrandbits(8),
+            ttl=draw(TTLS),
+            frag=offset,
+            flags="MF" if more else draw(st.sampled_from(["", "DF"])),
+            options=[IP_OPTIONS[name]() for name in options],
+            **proto,
+        )
+        / inner
+    )
+
+
+def _ipv6(draw: st.DrawFn, way: Way, inner: Packet, rng: random.Random) -> Packet:
+    names = draw(
+        st.sampled_from(
+            [[]] * 8
+            + [[name] for name in EXTENSIONS]
+            + [["hop", "dest"], ["hop", "routed", "dest"], ["dest"] * 6, ["dest"] * 7]
+        )
+    )
+    fragment = draw(st.sampled_from([None] * 20 + list(FRAGMENTS)))
+    packet: Packet = IPv6(
+        src=str(way.source),
+        dst=str(way.destination),
+        tc=rng.getrandbits(8),
+        fl=rng.getrandbits(20),
+        hlim=draw(TTLS),
+    )
+    for name in names:
+        packet /= EXTENSIONS[name]()
+    if fragment:
+        offset, more = FRAGMENTS[fragment]
+        packet /= IPv6ExtHdrFragment(offset=offset, m=more, id=rng.getrandbits(32))
+    if isinstance(inner, Raw):
+        packet.lastlayer().nh = 253
+    return packet / inner
+
+
+TTLS = st.sampled_from([64] * 8 + [255, 2, 1, 0])
+
+
+@st.composite
+def whole_frames(draw: st.DrawFn, world: World) -> bytes:
+    """A frame whose lengths and checksums are right."""
+    rng = random.Random(draw(st.integers(0, 2**32 - 1)))
+    way = _draw_way(draw, world)
+    inner = _transport(draw, way, rng)
+    build = _ipv4 if isinstance(way.destination, IPv4Address) else _ipv6
+    packet = build(draw, way, inner, rng)
+    if draw(st.sampled_from([False] * 40 + [True])):
+        packet = ARP(pdst=str(VIPS[4][0]))
+    tags = draw(st.sampled_from([()] * 20 + [(Dot1Q,)] * 5 + [(Dot1AD, Dot1Q)] * 3 + [(Dot1Q,) * 3]))
+    # Somebody else's frame, flooded by a switch; or to all.
+    dst = draw(st.sampled_from([OURS] * 60 + [PEER, b"\xff" * 6]))
+    frame: Packet = Ether(src=PEER.hex(":"), dst=dst.hex(":"))
+    for tag in tags:
+        frame /= tag(vlan=rng.randrange(1, 4095), prio=rng.randrange(8))
+    return bytes(frame / packet)
+
+
+@st.composite
+def frames(draw: st.DrawFn, world: World) -> bytes:
+    """A frame, in a third of the cases padded, cut short or damaged."""
+    frame = draw(whole_frames(world))
+    damage = draw(st.sampled_from(["none"] * 8 + ["pad", "cut", "shorten", "flip"]))
+    if damage == "pad":
+        return frame + bytes(draw(st.sampled_from([1, 6, 18, 46])))
+    if damage == "cut":
+        # Below 15 bytes a test run refuses the frame itself.
+        return frame[: draw(st.integers(15, max(15, len(frame) - 1)))]
+    if damage == "shorten":
+        # The IP header's length says that some of what it carries is padding.
+        at = _addresses(frame)[0] + (-4 if len(_addresses(frame)) == 32 else -10)
+        return frame[:at] + draw(st.integers(0, 80)).to_bytes(2) + frame[at + 2 :]
+    if damage == "flip":
+        damaged = bytearray(frame)
+        for _ in range(draw(st.integers(1, 4))):
+            # Headers are where it hurts.
+            at = draw(st.integers(12, min(len(frame), 110) - 1))
+            damaged[at] = draw(st.integers(0, 255))
+        return bytes(damaged)
+    return frame
+
+
+def damaged_copies(frame: bytes, copies: int) -> list[bytes]:
+    """The frame with some header bytes overwritten; always the same ones for the same frame. They
+    cost much less than drawn frames do.
+    """
+    rng = random.Random(zlib.crc32(frame))
+    # With another Ethernet type it would never be read.
+    places = range(14, min(len(frame), 110))
+    # With another address it would be somebody else's: rarely.
+    telling = [at for at in places if at not in _addresses(frame)] or places
+    found = []
+    for _ in range(copies):
+        damaged = bytearray(frame)
+        for _ in range(rng.randint(1, 3)):
+            damaged[rng.choice(places if rng.random() < 0.1 else telling)] = rng.choice(BYTES)
+        found.append(bytes(damaged))
+    return found
+
+
+def _addresses(frame: bytes) -> range:
+    """Where the IP addresses stand."""
+    l3 = 14
+    while frame[l3 - 2 : l3] in (b"\x81\0", b"\x88\xa8"):
+        l3 += 4
+    return range(l3 + 8, l3 + 40) if frame[l3 - 2 : l3] == b"\x86\xdd" else range(l3 + 12, l3 + 20)
+
+
+# Interesting as lengths, protocols, versions; and some others.
+BYTES = [0, 1, 4, 6, 17, 20, 28, 40, 44, 58, 0x45, 0x46, 0x60, 0xFF, *range(0, 256, 8)]
+
+
+@st.composite
+def encounters(draw: st.DrawFn) -> tuple[Scene, list[bytes]]:
+    """A scene, and the frames that arrive in it one after the other."""
+    scene = draw(scenes())
+    return scene, draw(st.lists(frames(scene.world), min_size=12, max_size=30))
+
+
+assert UNREACHED not in netns.LINKS.values()
+assert len(harness.BACKENDS) >= 63
