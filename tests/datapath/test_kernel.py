@@ -1,0 +1,179 @@
+"""lb/datapath/kernel.py: the maps are made so, adopted, and put right."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Mapping
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lb.core.nexthop import NextHop
+from lb.core.plan import Observed, Wanted, base_table, plan
+from lb.core.state import DesiredState
+from lb.datapath import layout
+from lb.datapath.kernel import Kernel, index_key
+from lb.datapath.maps import Maps
+from lb.datapath.view import KernelView
+from lb.errors import CapacityError
+from lb.model.objects import Admin, Backend, ClusterConfig, Mode, Service
+from lb.settings import Limits
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="bpf() needs root")
+
+HOP = NextHop(ifindex=1, source_mac=b"\2\0\0\0\0\1", destination_mac=b"\2\0\0\0\0\2")
+SMALL = Limits(services=4, vips=8, backends=5, conntrack=1024)
+
+
+def state_of(services: Mapping[str, Mapping[str, int]], mode: Mode = Mode.DSR) -> DesiredState:
+    """Services named s1, s2 … with backends by name and weight."""
+    return DesiredState(
+        config=ClusterConfig(seed="00112233445566778899aabbccddeeff"),
+        services={
+            name: Service(name=name, vip=ip_address(f"198.51.100.{name[1:]}"), port=80, mode=mode)
+            for name in services
+        },
+        backends={
+            (service, name): Backend(
+                service=service,
+                name=name,
+                address=ip_address(f"203.0.113.{10 * int(service[1:]) + int(name[1:])}"),
+                weight=weight,
+            )
+            for service, backends in services.items()
+            for name, weight in backends.items()
+        },
+    )
+
+
+def wanted_of(state: DesiredState, *, resolved: bool = True) -> Wanted:
+    hops = {b.address: HOP for b in state.backends.values()} if resolved else {}
+    bases = {n: base_table(s, state.backends_of(n), None) for n, s in state.services.items()}
+    return plan(state, Observed(hops), bases)
+
+
+def test_what_is_applied_is_there_and_is_not_applied_twice() -> None:
+    state = state_of({"s1": {"b1": 3, "b2": 1}, "s2": {"b1": 1}}, Mode.NAT)
+    kernel = Kernel(Maps.create(SMALL))
+    assert kernel.apply(wanted_of(state)) > 0
+    assert kernel.apply(wanted_of(state)) == 0
+    view = KernelView(kernel.maps, state)
+    assert view.slot_counts("s1") == {"b1": 49152, "b2": 16384}
+    assert view.slot_counts("s2") == {"b1": 65536}
+    assert view.slots("s1") == list(wanted_of(state).services["s1"].table.names())
+    assert len(list(kernel.maps.vips.keys())) == 4  # two sockets, two addresses
+    assert len(list(kernel.maps.nat_back.keys())) == 3
+
+
+def test_the_next_lbd_adopts_and_changes_nothing() -> None:
+    state = state_of({"s1": {"b1": 3, "b2": 1}})
+    maps = Maps.create(SMALL)
+    Kernel(maps).apply(wanted_of(state))
+    heir = Kernel(maps)
+    heir.adopt()
+    assert heir.apply(wanted_of(state)) == 0
+
+
+def test_what_was_changed_by_hand_is_found_and_put_right() -> None:
+    state = state_of({"s1": {"b1": 3, "b2": 1}}, Mode.NAT)
+    maps = Maps.create(SMALL)
+    kernel = Kernel(maps)
+    kernel.apply(wanted_of(state))
+    for name in ("vips", "nat_back"):
+        victim = next(maps.by_name[name].keys())
+        maps.by_name[name].delete(victim)
+    for name in ("services", "backends"):
+        maps.by_name[name].put(index_key(1), bytes(maps.by_name[name].value_size))
+    maps.tables.delete(index_key(1))
+    kernel.adopt()
+    kernel.apply(wanted_of(state))
+    again = Kernel(maps)
+    again.adopt()
+    assert again.apply(wanted_of(state)) == 0
+    assert KernelView(maps, state).slot_counts("s1") == {"b1": 49152, "b2": 16384}
+
+
+def test_a_reused_id_has_another_generation_and_fresh_counters() -> None:
+    maps = Maps.create(Limits(services=4, vips=8, backends=2, conntrack=1024))
+    kernel = Kernel(maps)
+    kernel.apply(wanted_of(state_of({"s1": {"b1": 1}})))
+    first = layout.Backend.from_buffer_copy(maps.backends.get(index_key(1)) or b"")
+    maps.backend_stats.put(index_key(1), b"\1" * maps.backend_stats.user_value_size)
+    kernel.apply(wanted_of(state_of({"s1": {}})))
+    freed = layout.Backend.from_buffer_copy(maps.backends.get(index_key(1)) or b"")
+    assert freed.flags == 0
+    # Also for a lbd that was started in between.
+    heir = Kernel(maps)
+    heir.adopt()
+    state = state_of({"s1": {"b2": 1}})
+    heir.apply(wanted_of(state))
+    second = layout.Backend.from_buffer_copy(maps.backends.get(index_key(1)) or b"")
+    assert second.generation == first.generation + 1
+    stats = KernelView(maps, state).backend_stats("s1", "b2")
+    assert stats is not None
+    assert stats.packets == 0
+
+
+def test_too_many_are_refused_before_anything_is_written() -> None:
+    kernel = Kernel(Maps.create(SMALL))
+    good = state_of({"s1": {"b1": 1}})
+    kernel.apply(wanted_of(good))
+    for too_many in (
+        {"s1": {f"b{i}": 1 for i in range(1, 6)}},
+        {f"s{i}": {} for i in range(1, 5)},
+    ):
+        with pytest.raises(CapacityError, match="map is full"):
+            kernel.apply(wanted_of(state_of(too_many)))
+        assert kernel.apply(wanted_of(good)) == 0
+
+
+def test_a_backend_that_is_down_or_unresolved() -> None:
+    state = state_of({"s1": {"b1": 1, "b2": 1}})
+    down = state.backends["s1", "b1"].model_copy(update={"admin": Admin.DOWN})
+    state = DesiredState(
+        config=state.config,
+        services=state.services,
+        backends={**state.backends, ("s1", "b1"): down},
+    )
+    kernel = Kernel(Maps.create(SMALL))
+    kernel.apply(wanted_of(state))
+    assert KernelView(kernel.maps, state).slot_counts("s1") == {"b2": 65536}
+    raw = kernel.maps.backends.array()
+    size = ctypes.sizeof(layout.Backend)
+    flags = sorted(
+        layout.Backend.from_buffer_copy(raw, at).flags for at in range(size, 3 * size, size)
+    )
+    both = layout.BackendFlag.USABLE | layout.BackendFlag.RESOLVED
+    assert flags == [layout.BackendFlag.RESOLVED, both]
+    kernel.apply(wanted_of(state, resolved=False))
+    assert KernelView(kernel.maps, state).slot_counts("s1") == {}
+
+
+services = st.dictionaries(
+    st.sampled_from(["s1", "s2", "s3"]),
+    st.dictionaries(st.sampled_from(["b1", "b2", "b3", "b4"]), st.integers(0, 3), max_size=4),
+    max_size=3,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(services, st.sampled_from(Mode)), min_size=2, max_size=5))
+def test_any_history_ends_as_if_made_at_once(
+    history: list[tuple[dict[str, dict[str, int]], Mode]],
+) -> None:
+    kernel = Kernel(Maps.create(Limits(services=8, vips=16, backends=16, conntrack=1024)))
+    for services, mode in history:
+        state = state_of(services, mode)
+        kernel.apply(wanted_of(state))
+        heir = Kernel(kernel.maps)
+        heir.adopt()
+        assert heir.apply(wanted_of(state)) == 0
+        view = KernelView(kernel.maps, state)
+        for name, service in wanted_of(state).services.items():
+            assert view.slots(name) == list(service.table.names())
+        assert len(list(kernel.maps.vips.keys())) == 2 * len(services)
+        backends = sum(len(each) for each in services.values())
+        assert len(list(kernel.maps.nat_back.keys())) == (backends if mode is Mode.NAT else 0)
