@@ -81,7 +81,7 @@ def _raise_problem(
 
 
 def _error(node: str, problem: Problem) -> LbError:
-    kind = CapacityError if "map is full" in problem.message else DatapathError
+    kind = CapacityError if problem.kind == CapacityError.__name__ else DatapathError
     return kind(
         f"stored, but node {node} could not apply it: {problem.where}: {problem.message}",
         hint=problem.hint or "`lbctl status` shows all problems",

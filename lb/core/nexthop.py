@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class NextHop:
-    """The way to a backend: egress interface and MAC addresses (6 bytes each)."""
+    """The way to a backend: egress interface and MAC addresses (6 bytes each). With a gateway, the
+    destination MAC is a router's."""
 
     ifindex: int
     source_mac: bytes
     destination_mac: bytes
+    gateway: bool = False

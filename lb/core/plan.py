@@ -14,14 +14,24 @@ from lb.core.nexthop import NextHop
 from lb.core.overlay import overlay
 from lb.core.slots import Member, Table
 from lb.core.state import BackendKey, DesiredState
-from lb.model.objects import Address, Admin, Backend, Service, TableDocument
+from lb.model import keys
+from lb.model.objects import (
+    Address,
+    Admin,
+    Backend,
+    Mode,
+    Problem,
+    Service,
+    TableDocument,
+)
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What this node sees."""
+    """What this node sees. `attached` are the interfaces that it may send out of."""
 
     next_hops: Mapping[Address, NextHop] = field(default_factory=dict)
+    attached: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class Wanted:
 
     services: Mapping[str, WantedService]
     backends: Mapping[BackendKey, WantedBackend]
+    problems: tuple[Problem, ...] = ()
 
 
 def seed_of(cluster_seed: str, service: str) -> tuple[int, int]:
@@ -82,21 +93,49 @@ def plan(state: DesiredState, observed: Observed, bases: Mapping[str, Table]) ->
     seed = state.config.seed if state.config else "0" * 32
     services: dict[str, WantedService] = {}
     backends: dict[BackendKey, WantedBackend] = {}
+    problems: list[Problem] = []
     for name, service in state.services.items():
         members = state.backends_of(name)
-        unresolved = {b.name for b in members if b.address not in observed.next_hops}
-        services[name] = WantedService(
-            service=service,
-            seed=seed_of(seed, name),
-            base=bases[name],
-            # A backend that was never resolved gets no traffic before the way to it is known.
-            table=overlay(bases[name], members_of(members), dict.fromkeys(unresolved, 0.0)),
-        )
         for backend in members:
+            hop = observed.next_hops.get(backend.address)
+            if hop is not None and (problem := _detour(service, backend, hop, observed.attached)):
+                problems.append(problem)
+                hop = None
             backends[name, backend.name] = WantedBackend(
                 address=backend.address,
                 port=backend.port or service.port,
                 usable=backend.admin is not Admin.DOWN,
-                next_hop=observed.next_hops.get(backend.address),
+                next_hop=hop,
             )
-    return Wanted(services, backends)
+        # No traffic before the way to a backend is known.
+        unresolved = [b.name for b in members if backends[name, b.name].next_hop is None]
+        services[name] = WantedService(
+            service=service,
+            seed=seed_of(seed, name),
+            base=bases[name],
+            table=overlay(bases[name], members_of(members), dict.fromkeys(unresolved, 0.0)),
+        )
+    return Wanted(services, backends, tuple(problems))
+
+
+def _detour(
+    service: Service, backend: Backend, hop: NextHop, attached: frozenset[int]
+) -> Problem | None:
+    """Why packets can't take this way."""
+    where = keys.backend(service.name, backend.name)
+    if hop.ifindex not in attached:
+        # XDP can send out of attached interfaces only, and answers (nat) are seen on those only.
+        return Problem(
+            where=where,
+            message=f"{backend.address} is behind interface number {hop.ifindex}, which lbd is not"
+            " attached to: it gets no traffic",
+            hint="name that interface, too: lbd --interface, or interfaces in lb.toml",
+        )
+    if hop.gateway and service.mode is Mode.DSR:
+        return Problem(
+            where=where,
+            message=f"{backend.address} is behind a router, which mode dsr can't pass: it gets no"
+            " traffic",
+            hint="use mode nat, or an address of the server on a segment of this node",
+        )
+    return None

@@ -112,7 +112,8 @@ def parse(
         (services if kind == "services" else backends).pop(name, None)
     return DesiredState(
         revision=revision,
-        config=config.get(""),
+        # Without its seed every flow would go elsewhere: that is never what a deletion means.
+        config=config.get("", old.config),
         services=MappingProxyType(services),
         backends=MappingProxyType({(b.service, b.name): b for b in backends.values()}),
         tables=MappingProxyType(tables),

@@ -34,6 +34,10 @@ _ETH_P_ALL = 0x0003
 
 _IFF_LOOPBACK = 0x8
 
+# The largest MTU with native XDP on most drivers: a page, less headroom (256 bytes), struct
+# skb_shared_info (320) and a MAC header with a tag.
+XDP_MTU = 3498
+
 # XDP holds a frame in one page, with room before and after (kernel: PAGE_SIZE - headroom - tailroom).
 _XDP_REASONS = {
     errno.ERANGE: "its MTU is too large for XDP (a frame must fit one page: about 3,500 bytes)",
@@ -64,14 +68,18 @@ class Interface:
 
 def find(ip: IPRoute, name: str) -> Interface:
     """Raises NotFoundError that lists the interfaces there are."""
-    links = {link.get_attr("IFLA_IFNAME"): link for link in ip.get_links()}
-    link = links.get(name)
-    if link is None:
-        others = ", ".join(sorted(other for other in links if other != "lo")) or "none"
-        raise NotFoundError(
-            f"interface {name!r} does not exist", hint=f"there are: {others}; see ip link"
-        )
-    return _describe_link(link)
+    for interface in by_name(ip, name):
+        return interface
+    names = {link.get_attr("IFLA_IFNAME") for link in ip.get_links()} - {"lo"}
+    raise NotFoundError(
+        f"interface {name!r} does not exist",
+        hint=f"there are: {', '.join(sorted(names)) or 'none'}; see ip link",
+    )
+
+
+def by_name(ip: IPRoute, name: str) -> list[Interface]:
+    """The interface with this name in a list, or an empty list."""
+    return [_describe_link(link) for link in ip.get_links() if link.get_attr("IFLA_IFNAME") == name]
 
 
 def by_index(ip: IPRoute, index: int) -> list[Interface]:

@@ -10,7 +10,7 @@ import ctypes
 import hashlib
 import socket
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -27,6 +27,9 @@ from lb.datapath.bpf import Map
 from lb.datapath.maps import Maps, new_table
 from lb.model import keys
 from lb.model.objects import Mode, Service
+
+# New tables that are open at the same time; each is a file descriptor.
+_TABLES_AT_ONCE = 200
 
 
 def index_key(number: int) -> bytes:
@@ -61,11 +64,9 @@ class Contents:
 
 @dataclass
 class Kernel:
-    """The maps of one node. `attached` are the interfaces that packets can be sent out of; None =
-    any (tc)."""
+    """The maps of one node."""
 
     maps: Maps
-    attached: frozenset[int] | None = None
     _have: Contents = field(default_factory=Contents)
     _service_ids: dict[int, Allocation] = field(default_factory=dict)
     _backend_ids: dict[int, Allocation] = field(default_factory=dict)
@@ -103,6 +104,11 @@ class Kernel:
                 have.tables[number] = _digest(table)
         self._have = have
         self._programmed.clear()
+
+    @property
+    def services_held(self) -> int:
+        """How many services the kernel has."""
+        return len(self._service_ids)
 
     def apply(self, wanted: Wanted) -> int:
         """Make the maps so; returns how many entries were written or deleted.
@@ -171,7 +177,8 @@ class Kernel:
         bits = int.from_bytes(want.vips.get(address, bytes(4)), sys.byteorder)
         want.vips[address] = index_key(bits | layout.VIP_BIT[service.protocol])
 
-    def _backend_bytes(self, backend: WantedBackend, generation: int) -> bytes:
+    @staticmethod
+    def _backend_bytes(backend: WantedBackend, generation: int) -> bytes:
         raw = layout.Backend(
             addr=(ctypes.c_uint8 * 16)(*layout.address_bytes(backend.address)),
             generation=generation,
@@ -181,7 +188,7 @@ class Kernel:
         if backend.address.version == 6:
             raw.flags |= layout.BackendFlag.IPV6
         hop = backend.next_hop
-        if hop and (self.attached is None or hop.ifindex in self.attached):
+        if hop:
             raw.flags |= layout.BackendFlag.RESOLVED
             raw.ifindex = hop.ifindex
             raw.dmac[:] = hop.destination_mac
@@ -229,10 +236,13 @@ class Kernel:
         for endpoint, value in nat_back.put.items():
             maps.nat_back.put(endpoint, value)
         _put(maps.services, services.put.items())
-        for number in swaps.put:
-            fresh = new_table()
-            fresh.put(index_key(0), tables[number])
-            maps.tables.put(index_key(number), fresh.fd.to_bytes(4, sys.byteorder))
+        for numbers in _chunks(list(swaps.put), _TABLES_AT_ONCE):
+            fresh = {number: new_table() for number in numbers}
+            for number, table in fresh.items():
+                table.put(index_key(0), tables[number])
+            maps.tables.put_many(
+                [(index_key(n), table.fd.to_bytes(4, sys.byteorder)) for n, table in fresh.items()]
+            )
         for endpoint, value in vips.put.items():
             maps.vips.put(endpoint, value)
         _put(maps.backends, later.items())
@@ -276,6 +286,11 @@ def _inverse(allocations: Mapping[int, Allocation], uids: Mapping[K, int]) -> di
 def _put(target: Map, entries: Iterable[tuple[int, bytes]]) -> None:
     for number, raw in entries:
         target.put(index_key(number), raw)
+
+
+def _chunks(numbers: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(numbers), size):
+        yield numbers[start : start + size]
 
 
 def _usable(raw: bytes) -> bool:

@@ -230,25 +230,31 @@ def _attach(ip: IPRoute, interface: Interface, hook: Hook, program: Program, our
             attach.detach_from(ip, attach.find(ip, interface.name), other, ours)
 
 
-def reattach(ip: IPRoute, maps: Maps, settings: Settings, attachment: Attachment) -> list[str]:
-    """Put the program back on interfaces that lost it (made anew, or detached by hand). Returns their
-    names. An interface that is gone is left alone until it comes back."""
-    back = []
+def reattach(ip: IPRoute, maps: Maps, settings: Settings, attachment: Attachment) -> Attachment:
+    """Put the program back on interfaces that lost it: made anew, given another MAC address, or
+    detached by hand. The same object if all is well. An interface that is gone is left alone until it
+    comes back."""
     ours = set(our_programs(settings.pin_dir))
-    for name in settings.interfaces:
+    present: list[Interface] = []
+    for known in attachment.interfaces:
         try:
-            (present,) = attach.check(ip, [name])
+            (now,) = attach.check(ip, [known.name])
         except (DatapathError, NotFoundError):
+            present.append(known)
             continue
-        known = next(i for i in attachment.interfaces if i.name == name)
-        attached = attachment.hook in attach.attached_hooks(ip, present, ours)
-        if attached and (present.index, present.mac) == (known.index, known.mac):
+        attached = attachment.hook in attach.attached_hooks(ip, now, ours)
+        if attached and (now.index, now.mac) == (known.index, known.mac):
+            present.append(known)
             continue
         program, _ = load_program(settings.pin_dir, attachment.hook)
-        _attach(ip, present, attachment.hook, program, ours)
-        link(maps, present, attachment.hook)
-        back.append(name)
-    return back
+        _attach(ip, now, attachment.hook, program, ours)
+        if now.index != known.index:
+            _unlink(maps, known.index)
+        link(maps, now, attachment.hook)
+        present.append(now)
+    if all(now is known for now, known in zip(present, attachment.interfaces, strict=True)):
+        return attachment
+    return Attachment(tuple(present), attachment.hook, attachment.why)
 
 
 def link(maps: Maps, interface: Interface, hook: Hook) -> None:
@@ -271,6 +277,10 @@ def linked(maps: Maps) -> set[int]:
 def _release(ip: IPRoute, maps: Maps, index: int, ours: set[int]) -> None:
     for interface in attach.by_index(ip, index):
         attach.detach(ip, interface, ours)
+    _unlink(maps, index)
+
+
+def _unlink(maps: Maps, index: int) -> None:
     maps.links.put(index_key(index % layout.LINKS), bytes(ctypes.sizeof(layout.Link)))
     maps.egress.delete(index_key(index))
 

@@ -1,6 +1,6 @@
 """The kernel maps: made, pinned, and adopted by the next lbd.
 
-Pin paths (also for bpftool): <pin_dir>/maps/<name>, <pin_dir>/program.
+Pin paths (also for bpftool): <pin_dir>/maps/<name>, <pin_dir>/program_<xdp|tc>_<fingerprint>.
 """
 
 from __future__ import annotations

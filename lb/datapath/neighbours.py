@@ -104,7 +104,7 @@ class Resolver:
             mac = self._macs.get((ifindex, gateway))
             source = self._links.get(ifindex)
             if mac is not None and source is not None:
-                found[address] = NextHop(ifindex, source, mac)
+                found[address] = NextHop(ifindex, source, mac, gateway != address)
         return found
 
     def pending(self) -> bool:

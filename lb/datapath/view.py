@@ -192,7 +192,7 @@ def _verdict(service: layout.Service, backend: layout.Backend, usable: bool, why
         return "dropped" if drop else "rejected (TCP RST or ICMP port unreachable)"
     if not backend.flags & layout.BackendFlag.RESOLVED:
         why.append("its next hop is not resolved")
-        return "passed to the kernel, which resolves the next hop"
+        return "passed to the kernel"
     mac = ":".join(f"{byte:02x}" for byte in backend.dmac)
     return f"sent out of interface {backend.ifindex} to {mac}"
 

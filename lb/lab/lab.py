@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from lb.datapath.attach import XDP_MTU
 from lb.datapath.bpf import Program, ProgramType
 from lb.errors import ConflictError, UserError
 from lb.lab import nginx
@@ -126,6 +127,8 @@ class Lab:
         """Let the switch take what the node sends by XDP. GRO is enough for XDP_REDIRECT, but the
         kernel wakes the other end of a veth after XDP_TX only if that runs a program, too
         (drivers/net/veth.c: veth_xdp_flush)."""
+        if self.topology.mtu > XDP_MTU:
+            return  # no native XDP on these links, so nothing to receive
         path = self.node_folder / "bpf" / "pass"
         Program.constant(ProgramType.XDP, "lab_pass", _XDP_PASS).pin(path)
         topology = self.topology

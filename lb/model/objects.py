@@ -84,6 +84,13 @@ class Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _written(value: object) -> object:
+    # ipaddress takes integers too: 5 would be 0.0.0.5.
+    if isinstance(value, int | bytes):
+        raise ValueError(f"{value!r} is not an address; write it as text")
+    return value
+
+
 def _unicast(address: Address) -> Address:
     if address.is_multicast or address.is_unspecified or address.is_loopback:
         raise ValueError(f"{address} is not a unicast address that packets can be sent to")
@@ -114,6 +121,7 @@ class Service(Document):
         description="Share of new flows for each pool, in per cent; sums to 100.",
     )
 
+    _check_text = field_validator("vip", mode="before")(_written)
     _check_vip = field_validator("vip")(_unicast)
 
     @model_validator(mode="after")
@@ -143,6 +151,7 @@ class Backend(Document):
     admin: Admin = Field(default=Admin.UP, description="What a person wants of it.")
     pool: Name = Field(default=DEFAULT_POOL, description="Pool of the service that it belongs to.")
 
+    _check_text = field_validator("address", mode="before")(_written)
     _check_address = field_validator("address")(_unicast)
 
 
@@ -174,6 +183,7 @@ class Problem(Document):
     where: str
     message: str
     hint: str = ""
+    kind: str = Field(default="", description="Class of the error (lb/errors.py), if it was one.")
 
 
 class LinkStatus(Document):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import secrets
 import threading
 import time
 from collections.abc import Mapping
@@ -28,9 +29,9 @@ from lb.datapath.maps import Maps
 from lb.datapath.neighbours import Resolver
 from lb.errors import ConflictError, LbError, RevisionCompacted, StoreUnavailable
 from lb.model import keys
-from lb.model.objects import LinkStatus, NodeStatus, Problem, TableDocument
+from lb.model.objects import ClusterConfig, LinkStatus, NodeStatus, Problem, TableDocument
 from lb.node.planning import Bases, unstored
-from lb.settings import Hook, Settings
+from lb.settings import Settings
 from lb.store.base import Compare, Delete, Put, Store
 
 log = logging.getLogger("lbd")
@@ -100,8 +101,7 @@ class Daemon:
     _reported: NodeStatus | None = None
 
     def __post_init__(self) -> None:
-        native = {link.index for link in self.attachment.interfaces}
-        self.kernel = Kernel(self.maps, None if self.attachment.hook is Hook.TC else frozenset(native))
+        self.kernel = Kernel(self.maps)
         self.resolver = Resolver(self.ip)
 
     def run(self) -> None:
@@ -158,7 +158,7 @@ class Daemon:
             if isinstance(each, NetlinkChanged):
                 changed |= self.resolver.notify(each.message)
                 if each.message.get("event") == "RTM_NEWLINK":
-                    self._reattach()
+                    changed |= self._reattach()
         if any(isinstance(each, StoreChanged) for each in happened):
             changed |= self._read_store()
         return changed
@@ -225,10 +225,13 @@ class Daemon:
         """Make the kernel maps what they should be, and report."""
         self.resolver.watch({backend.address for backend in self.state.backends.values()})
         self._await_next_hops()
+        if self.state.config is None:
+            self._without_config()
+            return
         bases = self._bases.update(self.state)
-        hops = self.resolver.hops()
-        wanted = plan(self.state, Observed(hops), bases)
-        problems = list(self.state.problems)
+        attached = frozenset(link.index for link in self.attachment.interfaces)
+        wanted = plan(self.state, Observed(self.resolver.hops(), attached), bases)
+        problems = [*self.state.problems, *wanted.problems]
         try:
             changes = self.kernel.apply(wanted)
             revision = self.state.revision
@@ -240,6 +243,31 @@ class Daemon:
             revision = self._reported.revision if self._reported else 0
         self._share_tables(unstored(self.state, bases))
         self._report(wanted, revision, tuple(problems))
+
+    def _without_config(self) -> None:
+        """Nothing was ever configured in this store. If the kernel holds services all the same, then
+        this is the wrong store, or a lost one: that is no reason to stop serving."""
+        if self.state.services:
+            config = ClusterConfig(seed=secrets.token_hex(16))
+            try:
+                put = Put(keys.CONFIG, config.model_dump_json())
+                self.store.commit([put], [Compare(keys.CONFIG, 0)])
+            except ConflictError:
+                self.inbox.put(StoreChanged())
+            except StoreUnavailable as error:
+                log.error("store: %s", error)
+            return
+        problems = self.state.problems
+        if held := self.kernel.services_held:
+            problem = Problem(
+                where=self.settings.node,
+                message=f"the store is new and empty, but the kernel holds {held} services;"
+                " they are kept",
+                hint="check `store` in lb.toml; if it is right, lbd --detach and start lbd again",
+            )
+            log.error("%s", problem.message)
+            problems = (*problems, problem)
+        self._report(Wanted({}, {}), self.state.revision, problems)
 
     def _await_next_hops(self) -> None:
         """Give the kernel a moment to resolve new next hops, so that a backend that is there takes
@@ -265,9 +293,14 @@ class Daemon:
         self.kernel.adopt()
         self._reattach()
 
-    def _reattach(self) -> None:
-        for name in lifecycle.reattach(self.ip, self.maps, self.settings, self.attachment):
-            log.warning("attached to %s again", name)
+    def _reattach(self) -> bool:
+        """True if an interface was attached again."""
+        now = lifecycle.reattach(self.ip, self.maps, self.settings, self.attachment)
+        if now is self.attachment:
+            return False
+        log.warning("attached again to %s", ", ".join(link.name for link in now.interfaces))
+        self.attachment = now
+        return True
 
     # -- status --------------------------------------------------------------------------------
 

@@ -23,7 +23,6 @@ from lb.settings import Settings
 from lb.store.opening import open_store
 
 LEAST_KERNEL = (5, 10)
-_XDP_MTU = 3498  # PAGE_SIZE less headroom (256), struct skb_shared_info (320) and the MAC header
 _A_DAY = 86400.0
 
 
@@ -119,6 +118,16 @@ def _interfaces(settings: Settings) -> Iterator[Check]:
     with IPRoute() as ip:
         for name in settings.interfaces:
             yield from _guarded(f"interface {name}", _interface(ip, settings, name))
+        mtus = {i.mtu: i.name for name in settings.interfaces for i in attach.by_name(ip, name)}
+        if len(mtus) > 1:
+            small, large = min(mtus), max(mtus)
+            yield Check(
+                "mtu",
+                False,
+                f"{mtus[large]} takes packets of {large} bytes, {mtus[small]} only of {small}:"
+                " larger ones that are sent on there are lost",
+                f"ip link set {mtus[small]} mtu {large}, or lower the other",
+            )
     if not settings.interfaces:
         yield Check("interfaces", None, "none named in lb.toml", "name them, or use lbd --interface")
 
@@ -139,12 +148,12 @@ def _interface(ip: IPRoute, settings: Settings, name: str) -> Iterator[Check]:
         yield Check(label, True, f"lb is attached ({', '.join(sorted(hooks))})")
     else:
         yield Check(label, True, "up, and free")
-    if present.mtu > _XDP_MTU:
+    if present.mtu > attach.XDP_MTU:
         yield Check(
             label,
             None,
             f"MTU {present.mtu} is more than XDP's native mode takes on most drivers",
-            f"ip link set {name} mtu {_XDP_MTU}, or let lbd --hook auto take tc",
+            f"ip link set {name} mtu {attach.XDP_MTU}, or let lbd --hook auto take tc",
         )
     if present.kind == "veth":
         yield Check(
@@ -180,8 +189,9 @@ def _state(settings: Settings) -> Iterator[Check]:
                 "is not an address of this machine, so nobody here answers ARP or NDP for it",
                 "route it here, or add it: ip address add … dev …",
             )
-    if any(service.mode is Mode.NAT for service in state.services.values()):
-        for path in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
+    families = {s.vip.version for s in state.services.values() if s.mode is Mode.NAT}
+    for family, path in ((4, "net/ipv4/ip_forward"), (6, "net/ipv6/conf/all/forwarding")):
+        if family in families:
             value = _sysctl(path)
             name = path.replace("/", ".")
             yield Check(name, value == "1", f"= {value}", "" if value == "1" else f"sysctl -w {name}=1")

@@ -52,7 +52,7 @@ def state_of(services: Mapping[str, Mapping[str, int]], mode: Mode = Mode.DSR) -
 def wanted_of(state: DesiredState, *, resolved: bool = True) -> Wanted:
     hops = {b.address: HOP for b in state.backends.values()} if resolved else {}
     bases = {n: base_table(s, state.backends_of(n), None) for n, s in state.services.items()}
-    return plan(state, Observed(hops), bases)
+    return plan(state, Observed(hops, frozenset({HOP.ifindex})), bases)
 
 
 def test_what_is_applied_is_there_and_is_not_applied_twice() -> None:
@@ -143,9 +143,7 @@ def test_a_backend_that_is_down_or_unresolved() -> None:
     assert KernelView(kernel.maps, state).slot_counts("s1") == {"b2": 65536}
     raw = kernel.maps.backends.array()
     size = ctypes.sizeof(layout.Backend)
-    flags = sorted(
-        layout.Backend.from_buffer_copy(raw, at).flags for at in range(size, 3 * size, size)
-    )
+    flags = sorted(layout.Backend.from_buffer_copy(raw, at).flags for at in range(size, 3 * size, size))
     both = layout.BackendFlag.USABLE | layout.BackendFlag.RESOLVED
     assert flags == [layout.BackendFlag.RESOLVED, both]
     kernel.apply(wanted_of(state, resolved=False))

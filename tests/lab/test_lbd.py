@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from pathlib import Path
+from typing import Any
 
 from helpers import remove_all
 
@@ -73,6 +75,8 @@ def _main_pid(lab: Lab) -> int:
 
 
 def test_a_map_that_is_full_is_named_and_nothing_is_changed(lab: Lab) -> None:
+    lab.detach_lbd()  # of the test before
+    lab.lbd = None
     lab.write_config()
     small = lab.node_folder / "small.toml"
     small.write_text(lab.config.read_text() + "[limits]\nbackends = 4\n")
@@ -96,3 +100,34 @@ def test_a_map_that_is_full_is_named_and_nothing_is_changed(lab: Lab) -> None:
         lab.detach_lbd()
     finally:
         lab.config = whole
+
+
+def test_doctor_names_what_is_wrong(lab: Lab) -> None:
+    lab.write_config()
+    checks = _doctor(lab, lab.config)
+    assert not [each for each in checks if each["ok"] is False]
+    assert {"kernel", "bcc", "headers", "interface front0"} <= {each["name"] for each in checks}
+    broken = lab.node_folder / "broken.toml"
+    broken.write_text(lab.config.read_text().replace('"back0"', '"nope"'))
+    lab.run("node1", ["ip", "link", "set", "front0", "mtu", "1400"])
+    try:
+        wrong = {each["name"]: each for each in _doctor(lab, broken) if each["ok"] is False}
+        assert "does not exist" in wrong["interface nope"]["detail"]
+        small = [each for each in _doctor(lab, lab.config) if each["name"] == "mtu"]
+        assert "front0 mtu 1500" in small[0]["hint"]
+    finally:
+        lab.run("node1", ["ip", "link", "set", "front0", "mtu", "1500"])
+
+
+def _doctor(lab: Lab, config: Path) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        ["nsenter", f"--net=/run/netns/{lab.topology.node}", *program("lbctl"), "doctor", "-o", "json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "LB_CONFIG": str(config)},
+        check=False,
+    )
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    assert done.returncode == any(each["ok"] is False for each in found)
+    return found

@@ -258,6 +258,42 @@ def test_what_was_changed_by_hand_is_put_right(running: Lab) -> None:
     wait_until("the repair", lambda: lab.answer(VIP4) in lab.topology.backends)
 
 
+def test_a_lost_store_does_not_stop_the_traffic(running: Lab) -> None:
+    lab = running
+    create(lab, service(lab, "web", VIP4))
+    lab.kill_lbd()
+    store = lab.node_folder / "store.db"
+    kept = lab.node_folder / "kept"
+    kept.mkdir()
+    for file in lab.node_folder.glob("store.db*"):
+        file.rename(kept / file.name)
+    try:
+        lab.start_lbd()
+        assert lab.answer(VIP4) in lab.topology.backends
+        (node,) = json.loads(lab.lbctl("status", "-o", "json").stdout)["nodes"]
+        assert "store is new and empty, but the kernel holds 1 services" in str(node["problems"])
+        lab.kill_lbd()
+    finally:
+        for file in lab.node_folder.glob("store.db*"):
+            file.unlink()
+        for file in kept.iterdir():
+            file.rename(store.with_name(file.name))
+        kept.rmdir()
+    lab.start_lbd()
+    assert lab.answer(VIP4) in lab.topology.backends
+
+
+def test_a_new_mac_address_of_the_nodes_interface_is_followed(running: Lab) -> None:
+    lab = running
+    create(lab, service(lab, "web", VIP4))
+    lab.run("node1", ["ip", "link", "set", "front0", "address", "02:00:00:00:01:01"])
+    lab.run("client", ["ip", "neigh", "flush", "dev", "front0"])
+    wait_until("an answer", lambda: lab.answer(VIP4) in lab.topology.backends)
+    before = outcomes(lab)
+    assert lab.answer(VIP4) in lab.topology.backends
+    assert outcomes(lab)["forward_redirect"] > before["forward_redirect"]
+
+
 def test_a_new_mac_address_of_a_backend_is_followed(running: Lab) -> None:
     lab = running
     create(lab, service(lab, "web", VIP4))

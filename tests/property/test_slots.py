@@ -18,9 +18,7 @@ NAMES = [f"backend-{i}" for i in range(40)]
 
 weights = st.one_of(st.integers(0, 5), st.integers(0, 65535))
 members = st.lists(
-    st.builds(
-        Member, name=st.sampled_from(NAMES), pool=st.sampled_from(POOLS), weight=weights
-    ),
+    st.builds(Member, name=st.sampled_from(NAMES), pool=st.sampled_from(POOLS), weight=weights),
     min_size=1,
     max_size=40,
     unique_by=lambda member: member.name,

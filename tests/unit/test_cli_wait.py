@@ -78,7 +78,12 @@ def test_a_nodes_problem_with_the_changed_object(web, nodes, where):
 
 
 def test_a_full_map_has_its_own_code(web, nodes):
-    full = {"where": "web/b1", "message": "backends map is full (8)", "hint": "raise limits.backends"}
+    full = {
+        "where": "web/b1",
+        "message": "backends map is full (8)",
+        "hint": "raise limits.backends",
+        "kind": "CapacityError",
+    }
     nodes.follow("n1", problems=(full,))
     assert web("backend", "weight", "web", "b1", "1", *WAIT).code == 8
 
@@ -91,7 +96,12 @@ def test_problems_of_others_do_not_matter(web, nodes):
 def test_what_stops_a_node_as_a_whole(nodes, store):
     """It stays at its old revision, and its problem is under its own name."""
     old = {"where": "n1", "message": "pinned map is not as lb.toml says", "hint": ""}
-    new = {"where": "n1", "message": "vips map is full (8 entries)", "hint": "raise limits.vips"}
+    new = {
+        "where": "n1",
+        "message": "vips map is full (8 entries)",
+        "hint": "raise limits.vips",
+        "kind": "CapacityError",
+    }
     nodes.put("n1", 1, problems=(old,))
     before = {"n1": reported(store, "n1")}
     nodes.put("n1", 1, problems=(old, new))
