@@ -58,6 +58,18 @@ static __always_inline int ctx_resize(lb_ctx *ctx, __u32 bytes)
 	return bpf_skb_change_tail(ctx, bytes, 0);
 }
 
+/* What the routing lookup shall compare with the route's MTU. 0: the kernel looks at the socket buffer
+ * itself, which may be several segments in one (GSO), but then only with the device's MTU in mind. */
+static __always_inline __u16 ctx_fib_bytes(lb_ctx *ctx, const struct lb_packet *p)
+{
+	return ctx_read(ctx, gso_size) ? 0 : p->l3_bytes;
+}
+
+static __always_inline int ctx_is_tagged(lb_ctx *ctx, __u16 l3)
+{
+	return l3 != sizeof(struct ethhdr) || ctx_read(ctx, vlan_present);
+}
+
 /* The outer tag normally stands beside the packet (skb->vlan_tci) and the inner one inside;
  * bpf_skb_vlan_pop() takes the outermost one, wherever it is. */
 static __always_inline int ctx_strip_vlan(lb_ctx *ctx, __u16 l3)

@@ -56,6 +56,17 @@ static __always_inline int ctx_resize(lb_ctx *ctx, __u32 bytes)
 	return 0;
 }
 
+/* What the routing lookup shall compare with the MTU. */
+static __always_inline __u16 ctx_fib_bytes(lb_ctx *ctx, const struct lb_packet *p)
+{
+	return p->l3_bytes;
+}
+
+static __always_inline int ctx_is_tagged(lb_ctx *ctx, __u16 l3)
+{
+	return l3 != sizeof(struct ethhdr);
+}
+
 /* Cuts the VLAN tags out, so that the IP header stands at sizeof(struct ethhdr) again. The caller
  * writes the MAC addresses anew. */
 static __always_inline int ctx_strip_vlan(lb_ctx *ctx, __u16 l3)

@@ -6,7 +6,7 @@ Everything is still named here; ids, which differ between nodes, are given out b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lb.core import slots
@@ -88,8 +88,14 @@ def base_table(service: Service, backends: list[Backend], document: TableDocumen
     return slots.plan(members_of(backends), service.split, previous)
 
 
-def plan(state: DesiredState, observed: Observed, bases: Mapping[str, Table]) -> Wanted:
-    """What the kernel should hold. `bases` has the base table of every service."""
+def plan(
+    state: DesiredState,
+    observed: Observed,
+    bases: Mapping[str, Table],
+    lay_over: Callable[[Table, Sequence[Member], Mapping[str, float]], Table] = overlay,
+) -> Wanted:
+    """What the kernel should hold. `bases` has the base table of every service; `lay_over` is
+    `overlay`, or a version of it that remembers."""
     seed = state.config.seed if state.config else "0" * 32
     services: dict[str, WantedService] = {}
     backends: dict[BackendKey, WantedBackend] = {}
@@ -113,7 +119,7 @@ def plan(state: DesiredState, observed: Observed, bases: Mapping[str, Table]) ->
             service=service,
             seed=seed_of(seed, name),
             base=bases[name],
-            table=overlay(bases[name], members_of(members), dict.fromkeys(unresolved, 0.0)),
+            table=lay_over(bases[name], members_of(members), dict.fromkeys(unresolved, 0.0)),
         )
     return Wanted(services, backends, tuple(problems))
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,7 @@ class Table:
         lookup = np.array([*self.backends, None], dtype=object)
         return lookup[self.slots]
 
+    @cached_property
     def digest(self) -> str:
         """16 hexadecimal digits that are equal exactly for equal tables, whatever ids a node gave."""
         state = hashlib.blake2b(digest_size=8)

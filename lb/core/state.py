@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -48,10 +49,22 @@ class DesiredState:
 
     def backends_of(self, service: str) -> list[Backend]:
         """The service's backends, sorted by name."""
-        return sorted(
-            (b for (owner, _), b in self.backends.items() if owner == service),
-            key=lambda b: b.name,
-        )
+        return list(self._grouped.get(service, ()))
+
+    @cached_property
+    def _grouped(self) -> dict[str, list[Backend]]:
+        grouped: dict[str, list[Backend]] = {}
+        for _, backend in sorted(self.backends.items()):
+            grouped.setdefault(backend.service, []).append(backend)
+        return grouped
+
+    @property
+    def not_understood(self) -> set[str]:
+        """Keys of services and backends that exist, but of which no version is in force."""
+        in_force = {keys.service(name) for name in self.services}
+        in_force |= {keys.backend(*key) for key in self.backends}
+        stored = {k for k in self.versions if k.startswith((keys.SERVICES, keys.BACKENDS))}
+        return stored - in_force
 
 
 def describe_error(error: ValidationError) -> str:

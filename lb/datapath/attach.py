@@ -29,7 +29,6 @@ _XDP_REPLACE = 1 << 4
 _TC_INGRESS = 0xFFFFFFF2  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)
 _TC_PRIORITY = 50
 _TC_HANDLE = 0x1B
-_TC_NAME = "lb"
 _ETH_P_ALL = 0x0003
 
 _IFF_LOOPBACK = 0x8
@@ -49,6 +48,14 @@ _XDP_REASONS = {
     errno.EEXIST: "a program is attached in another mode",
     errno.EPERM: "not permitted (root is needed)",
 }
+
+
+@dataclass(frozen=True)
+class Ours:
+    """What tells our attachments from others': ids of our XDP programs, the name of our tc filter."""
+
+    programs: frozenset[int]
+    name: str
 
 
 @dataclass(frozen=True)
@@ -136,9 +143,9 @@ def check(ip: IPRoute, names: Sequence[str]) -> list[Interface]:
     return found
 
 
-def check_foreign(interface: Interface, ours: set[int]) -> None:
-    """Raises DatapathError if the interface carries an XDP program that isn't one of `ours`."""
-    if interface.xdp_program and interface.xdp_program not in ours:
+def check_foreign(interface: Interface, ours: Ours) -> None:
+    """Raises DatapathError if the interface carries an XDP program that isn't one of ours."""
+    if interface.xdp_program and interface.xdp_program not in ours.programs:
         raise DatapathError(
             f"interface {interface.name!r} carries somebody else's XDP program"
             f" {program_name(interface.xdp_program)}",
@@ -146,10 +153,10 @@ def check_foreign(interface: Interface, ours: set[int]) -> None:
         )
 
 
-def attach(ip: IPRoute, interface: Interface, hook: Hook, program: Program, ours: set[int]) -> None:
-    """Attach `program`, replacing one of `ours` (program ids) if it is there."""
+def attach(ip: IPRoute, interface: Interface, hook: Hook, program: Program, ours: Ours) -> None:
+    """Attach `program`, replacing one of ours if it is there."""
     if hook is Hook.TC:
-        _attach_tc(ip, interface, program)
+        _attach_tc(ip, interface, program, ours)
         return
     check_foreign(interface, ours)
     attrs: list[list[object]] = [["IFLA_XDP_FD", program.fd]]
@@ -170,7 +177,7 @@ def attach(ip: IPRoute, interface: Interface, hook: Hook, program: Program, ours
         raise _refusal(interface, hook, error) from None
 
 
-def detach(ip: IPRoute, interface: Interface, ours: set[int]) -> bool:
+def detach(ip: IPRoute, interface: Interface, ours: Ours) -> bool:
     """Take our programs off, whichever hooks they are on. False if there was none of ours."""
     hooks = attached_hooks(ip, interface, ours)
     for hook in hooks:
@@ -178,11 +185,11 @@ def detach(ip: IPRoute, interface: Interface, ours: set[int]) -> bool:
     return bool(hooks)
 
 
-def detach_from(ip: IPRoute, interface: Interface, hook: Hook, ours: set[int]) -> None:
+def detach_from(ip: IPRoute, interface: Interface, hook: Hook, ours: Ours) -> None:
     """Take our program off one hook."""
     if hook is Hook.TC:
         _detach_tc(ip, interface)
-    elif interface.xdp_program in ours:
+    elif interface.xdp_program in ours.programs:
         detach_xdp(ip, interface)
 
 
@@ -193,12 +200,12 @@ def detach_xdp(ip: IPRoute, interface: Interface) -> None:
     ip.link("set", index=interface.index, xdp={"attrs": attrs})
 
 
-def attached_hooks(ip: IPRoute, interface: Interface, ours: set[int]) -> set[Hook]:
+def attached_hooks(ip: IPRoute, interface: Interface, ours: Ours) -> set[Hook]:
     """Where our programs are attached here now."""
     hooks = set()
-    if interface.xdp_program in ours:
+    if interface.xdp_program in ours.programs:
         hooks.add(Hook.XDP_GENERIC if interface.xdp_generic else Hook.XDP)
-    if _our_filters(ip, interface):
+    if _filter_name(ip, interface) == ours.name:
         hooks.add(Hook.TC)
     return hooks
 
@@ -219,19 +226,26 @@ def program_name(number: int) -> str:
         return f"with id {number}"
 
 
-def _our_filters(ip: IPRoute, interface: Interface) -> list[object]:
-    return [
-        each
-        for each in ip.get_filters(index=interface.index, parent=_TC_INGRESS)
-        if each.get("info", 0) >> 16 == _TC_PRIORITY and each.get("handle") == _TC_HANDLE
-    ]
+def _filter_name(ip: IPRoute, interface: Interface) -> str:
+    """Name of the filter at our place; "" = none. (It tells whose it is: pyroute2 doesn't decode the
+    program's id.)"""
+    for each in ip.get_filters(index=interface.index, parent=_TC_INGRESS):
+        if each.get("info", 0) >> 16 == _TC_PRIORITY and each.get("handle") == _TC_HANDLE:
+            return str(each.get_attr("TCA_OPTIONS").get_attr("TCA_BPF_NAME"))
+    return ""
 
 
 def _has_clsact(ip: IPRoute, interface: Interface) -> bool:
     return any(each.get_attr("TCA_KIND") == "clsact" for each in ip.get_qdiscs(index=interface.index))
 
 
-def _attach_tc(ip: IPRoute, interface: Interface, program: Program) -> None:
+def _attach_tc(ip: IPRoute, interface: Interface, program: Program, ours: Ours) -> None:
+    present = _filter_name(ip, interface)
+    if present and present != ours.name:
+        raise DatapathError(
+            f"interface {interface.name!r} carries another lbd's tc filter {present!r}",
+            hint="lbd --detach that one first; two balancers on one interface can't work",
+        )
     try:
         if not _has_clsact(ip, interface):
             ip.tc("add", "clsact", interface.index)
@@ -241,7 +255,7 @@ def _attach_tc(ip: IPRoute, interface: Interface, program: Program) -> None:
             interface.index,
             _TC_HANDLE,
             fd=program.fd,
-            name=_TC_NAME,
+            name=ours.name,
             parent=_TC_INGRESS,
             prio=_TC_PRIORITY,
             protocol=_ETH_P_ALL,

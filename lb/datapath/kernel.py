@@ -10,14 +10,14 @@ import ctypes
 import hashlib
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 
 from lb.core import ids
-from lb.core.diff import diff
+from lb.core.diff import Difference, diff
 from lb.core.ids import Allocation
 from lb.core.plan import Wanted, WantedBackend, WantedService
 from lb.core.slots import Table
@@ -71,6 +71,7 @@ class Kernel:
     _service_ids: dict[int, Allocation] = field(default_factory=dict)
     _backend_ids: dict[int, Allocation] = field(default_factory=dict)
     _programmed: dict[str, tuple[Table, bytes]] = field(default_factory=dict)
+    _unsure: bool = False
 
     def adopt(self) -> None:
         """Read everything back from the kernel: after a start, and to find drift."""
@@ -81,9 +82,10 @@ class Kernel:
         at = layout.Backend.generation.offset
         used = generations[:, at : at + 4].copy().view(np.uint32)[:, 0]
         backend_owners = read_owners(maps.backend_owners)
+        # An id that was given out but not written yet (lbd was killed in between) counts, too.
         self._backend_ids = {
-            int(number): Allocation(backend_owners.get(int(number), 0), int(used[number]))
-            for number in np.flatnonzero(used)
+            number: Allocation(backend_owners.get(number, 0), max(int(used[number]), 1))
+            for number in sorted({*np.flatnonzero(used).tolist(), *backend_owners})
         }
         self._service_ids = {
             number: Allocation(owner, 1) for number, owner in read_owners(maps.service_owners).items()
@@ -104,29 +106,34 @@ class Kernel:
                 have.tables[number] = _digest(table)
         self._have = have
         self._programmed.clear()
+        self._unsure = False
 
     @property
     def services_held(self) -> int:
         """How many services the kernel has."""
         return len(self._service_ids)
 
-    def apply(self, wanted: Wanted) -> int:
-        """Make the maps so; returns how many entries were written or deleted.
+    def apply(self, wanted: Wanted, keep: Collection[str] = ()) -> int:
+        """Make the maps so; returns how many entries were written or deleted. What belongs to objects
+        whose store keys are in `keep` is left as it is.
 
         The order keeps every packet on solid ground: what is pointed to is written before what points
         to it, and taken away after. Raises CapacityError, before anything is written.
         """
+        if self._unsure:
+            self.adopt()
+        kept = {ids.uid(key) for key in keep}
         service_uids = {name: ids.uid(keys.service(name)) for name in wanted.services}
         backend_uids = {key: ids.uid(keys.backend(*key)) for key in wanted.backends}
         service_ids = ids.allocate(
             self._service_ids,
-            set(service_uids.values()),
+            {*service_uids.values(), *self._owned(self._service_ids, kept)},
             self.maps.services.max_entries,
             "services",
         )
         backend_ids = ids.allocate(
             self._backend_ids,
-            set(backend_uids.values()),
+            {*backend_uids.values(), *self._owned(self._backend_ids, kept)},
             self.maps.backends.max_entries,
             "backends",
         )
@@ -152,8 +159,11 @@ class Kernel:
                 protocol = layout.PROTOCOL_NUMBER[owner.protocol]
                 at = layout.endpoint(backend.address, backend.port, protocol)
                 want.nat_back[at] = bytes(layout.NatBack(service_of[service], number))
+        self._keep(want, kept)
         self.maps.vips.check_room(len(want.vips))
 
+        # Whatever fails from here on leaves maps that memory doesn't know.
+        self._unsure = True
         changes = self._give_out(service_ids, backend_ids)
         changes += self._write(want, tables)
         self._take_back(service_ids, backend_ids)
@@ -164,7 +174,39 @@ class Kernel:
             name: (wanted.services[name].table, want.tables[number])
             for name, number in service_of.items()
         }
+        self._unsure = False
         return changes
+
+    @staticmethod
+    def _owned(held: Mapping[int, Allocation], kept: Collection[int]) -> set[int]:
+        return {each.owner for each in held.values() if each.owner in kept}
+
+    def _keep(self, want: Contents, kept: Collection[int]) -> None:
+        """Carry over what the kernel has of these owners."""
+        have = self._have
+        services = {n for n, each in self._service_ids.items() if each.owner in kept}
+        backends = {n for n, each in self._backend_ids.items() if each.owner in kept}
+        for number in services & have.services.keys():
+            want.services.setdefault(number, have.services[number])
+        for number in services & have.tables.keys():
+            want.tables.setdefault(number, have.tables[number])
+        for number in backends & have.backends.keys():
+            want.backends.setdefault(number, have.backends[number])
+        for at, value in have.nat_back.items():
+            if layout.NatBack.from_buffer_copy(value).service in services:
+                want.nat_back.setdefault(at, value)
+        addresses = set()
+        for at, value in have.vips.items():
+            endpoint = layout.Endpoint.from_buffer_copy(at)
+            if endpoint.port and int.from_bytes(value, sys.byteorder) in services:
+                want.vips.setdefault(at, value)
+                addresses.add(bytes(endpoint.addr))
+        for at, value in have.vips.items():
+            endpoint = layout.Endpoint.from_buffer_copy(at)
+            if not endpoint.port and bytes(endpoint.addr) in addresses:
+                bits = int.from_bytes(value, sys.byteorder)
+                bits |= int.from_bytes(want.vips.get(at, bytes(4)), sys.byteorder)
+                want.vips[at] = index_key(bits)
 
     def _add_service(self, want: Contents, number: int, wanted: WantedService) -> None:
         service = wanted.service
@@ -233,8 +275,7 @@ class Kernel:
         # A backend that becomes unusable must first lose its slots.
         later = {n: raw for n, raw in backends.put.items() if not _usable(raw)}
         _put(maps.backends, (item for item in backends.put.items() if item[0] not in later))
-        for endpoint, value in nat_back.put.items():
-            maps.nat_back.put(endpoint, value)
+        _put_hash(maps.nat_back, nat_back, len(have.nat_back))
         _put(maps.services, services.put.items())
         for numbers in _chunks(list(swaps.put), _TABLES_AT_ONCE):
             fresh = {number: new_table() for number in numbers}
@@ -243,8 +284,7 @@ class Kernel:
             maps.tables.put_many(
                 [(index_key(n), table.fd.to_bytes(4, sys.byteorder)) for n, table in fresh.items()]
             )
-        for endpoint, value in vips.put.items():
-            maps.vips.put(endpoint, value)
+        _put_hash(maps.vips, vips, len(have.vips))
         _put(maps.backends, later.items())
 
         for endpoint in vips.delete:
@@ -286,6 +326,16 @@ def _inverse(allocations: Mapping[int, Allocation], uids: Mapping[K, int]) -> di
 def _put(target: Map, entries: Iterable[tuple[int, bytes]]) -> None:
     for number, raw in entries:
         target.put(index_key(number), raw)
+
+
+def _put_hash(target: Map, changes: Difference[bytes, bytes], held: int) -> None:
+    """Insert first and delete later, so that nothing is missing in between; the other way around only
+    where there is no room for both."""
+    if held + len(changes.put) > target.max_entries:
+        for key in changes.delete:
+            target.delete(key)
+    for key, value in changes.put.items():
+        target.put(key, value)
 
 
 def _chunks(numbers: list[int], size: int) -> Iterator[list[int]]:

@@ -55,6 +55,7 @@ class Outcome(IntEnum):
     DROP_FRAGMENT = 11
     DROP_TTL = 12
     DROP_NO_SPACE = 13
+    DROP_UNRESOLVED = 14
 
 
 class Endpoint(ctypes.Structure):

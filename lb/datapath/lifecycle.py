@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,8 +24,8 @@ from pyroute2 import IPRoute
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from lb.datapath import attach, compile, layout, sources
-from lb.datapath.attach import Interface
-from lb.datapath.bpf import Program
+from lb.datapath.attach import Interface, Ours
+from lb.datapath.bpf import Map, Program
 from lb.datapath.kernel import index_key
 from lb.datapath.maps import Maps
 from lb.errors import ConflictError, DatapathError, NotFoundError
@@ -36,12 +37,16 @@ _RUN = Path("/run/lb")
 _PROGRAM = "program_"
 
 
+def _short(pin_dir: Path) -> str:
+    """A pin directory in few letters."""
+    return hashlib.blake2b(str(pin_dir.absolute()).encode(), digest_size=6).hexdigest()
+
+
 class Lock:
     """One lbd per pin directory. Held by an open file, so that it ends with the process."""
 
     def __init__(self, pin_dir: Path) -> None:
-        digest = hashlib.blake2b(str(pin_dir).encode(), digest_size=6).hexdigest()
-        self.path = _RUN / f"lbd-{digest}.pid"
+        self.path = _RUN / f"lbd-{_short(pin_dir)}.pid"
         self._fd = -1
 
     def acquire(self) -> None:
@@ -74,7 +79,8 @@ class Lock:
         except ConflictError:
             pid = self.holder()
             if pid is not None:
-                os.kill(pid, signal.SIGTERM)
+                with suppress(ProcessLookupError):  # it has just ended
+                    os.kill(pid, signal.SIGTERM)
         for attempt in Retrying(
             retry=retry_if_exception_type(ConflictError),
             stop=stop_after_delay(timeout),
@@ -160,6 +166,11 @@ def our_programs(pin_dir: Path) -> dict[int, Path]:
     return found
 
 
+def our_attachments(pin_dir: Path) -> Ours:
+    """What tells attachments of an lbd with these pins from others'."""
+    return Ours(frozenset(our_programs(pin_dir)), f"lb-{_short(pin_dir)}")
+
+
 def _program_file(hook: Hook) -> str:
     return f"{_PROGRAM}{sources.folder(hook)}_{sources.fingerprint(hook)}"
 
@@ -177,6 +188,9 @@ def bring_up(ip: IPRoute, settings: Settings, maps: Maps) -> Attachment:
     are as they were before."""
     interfaces = attach.check(ip, settings.interfaces)
     pin_dir = settings.pin_dir
+    # Before the first packet: a program that doesn't know its interfaces can't send.
+    for interface in interfaces:
+        link(maps, interface)
     if settings.hook is Hook.AUTO:
         hook, why = Hook.XDP, "all interfaces have native XDP"
         try:
@@ -189,10 +203,8 @@ def bring_up(ip: IPRoute, settings: Settings, maps: Maps) -> Attachment:
         hook, why = settings.hook, "asked for"
         path = _attach_all(ip, interfaces, hook, pin_dir)
     ours = our_programs(pin_dir)
-    for index in linked(maps) - {interface.index for interface in interfaces}:
-        _release(ip, maps, index, set(ours))
-    for interface in interfaces:
-        link(maps, interface, hook)
+    for index in linked(maps.links) - {interface.index for interface in interfaces}:
+        _release(ip, maps, index, our_attachments(pin_dir))
     for old in ours.values():
         if old != path and old.name not in {_program_file(hook) for hook in (Hook.XDP, Hook.TC)}:
             old.unlink()  # of another version; this version's other hook may be wanted again
@@ -204,37 +216,37 @@ def _attach_all(ip: IPRoute, interfaces: Sequence[Interface], hook: Hook, pin_di
     where the program is pinned."""
     if hook is not Hook.TC:
         for interface in interfaces:
-            attach.check_foreign(interface, set(our_programs(pin_dir)))
+            attach.check_foreign(interface, our_attachments(pin_dir))
     program, path = load_program(pin_dir, hook)
-    ours = set(our_programs(pin_dir))
+    ours = our_attachments(pin_dir)
     fresh: list[str] = []
     try:
         for interface in interfaces:
-            if not attach.attached_hooks(ip, interface, ours):
+            if hook not in attach.attached_hooks(ip, interface, ours):
                 fresh.append(interface.name)
-            _attach(ip, interface, hook, program, ours)
+            attach.attach(ip, interface, hook, program, ours)
     except DatapathError:
         for name in fresh:
-            attach.detach(ip, attach.find(ip, name), ours)
+            attach.detach_from(ip, attach.find(ip, name), hook, ours)
         raise
+    # Only when all have the new one: until then the old one serves where the new one refused.
+    for interface in interfaces:
+        _detach_others(ip, interface.name, hook, ours)
     return path
 
 
-def _attach(ip: IPRoute, interface: Interface, hook: Hook, program: Program, ours: set[int]) -> None:
-    """Attach on one hook, and off the others: two at once would balance twice."""
-    present = attach.find(ip, interface.name)
-    before = attach.attached_hooks(ip, present, ours)
-    attach.attach(ip, present, hook, program, ours)
-    for other in before - {hook}:
-        if other is Hook.TC or hook is Hook.TC:
-            attach.detach_from(ip, attach.find(ip, interface.name), other, ours)
+def _detach_others(ip: IPRoute, name: str, hook: Hook, ours: Ours) -> None:
+    """Off the hooks that are not wanted: two at once would balance twice."""
+    present = attach.find(ip, name)
+    for other in attach.attached_hooks(ip, present, ours) - {hook}:
+        attach.detach_from(ip, present, other, ours)
 
 
 def reattach(ip: IPRoute, maps: Maps, settings: Settings, attachment: Attachment) -> Attachment:
     """Put the program back on interfaces that lost it: made anew, given another MAC address, or
     detached by hand. The same object if all is well. An interface that is gone is left alone until it
     comes back."""
-    ours = set(our_programs(settings.pin_dir))
+    ours = our_attachments(settings.pin_dir)
     present: list[Interface] = []
     for known in attachment.interfaces:
         try:
@@ -247,34 +259,33 @@ def reattach(ip: IPRoute, maps: Maps, settings: Settings, attachment: Attachment
             present.append(known)
             continue
         program, _ = load_program(settings.pin_dir, attachment.hook)
-        _attach(ip, now, attachment.hook, program, ours)
+        link(maps, now)
+        attach.attach(ip, now, attachment.hook, program, ours)
         if now.index != known.index:
             _unlink(maps, known.index)
-        link(maps, now, attachment.hook)
         present.append(now)
     if all(now is known for now, known in zip(present, attachment.interfaces, strict=True)):
         return attachment
     return Attachment(tuple(present), attachment.hook, attachment.why)
 
 
-def link(maps: Maps, interface: Interface, hook: Hook) -> None:
-    """Tell the program of an interface, and let it send out there."""
+def link(maps: Maps, interface: Interface) -> None:
+    """Tell the programs of an interface, and let them send out there."""
     entry = layout.Link(ifindex=interface.index)
     entry.mac[:] = interface.mac
     maps.links.put(index_key(interface.index % layout.LINKS), bytes(entry))
-    if hook is not Hook.TC:
-        maps.egress.put(index_key(interface.index), index_key(interface.index))
+    maps.egress.put(index_key(interface.index), index_key(interface.index))
 
 
-def linked(maps: Maps) -> set[int]:
+def linked(links: Map) -> set[int]:
     """Indexes of the interfaces that the program knows."""
-    raw = maps.links.array()
+    raw = links.array()
     size = ctypes.sizeof(layout.Link)
     entries = (layout.Link.from_buffer_copy(raw, at) for at in range(0, len(raw), size))
     return {entry.ifindex for entry in entries if entry.ifindex}
 
 
-def _release(ip: IPRoute, maps: Maps, index: int, ours: set[int]) -> None:
+def _release(ip: IPRoute, maps: Maps, index: int, ours: Ours) -> None:
     for interface in attach.by_index(ip, index):
         attach.detach(ip, interface, ours)
     _unlink(maps, index)
@@ -288,10 +299,11 @@ def _unlink(maps: Maps, index: int) -> None:
 def take_down(ip: IPRoute, pin_dir: Path) -> list[str]:
     """Detach from all interfaces and remove all pins. Returns the interfaces' names."""
     released = []
-    if (pin_dir / "maps").exists():
-        maps = Maps.open(pin_dir)
-        ours = set(our_programs(pin_dir))
-        for index in linked(maps):
+    # Only this one map is needed, so that what a killed lbd or another version left goes away, too.
+    links = pin_dir / "maps" / "links"
+    if links.exists():
+        ours = our_attachments(pin_dir)
+        for index in linked(Map.open(links)):
             for interface in attach.by_index(ip, index):
                 if attach.detach(ip, interface, ours):
                     released.append(interface.name)

@@ -86,7 +86,17 @@ class Maps:
                 f"there are no maps at {directory}",
                 hint="start lbd on this machine, or check pin_dir in lb.toml",
             )
-        return cls({name: Map.open(directory / name) for name in specs(Limits())})
+        wanted = specs(Limits())
+        if missing := [name for name in wanted if not (directory / name).exists()]:
+            raise _another_version(f"{', '.join(missing)} missing")
+        maps = cls({name: Map.open(directory / name) for name in wanted})
+        for name, spec in wanted.items():
+            have = maps.by_name[name]
+            if (have.type, have.key_size, have.value_size) != (
+                int(spec.kind), spec.key_size, spec.value_size,
+            ):  # fmt: skip
+                raise _another_version(f"{name} has another layout")
+        return maps
 
     @classmethod
     def create(cls, limits: Limits) -> Maps:
@@ -105,22 +115,25 @@ class Maps:
         return cls(made)
 
     def pin(self, pin_dir: Path) -> None:
-        """Pin them all, or none."""
-        directory = pin_dir / "maps"
-        directory.mkdir(parents=True, mode=0o700)
-        try:
-            for name, each in self:
-                each.pin(directory / name)
-        except DatapathError:
-            shutil.rmtree(directory, ignore_errors=True)
-            raise
+        """Pin them all, or none: also if lbd is killed in the middle."""
+        making = pin_dir / "maps_new"
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir(parents=True, mode=0o700)
+        for name, each in self:
+            each.pin(making / name)
+        making.rename(pin_dir / "maps")
 
     def misfits(self, limits: Limits) -> list[str]:
-        """How they differ from what this version of lb with these limits would make."""
-        found = []
-        for name, spec in specs(limits).items():
-            have = self.by_name[name]
-            want = (int(spec.kind), spec.key_size, spec.value_size, spec.max_entries)
-            if (have.type, have.key_size, have.value_size, have.max_entries) != want:
-                found.append(f"{name}: {have.max_entries} entries of {have.value_size} bytes")
-        return found
+        """Where their capacity differs from these limits, in words."""
+        return [
+            f"{name} has room for {self.by_name[name].max_entries}, not {spec.max_entries}"
+            for name, spec in specs(limits).items()
+            if self.by_name[name].max_entries != spec.max_entries
+        ]
+
+
+def _another_version(what: str) -> DatapathError:
+    return DatapathError(
+        f"the pinned maps are of another version of lb ({what})",
+        hint="lbd --detach removes them (and stops the traffic); then start lbd",
+    )

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Container, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from queue import SimpleQueue
+from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -33,7 +36,7 @@ from lb.model.objects import Address
 # uapi/linux/neighbour.h
 _NTF_USE = 0x01
 _NUD_NONE = 0
-_NUD_STALE = 0x04
+_NUD_CONFIRMED = 0x02 | 0x40 | 0x80  # REACHABLE, NOARP, PERMANENT
 _NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80  # REACHABLE … PROBE, NOARP, PERMANENT
 
 _GROUPS = (
@@ -51,6 +54,10 @@ _ROUTES_CHANGED = {
     "RTM_NEWROUTE", "RTM_DELROUTE", "RTM_NEWLINK", "RTM_DELLINK", "RTM_NEWADDR", "RTM_DELADDR",
 }  # fmt: skip
 
+_Gateway = tuple[int, Address]  # interface, and the address there that has the MAC
+
+_PAUSE = 1.0  # seconds
+
 _NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES, errno.ENODEV}
 
 
@@ -60,9 +67,9 @@ class Resolver:
     notifications in."""
 
     ip: IPRoute
-    _via: dict[Address, tuple[int, Address]] = field(default_factory=dict)
-    _macs: dict[tuple[int, Address], bytes] = field(default_factory=dict)
-    _stale: set[tuple[int, Address]] = field(default_factory=set)
+    _via: dict[Address, _Gateway] = field(default_factory=dict)
+    _macs: dict[_Gateway, bytes] = field(default_factory=dict)
+    _confirmed: set[_Gateway] = field(default_factory=set)
     _links: dict[int, bytes] = field(default_factory=dict)
     _unrouted: set[Address] = field(default_factory=set)
     _fresh: set[Address] = field(default_factory=set)
@@ -71,29 +78,30 @@ class Resolver:
         """From now on these addresses are of interest, and no others. New ones are looked up, and
         the kernel is asked to resolve those that it doesn't know."""
         wanted = set(addresses)
-        for gone in self._via.keys() - wanted:
-            del self._via[gone]
+        known = self._via.keys() | self._unrouted
+        self._via = {address: via for address, via in self._via.items() if address in wanted}
         self._unrouted &= wanted
-        new = wanted - self._via.keys() - self._unrouted
-        if new:
+        if new := wanted - known:
             self._fresh |= new
-            self._read_tables()
             self._route(new)
+            self._read_tables()
             self._ask(only_unknown=True)
 
-    def reroute(self) -> None:
-        """Routes, links or addresses changed: look everything up again."""
-        self._read_tables()
+    def reroute(self) -> bool:
+        """Routes, links or addresses changed: look everything up again. True if a next hop changed."""
+        before = self.hops()
         self._route(set(self._via) | self._unrouted)
+        self._read_tables()
         self._ask(only_unknown=True)
+        return self.hops() != before
 
     def refresh(self) -> bool:
         """Have the kernel confirm entries that nobody used lately. Our packets bypass its stack, so
         it sees no use of them; call this more often than its gc_stale_time (60 s). True if a next
         hop turns out to have changed without a notification."""
         before = self.hops()
-        self._read_tables()
         self._route(self._unrouted.copy())
+        self._read_tables()
         self._ask(only_unknown=False)
         return self.hops() != before
 
@@ -115,33 +123,35 @@ class Resolver:
         """Wait for the new ones no longer; they may still be resolved later."""
         self._fresh.clear()
 
-    def notify(self, event: dict[str, object]) -> bool:
-        """Take a netlink notification in. True if a next hop may have changed."""
-        kind = event.get("event")
-        if kind in _ROUTES_CHANGED:
-            self.reroute()
-            return True
-        return kind == "RTM_NEWNEIGH" and self._learn(event)
+    def notify(self, event: Mapping[str, Any]) -> bool:
+        """Take in a notification about a neighbour. True if a next hop changed."""
+        return event.get("event") == "RTM_NEWNEIGH" and self._learn(event, set(self._via.values()))
 
     def _read_tables(self) -> None:
+        """Links and neighbours as they are now; what is no gateway of ours is forgotten."""
         self._links = {
-            link["index"]: bytes.fromhex((link.get_attr("IFLA_ADDRESS") or "").replace(":", ""))
+            link["index"]: mac
             for link in self.ip.get_links()
+            if (mac := _mac(link.get_attr("IFLA_ADDRESS"))) is not None
         }
+        used = set(self._via.values())
+        self._macs = {key: mac for key, mac in self._macs.items() if key in used}
+        self._confirmed.clear()
         for entry in self.ip.get_neighbours():
-            self._learn(entry)
+            self._learn(entry, used)
 
     def _route(self, addresses: Iterable[Address]) -> None:
+        """An address that had a way keeps it while it has no other: a route that is gone for a moment
+        (a link that flaps) must not stop established flows."""
         for address in addresses:
             via = self._lookup(address)
             if via is None:
-                self._via.pop(address, None)
                 self._unrouted.add(address)
             else:
                 self._unrouted.discard(address)
                 self._via[address] = via
 
-    def _lookup(self, address: Address) -> tuple[int, Address] | None:
+    def _lookup(self, address: Address) -> _Gateway | None:
         try:
             (route,) = self.ip.route("get", dst=str(address))
         except NetlinkError as error:
@@ -153,35 +163,48 @@ class Resolver:
             return None
         return ifindex, ip_address(gateway) if gateway else address
 
-    def _learn(self, entry: dict[str, object]) -> bool:
-        attrs = dict(entry["attrs"])  # type: ignore[call-overload]
-        target, mac = attrs.get("NDA_DST"), attrs.get("NDA_LLADDR")
-        if target is None or mac is None or not int(entry["state"]) & _NUD_USABLE:  # type: ignore[call-overload]
+    def _learn(self, entry: Mapping[str, Any], used: Container[_Gateway]) -> bool:
+        attrs = dict(entry["attrs"])
+        target, mac = attrs.get("NDA_DST"), _mac(attrs.get("NDA_LLADDR"))
+        if target is None or mac is None or not entry["state"] & _NUD_USABLE:
             return False
-        key = (int(entry["ifindex"]), ip_address(target))  # type: ignore[call-overload]
-        (self._stale.add if entry["state"] == _NUD_STALE else self._stale.discard)(key)
-        raw = bytes.fromhex(mac.replace(":", ""))
-        if self._macs.get(key) == raw:
+        key = (entry["ifindex"], ip_address(target))
+        if key not in used:
             return False
-        self._macs[key] = raw
+        if entry["state"] & _NUD_CONFIRMED:
+            self._confirmed.add(key)
+        if self._macs.get(key) == mac:
+            return False
+        self._macs[key] = mac
         return True
 
     def _ask(self, *, only_unknown: bool) -> None:
-        """NTF_USE makes the kernel resolve or confirm an entry as if it had a packet to send."""
-        for ifindex, gateway in set(self._via.values()):
-            key = (ifindex, gateway)
-            if key in self._macs and (only_unknown or key not in self._stale):
+        """NTF_USE makes the kernel resolve or confirm an entry as if it had a packet to send. Entries
+        that the kernel has dropped meanwhile are made anew."""
+        for key in set(self._via.values()):
+            if key in self._confirmed or (only_unknown and key in self._macs):
                 continue
-            try:
+            ifindex, gateway = key
+            # One that can't be asked for (a full neighbour table, a link that is down) is asked for
+            # again with the next refresh, and must not keep the others from being asked.
+            with suppress(NetlinkError):
                 self.ip.neigh(
                     "replace", dst=str(gateway), ifindex=ifindex, flags=_NTF_USE, state=_NUD_NONE
                 )
-            except NetlinkError as error:
-                if error.code not in _NO_ROUTE:
-                    raise
 
 
-def listen(deliver: Callable[[dict[str, object]], None]) -> None:
+def is_topology(event: Mapping[str, Any]) -> bool:
+    """Is this notification about links, addresses or routes?"""
+    return event.get("event") in _ROUTES_CHANGED
+
+
+def _mac(text: str | None) -> bytes | None:
+    """An Ethernet address; None for links and neighbours that have another kind, or none."""
+    raw = bytes.fromhex(text.replace(":", "")) if text else b""
+    return raw if len(raw) == 6 else None
+
+
+def listen(deliver: Callable[[dict[str, Any]], None]) -> None:
     """Start a thread that passes each netlink notification about links, addresses, routes and
     neighbours of this network namespace to `deliver`, until the process ends. Returns when none is
     missed any more."""
@@ -200,8 +223,10 @@ def listen(deliver: Callable[[dict[str, object]], None]) -> None:
             try:
                 for message in source.get():
                     deliver(message)
-            except OSError:  # ENOBUFS: messages were lost, so anything may have changed
+            except OSError as error:  # ENOBUFS: messages were lost, so anything may have changed
                 deliver({"event": "RTM_NEWLINK"})
+                if error.errno != errno.ENOBUFS:
+                    time.sleep(_PAUSE)  # a broken socket must not be a loop without a pause
 
     threading.Thread(target=loop, name="netlink", daemon=True).start()
     if (error := ready.get()) is not None:

@@ -20,7 +20,7 @@ from lb.datapath.bpf import Map
 from lb.datapath.kernel import index_key, read_owners, read_table
 from lb.datapath.maps import Maps
 from lb.model import keys
-from lb.model.objects import Address, Affinity, Protocol
+from lb.model.objects import Address, Affinity, Mode, Protocol
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,9 @@ def _verdict(service: layout.Service, backend: layout.Backend, usable: bool, why
         return "dropped" if drop else "rejected (TCP RST or ICMP port unreachable)"
     if not backend.flags & layout.BackendFlag.RESOLVED:
         why.append("its next hop is not resolved")
-        return "passed to the kernel"
+        if service.mode == layout.MODE_NUMBER[Mode.NAT]:
+            return "passed to the kernel"
+        return "dropped"
     mac = ":".join(f"{byte:02x}" for byte in backend.dmac)
     return f"sent out of interface {backend.ifindex} to {mac}"
 

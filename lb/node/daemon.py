@@ -13,11 +13,12 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 import lb
 from lb.core.plan import Observed, Wanted, plan
@@ -30,17 +31,23 @@ from lb.datapath.neighbours import Resolver
 from lb.errors import ConflictError, LbError, RevisionCompacted, StoreUnavailable
 from lb.model import keys
 from lb.model.objects import ClusterConfig, LinkStatus, NodeStatus, Problem, TableDocument
-from lb.node.planning import Bases, unstored
+from lb.node.planning import Bases, Overlays
+from lb.node.reporter import Reporter
 from lb.settings import Settings
 from lb.store.base import Compare, Delete, Put, Store
 
 log = logging.getLogger("lbd")
 
-LEASE_SECONDS = 10.0
 RENEW_SECONDS = 3.0
 REFRESH_SECONDS = 15.0  # well below the kernel's gc_stale_time of 60 s
 AUDIT_SECONDS = 30.0
 RESOLVE_SECONDS = 1.0  # how long a change waits for the next hops of new backends
+RETRY_SECONDS = 1.0  # after a failure
+TOPOLOGY_SECONDS = 1.0  # at most one look at all routes in this time, however many change
+TABLES_A_COMMIT = 50
+
+# What the outside world can do to us at any moment; anything else is a bug and ends lbd.
+_RETRIED = (LbError, NetlinkError, OSError)
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class StoreChanged:
 class NetlinkChanged:
     """A notification of the kernel."""
 
-    message: dict[str, Any]
+    message: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -97,12 +104,18 @@ class Daemon:
     state: DesiredState = field(default_factory=DesiredState)
     _started: float = field(default_factory=time.time)
     _bases: Bases = field(default_factory=Bases)
-    _lease: int = 0
-    _reported: NodeStatus | None = None
+    _overlays: Overlays = field(default_factory=Overlays)
+    _renew: Timer = field(default_factory=lambda: Timer(RENEW_SECONDS))
+    _refresh: Timer = field(default_factory=lambda: Timer(REFRESH_SECONDS))
+    _audit: Timer = field(default_factory=lambda: Timer(AUDIT_SECONDS))
+    _retry_at: float = float("inf")
+    _topology: Timer = field(default_factory=lambda: Timer(TOPOLOGY_SECONDS))
+    _topology_changed: bool = False
 
     def __post_init__(self) -> None:
         self.kernel = Kernel(self.maps)
         self.resolver = Resolver(self.ip)
+        self.reporter = Reporter(self.store)
 
     def run(self) -> None:
         """Serve until Stop comes. What is attached stays attached."""
@@ -110,7 +123,9 @@ class Daemon:
         neighbours.listen(lambda message: self.inbox.put(NetlinkChanged(message)))
         self._read_store()
         threading.Thread(target=self._watch_store, name="store", daemon=True).start()
-        self._reconcile()
+        self._refresh.is_due(time.monotonic())
+        self._audit.is_due(time.monotonic())
+        self._guarded([], stale=True)
         log.info(
             "ready node=%s hook=%s interfaces=%s revision=%d",
             self.settings.node,
@@ -118,31 +133,24 @@ class Daemon:
             ",".join(link.name for link in self.attachment.interfaces),
             self.state.revision,
         )
-        renew, refresh, audit = Timer(RENEW_SECONDS), Timer(REFRESH_SECONDS), Timer(AUDIT_SECONDS)
-        audit.is_due(time.monotonic())
         while True:
-            now = time.monotonic()
-            timeout = max(0.0, min(renew.due, refresh.due, audit.due) - now)
-            happened = self._collect(timeout)
+            happened = self._collect()
             if any(isinstance(each, Stop) for each in happened):
                 break
-            now = time.monotonic()
-            stale = self._take_in(happened)
-            if refresh.is_due(now):
-                stale |= self.resolver.refresh()
-            if audit.is_due(now) or any(isinstance(each, Audit) for each in happened):
-                self._audit()
-                stale = True
-            if stale:
-                self._reconcile()
-            if renew.is_due(now):
-                self._renew()
-        self._leave()
-
-    def _collect(self, timeout: float) -> list[Happening]:
-        """Everything that has happened, as soon as something has: bursts become one change."""
+            self._guarded(happened)
         try:
-            happened = [self.inbox.get(timeout=timeout)]
+            self.reporter.leave()
+        except StoreUnavailable as error:
+            log.error("store: %s", error)
+        log.info("stopped; the data path stays attached")
+
+    def _collect(self) -> list[Happening]:
+        """Everything that has happened, as soon as something has: bursts become one change."""
+        due = min(self._renew.due, self._refresh.due, self._audit.due, self._retry_at)
+        if self._topology_changed:
+            due = min(due, self._topology.due)
+        try:
+            happened = [self.inbox.get(timeout=max(0.0, due - time.monotonic()))]
         except queue.Empty:
             return []
         while True:
@@ -151,17 +159,50 @@ class Daemon:
             except queue.Empty:
                 return happened
 
-    def _take_in(self, happened: list[Happening]) -> bool:
-        """Update what is known; True if it may make a difference to the kernel maps."""
-        changed = False
+    def _guarded(self, happened: Iterable[Happening], *, stale: bool = False) -> None:
+        """One turn. What goes wrong is said in the status, and tried again soon."""
+        try:
+            self._turn(happened, stale)
+        except _RETRIED as error:
+            log.error("%s; trying again in %g s", error, RETRY_SECONDS)
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            self._report_failure(error)
+        if self._renew.is_due(time.monotonic()):
+            self.reporter.renew()
+
+    def _turn(self, happened: Iterable[Happening], stale: bool) -> None:
+        now = time.monotonic()
+        if now >= self._retry_at:
+            stale, self._retry_at = True, float("inf")
+        audit = self._audit.is_due(now)
         for each in happened:
             if isinstance(each, NetlinkChanged):
-                changed |= self.resolver.notify(each.message)
-                if each.message.get("event") == "RTM_NEWLINK":
-                    changed |= self._reattach()
-        if any(isinstance(each, StoreChanged) for each in happened):
-            changed |= self._read_store()
-        return changed
+                stale |= self._notice(each)
+            elif isinstance(each, StoreChanged):
+                stale |= self._read_store()
+            else:
+                audit = True
+        if self._topology_changed and self._topology.is_due(now):
+            self._topology_changed = False
+            stale |= self.resolver.reroute()
+            stale |= self._reattach()
+        if self._refresh.is_due(now):
+            stale |= self.resolver.refresh()
+        if audit:
+            # Compare with the kernel and the store, not with memory: what was changed by hand, or
+            # what no notification told of, is put right by the reconciliation that follows.
+            self._read_store()
+            self.kernel.adopt()
+            self._reattach()
+        if stale or audit:
+            self._reconcile()
+
+    def _notice(self, change: NetlinkChanged) -> bool:
+        """True if a next hop changed. Links and routes change in bursts: see _turn."""
+        if neighbours.is_topology(change.message):
+            self._topology_changed = True
+            return False
+        return self.resolver.notify(change.message)
 
     # -- store ---------------------------------------------------------------------------------
 
@@ -188,36 +229,47 @@ class Daemon:
                             self.inbox.put(StoreChanged())
                     return
             except RevisionCompacted:
-                after = self.store.read(keys.ROOT).revision
-                self.inbox.put(StoreChanged())
+                after = 0  # read below: what is newer than that is watched again
             except StoreUnavailable as error:
-                log.error("store: %s; watching again in 1 s", error)
-                time.sleep(1)
-                self.inbox.put(StoreChanged())
+                log.error("store: %s; watching again in %g s", error, RETRY_SECONDS)
+                time.sleep(RETRY_SECONDS)
+            if not after:
+                try:
+                    after = self.store.read(keys.ROOT).revision
+                except StoreUnavailable:
+                    time.sleep(RETRY_SECONDS)
+            self.inbox.put(StoreChanged())
 
     def _share_tables(self, documents: Mapping[str, TableDocument]) -> None:
-        """Make new base tables part of the shared state. If another node was faster, its table comes
-        with the watch and is taken."""
-        for name, document in documents.items():
-            key = keys.table(name)
-            compares = [
-                Compare(key, self.state.versions.get(key, 0)),
-                Compare(keys.service(name), self.state.versions.get(keys.service(name), 0)),
-            ]
-            try:
-                self.store.commit([Put(key, document.model_dump_json())], compares)
-            except ConflictError:
-                self.inbox.put(StoreChanged())
-            except StoreUnavailable as error:
-                log.error("store: table of %s not written: %s", name, error)
-        orphans = [name for name in self.state.tables if name not in self.state.services]
-        for name in orphans:
-            key = keys.table(name)
-            gone = [Compare(key, self.state.versions[key]), Compare(keys.service(name), 0)]
-            try:
-                self.store.commit([Delete(key)], gone)
-            except (ConflictError, StoreUnavailable):
-                self.inbox.put(StoreChanged())
+        """Make new base tables part of the shared state, and take those of removed services out. If
+        another node was faster, or somebody changed the service, the watch brings that."""
+        versions = self.state.versions
+        puts = [
+            (name, Put(keys.table(name), document.model_dump_json()))
+            for name, document in documents.items()
+        ]
+        gone = [
+            (name, Delete(keys.table(name)))
+            for name in self.state.tables
+            if keys.service(name) not in versions
+        ]
+        changes: list[tuple[str, Put | Delete]] = [*puts, *gone]
+        for start in range(0, len(changes), TABLES_A_COMMIT):
+            self._share(changes[start : start + TABLES_A_COMMIT])
+
+    def _share(self, changes: list[tuple[str, Put | Delete]]) -> None:
+        versions = self.state.versions
+        compares = [
+            Compare(key, versions.get(key, 0))
+            for name, _ in changes
+            for key in (keys.table(name), keys.service(name))
+        ]
+        try:
+            self.store.commit([change for _, change in changes], compares)
+        except ConflictError:
+            if len(changes) > 1:  # one conflict must not keep the others back
+                for change in changes:
+                    self._share([change])
 
     # -- kernel --------------------------------------------------------------------------------
 
@@ -230,44 +282,36 @@ class Daemon:
             return
         bases = self._bases.update(self.state)
         attached = frozenset(link.index for link in self.attachment.interfaces)
-        wanted = plan(self.state, Observed(self.resolver.hops(), attached), bases)
-        problems = [*self.state.problems, *wanted.problems]
-        try:
-            changes = self.kernel.apply(wanted)
-            revision = self.state.revision
-            if changes:
-                log.info("applied revision=%d entries=%d", revision, changes)
-        except LbError as error:
-            log.error("revision %d not applied: %s", self.state.revision, error)
-            problems.append(Problem(where=self.settings.node, message=error.message, hint=error.hint))
-            revision = self._reported.revision if self._reported else 0
-        self._share_tables(unstored(self.state, bases))
-        self._report(wanted, revision, tuple(problems))
+        wanted = plan(self.state, Observed(self.resolver.hops(), attached), bases, self._overlays)
+        changes = self.kernel.apply(wanted, keep=self.state.not_understood)
+        self._overlays.forget_unused()
+        if changes:
+            log.info("applied revision=%d entries=%d", self.state.revision, changes)
+        self._report(wanted, (*self.state.problems, *wanted.problems))
+        self._share_tables(self._bases.unstored(self.state))
 
     def _without_config(self) -> None:
-        """Nothing was ever configured in this store. If the kernel holds services all the same, then
-        this is the wrong store, or a lost one: that is no reason to stop serving."""
-        if self.state.services:
-            config = ClusterConfig(seed=secrets.token_hex(16))
-            try:
+        """Without the seed of the flow hash nothing can be planned. The kernel goes on as it is."""
+        problems = list(self.state.problems)
+        if keys.CONFIG not in self.state.versions:
+            if self.state.services:  # written by somebody who leaves the seed to us
+                config = ClusterConfig(seed=secrets.token_hex(16))
                 put = Put(keys.CONFIG, config.model_dump_json())
                 self.store.commit([put], [Compare(keys.CONFIG, 0)])
-            except ConflictError:
-                self.inbox.put(StoreChanged())
-            except StoreUnavailable as error:
-                log.error("store: %s", error)
-            return
-        problems = self.state.problems
-        if held := self.kernel.services_held:
-            problem = Problem(
-                where=self.settings.node,
-                message=f"the store is new and empty, but the kernel holds {held} services;"
-                " they are kept",
-                hint="check `store` in lb.toml; if it is right, lbd --detach and start lbd again",
-            )
-            log.error("%s", problem.message)
-            problems = (*problems, problem)
-        self._report(Wanted({}, {}), self.state.revision, problems)
+                return
+            if held := self.kernel.services_held:
+                # The wrong store, or a lost one: that is no reason to stop serving.
+                problems.append(
+                    Problem(
+                        where=self.settings.node,
+                        message=f"the store is new and empty, but the kernel holds {held} services;"
+                        " they are kept",
+                        hint="check `store` in lb.toml; if it is right, lbd --detach and start lbd"
+                        " again",
+                    )
+                )
+                log.error("%s", problems[-1].message)
+        self._report(Wanted({}, {}), problems)
 
     def _await_next_hops(self) -> None:
         """Give the kernel a moment to resolve new next hops, so that a backend that is there takes
@@ -280,18 +324,12 @@ class Daemon:
             except queue.Empty:
                 break
             if isinstance(each, NetlinkChanged):
-                self.resolver.notify(each.message)
+                self._notice(each)
             else:
                 later.append(each)
         self.resolver.give_up()
         for each in later:
             self.inbox.put(each)
-
-    def _audit(self) -> None:
-        """Compare with the kernel, not with memory: what was changed by hand is put right by the
-        reconciliation that follows."""
-        self.kernel.adopt()
-        self._reattach()
 
     def _reattach(self) -> bool:
         """True if an interface was attached again."""
@@ -304,59 +342,47 @@ class Daemon:
 
     # -- status --------------------------------------------------------------------------------
 
-    def _report(self, wanted: Wanted, revision: int, problems: tuple[Problem, ...]) -> None:
+    def _report(self, wanted: Wanted, problems: Iterable[Problem]) -> None:
         link = self.attachment
-        status = NodeStatus(
-            node=self.settings.node,
-            version=lb.__version__,
-            pid=os.getpid(),
-            started=self._started,
-            revision=revision,
-            links=tuple(
-                LinkStatus(interface=each.name, hook=link.hook, why=link.why) for each in link.interfaces
-            ),
-            pin_dir=str(self.settings.pin_dir),
-            digests={name: each.table.digest() for name, each in wanted.services.items()},
-            unresolved=tuple(
-                f"{service}/{name}"
-                for (service, name), each in wanted.backends.items()
-                if each.next_hop is None
-            ),
-            limits={
-                "services": self.maps.services.max_entries - 1,
-                "backends": self.maps.backends.max_entries - 1,
-                "vips": self.maps.vips.max_entries,
-            },
-            problems=self.notes + problems,
+        self.reporter.report(
+            NodeStatus(
+                node=self.settings.node,
+                version=lb.__version__,
+                pid=os.getpid(),
+                started=self._started,
+                revision=self.state.revision,
+                links=tuple(
+                    LinkStatus(interface=each.name, hook=link.hook, why=link.why)
+                    for each in link.interfaces
+                ),
+                pin_dir=str(self.settings.pin_dir),
+                digests={name: each.table.digest for name, each in wanted.services.items()},
+                unresolved=tuple(
+                    f"{service}/{name}"
+                    for (service, name), each in wanted.backends.items()
+                    if each.next_hop is None
+                ),
+                limits={
+                    "services": self.maps.services.max_entries - 1,
+                    "backends": self.maps.backends.max_entries - 1,
+                    "vips": self.maps.vips.max_entries,
+                },
+                problems=(*self.notes, *problems),
+            )
         )
-        if status != self._reported:
-            self._put_status(status)
 
-    def _put_status(self, status: NodeStatus) -> None:
-        try:
-            if not self._lease:
-                self._lease = self.store.grant(LEASE_SECONDS)
-            put = Put(keys.node(status.node), status.model_dump_json(), lease=self._lease)
-            self.store.commit([put])
-            self._reported = status
-        except (StoreUnavailable, ConflictError) as error:
-            log.error("store: status not written: %s", error)
-
-    def _renew(self) -> None:
-        try:
-            alive = self._lease and self.store.renew(self._lease)
-        except StoreUnavailable:
-            return
-        if not alive:
-            self._lease = 0
-            if self._reported is not None:
-                self._put_status(self._reported)
-
-    def _leave(self) -> None:
-        """Take the status back; the data path stays."""
-        try:
-            if self._lease:
-                self.store.revoke(self._lease)
-        except StoreUnavailable as error:
-            log.error("store: %s", error)
-        log.info("stopped; the data path stays attached")
+    def _report_failure(self, error: Exception) -> None:
+        """The last status with this problem: its revision is what the kernel still holds."""
+        problem = Problem(
+            where=self.settings.node,
+            message=error.message if isinstance(error, LbError) else f"{error}",
+            hint=error.hint if isinstance(error, LbError) else "",
+            kind=type(error).__name__,
+        )
+        if self.reporter.last is None:
+            state, self.state = self.state, DesiredState()
+            self._report(Wanted({}, {}), [*state.problems, problem])
+            self.state = state
+        elif problem not in self.reporter.last.problems:
+            problems = (*self.reporter.last.problems, problem)
+            self.reporter.report(self.reporter.last.model_copy(update={"problems": problems}))

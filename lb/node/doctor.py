@@ -135,9 +135,9 @@ def _interfaces(settings: Settings) -> Iterator[Check]:
 def _interface(ip: IPRoute, settings: Settings, name: str) -> Iterator[Check]:
     (present,) = attach.check(ip, [name])
     label = f"interface {name}"
-    ours = set(lifecycle.our_programs(settings.pin_dir)) if settings.pin_dir.exists() else set()
+    ours = lifecycle.our_attachments(settings.pin_dir)
     hooks = attach.attached_hooks(ip, present, ours)
-    if present.xdp_program and present.xdp_program not in ours:
+    if present.xdp_program and present.xdp_program not in ours.programs:
         yield Check(
             label,
             False,

@@ -21,7 +21,17 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from lb.core import flowhash
-from lb.core.reference import Backend, Endpoint, NatBack, Outcome, Service, World, process
+from lb.core.reference import (
+    Backend,
+    Endpoint,
+    Flow,
+    FlowKey,
+    NatBack,
+    Outcome,
+    Service,
+    World,
+    process,
+)
 from lb.datapath.bpf import Map
 from lb.datapath.maps import new_table
 from lb.model.objects import Affinity, Mode, NoBackend, Tracking
@@ -168,6 +178,36 @@ def test_rare_frames(kernels: dict[str, Kernel], table: Map, hook: str, name: st
 
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(
+    ("ifindex", "outcome"),
+    [
+        (INGRESS, Outcome.REPLY_REDIRECT),
+        (netns.B, Outcome.REPLY_REDIRECT),
+        (netns.C, Outcome.REPLY_PASS),  # not attached
+        (0, Outcome.REPLY_PASS),  # came by a VLAN
+    ],
+)
+def test_way_back_to_a_client_without_neighbour_entry(
+    kernels: dict[str, Kernel],
+    table: Map,
+    hook: str,
+    version: int,
+    ifindex: int,
+    outcome: Outcome,
+) -> None:
+    client = {4: "198.51.100.77", 6: "2001:db8:a::77"}[version]
+    flow = Flow(1, 1, 0, embryonic=False, ifindex=ifindex, mac=PEER)
+    world = one_service(version, mode=Mode.NAT)
+    world = replace(world, conntrack={FlowKey(ip_address(client), 1, 4000, 80): flow})
+    install(kernels[hook], world, table)
+    packet = frame(TCP(sport=8080, dport=4000), version, src=REALS[version].format(1), dst=client)
+    expected, seen = process(packet, INGRESS, world), kernels[hook].run(packet, INGRESS)
+    assert expected.outcome is outcome
+    assert not harness.compare(kernels[hook], packet, expected, seen)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("size", [0, 1446, 3400])
 def test_frames_of_all_sizes(
     kernels: dict[str, Kernel], table: Map, hook: str, version: int, size: int
@@ -206,8 +246,9 @@ def test_the_sum_that_a_card_computed_stays_right(
         for packet in packets:
             seen = kernel.run(packet, INGRESS, flags=harness.TEST_SKB_CHECKSUM_COMPLETE)
             outcomes |= set(seen.outcomes)
+    lost = Outcome.PASS_UNRESOLVED if mode is Mode.NAT else Outcome.DROP_UNRESOLVED
     assert outcomes == {
-        Outcome.FORWARD_REDIRECT if resolved else Outcome.PASS_UNRESOLVED,
+        Outcome.FORWARD_REDIRECT if resolved else lost,
         *([Outcome.REPLY_REDIRECT] if mode is Mode.NAT else []),
         *([Outcome.ECHO_REPLY] if version == 6 else []),
     }
@@ -218,3 +259,21 @@ def test_the_verifier_has_room_left(kernels: dict[str, Kernel], hook: str) -> No
     # Its limit is a million; a jump means that some branch doubles the ways through the program.
     assert harness.verified_instructions(kernels[hook].program) < 500_000
     assert kernels[hook].instructions < 8_000
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize(("version", "client"), [(4, "192.0.2.77"), (6, "2001:db8:d::77")])
+def test_answers_larger_than_the_route_takes_are_for_the_kernel(
+    kernels: dict[str, Kernel], table: Map, hook: str, version: int, client: str
+) -> None:
+    """The route's MTU (600 and 1,300) is smaller than its interface's."""
+    world = one_service(version, mode=Mode.NAT, tracking=Tracking.NEVER)
+    install(kernels[hook], world, table)
+    outcomes = []
+    for size in (100, 1350):
+        segment = TCP(sport=8080, dport=4000) / bytes(size)
+        packet = frame(segment, version, src=REALS[version].format(1), dst=client)
+        expected, seen = process(packet, INGRESS, world), kernels[hook].run(packet, INGRESS)
+        assert not harness.compare(kernels[hook], packet, expected, seen)
+        outcomes += seen.outcomes
+    assert outcomes == [Outcome.REPLY_REDIRECT, Outcome.REPLY_PASS]

@@ -11,14 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lb.core.ids import uid
 from lb.core.nexthop import NextHop
 from lb.core.plan import Observed, Wanted, base_table, plan
 from lb.core.state import DesiredState
 from lb.datapath import layout
-from lb.datapath.kernel import Kernel, index_key
+from lb.datapath.kernel import Kernel, index_key, read_owners
 from lb.datapath.maps import Maps
 from lb.datapath.view import KernelView
-from lb.errors import CapacityError
+from lb.errors import CapacityError, DatapathError
+from lb.model import keys
 from lb.model.objects import Admin, Backend, ClusterConfig, Mode, Service
 from lb.settings import Limits
 
@@ -148,6 +150,59 @@ def test_a_backend_that_is_down_or_unresolved() -> None:
     assert flags == [layout.BackendFlag.RESOLVED, both]
     kernel.apply(wanted_of(state, resolved=False))
     assert KernelView(kernel.maps, state).slot_counts("s1") == {}
+
+
+def test_a_full_map_has_room_for_an_exchange() -> None:
+    # Two VIPs and two addresses fill it: the new ones fit only after the old ones have gone.
+    kernel = Kernel(Maps.create(Limits(services=4, vips=4, backends=5, conntrack=1024)))
+    kernel.apply(wanted_of(state_of({"s1": {}, "s2": {}})))
+    kernel.apply(wanted_of(state_of({"s3": {}, "s4": {}})))
+    assert kernel.apply(wanted_of(state_of({"s3": {}, "s4": {}}))) == 0
+    assert len(list(kernel.maps.vips.keys())) == 4
+
+
+def test_what_is_not_understood_is_left_as_it_is() -> None:
+    state = state_of({"s1": {"b1": 3, "b2": 1}, "s2": {"b1": 1}}, Mode.NAT)
+    maps = Maps.create(SMALL)
+    Kernel(maps).apply(wanted_of(state))
+    before = {name: sorted(each.items()) for name, each in maps if name in ("vips", "nat_back")}
+    # A restarted lbd that can read neither s1 nor its backends.
+    heir = Kernel(maps)
+    heir.adopt()
+    keep = {keys.service("s1"), keys.backend("s1", "b1"), keys.backend("s1", "b2")}
+    half = state_of({"s2": {"b1": 1}}, Mode.NAT)
+    assert heir.apply(wanted_of(half), keep) == 0
+    assert {name: sorted(maps.by_name[name].items()) for name in before} == before
+    assert KernelView(maps, state).slot_counts("s1") == {"b1": 49152, "b2": 16384}
+    # Without a reason to keep them, they go.
+    assert heir.apply(wanted_of(half)) > 0
+    assert len(list(maps.vips.keys())) == 2
+
+
+def test_after_a_failure_in_the_middle_the_kernel_is_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    maps = Maps.create(SMALL)
+    kernel = Kernel(maps)
+    first, second = state_of({"s1": {"b1": 1}}), state_of({"s1": {"b2": 1}})
+
+    def fail() -> None:
+        raise DatapathError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lb.datapath.kernel.new_table", fail)
+        with pytest.raises(DatapathError):
+            kernel.apply(wanted_of(first))
+    half = layout.Backend.from_buffer_copy(maps.backends.get(index_key(1)) or b"")
+    assert half.flags & layout.BackendFlag.USABLE
+    kernel.apply(wanted_of(second))
+    owners = read_owners(maps.backend_owners)
+    assert list(owners.values()) == [uid(keys.backend("s1", "b2"))]
+    (number,) = owners
+    new = layout.Backend.from_buffer_copy(maps.backends.get(index_key(number)) or b"")
+    # Had a flow been tracked on the first one meanwhile, it must not match the second.
+    assert (number, new.generation) != (1, half.generation)
+    assert KernelView(maps, second).slot_counts("s1") == {"b2": 65536}
 
 
 services = st.dictionaries(

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from helpers import remove_all
+from helpers import create, remove_all, service
 
 from lb.lab.lab import Lab, program
 from lb.lab.shell import wait_until
 from lb.lab.topology import VIP4
+from lb.model import keys
+from lb.store.base import Put
+from lb.store.opening import open_store
 
 
 def test_what_lbd_refuses(lab: Lab) -> None:
@@ -100,6 +105,71 @@ def test_a_map_that_is_full_is_named_and_nothing_is_changed(lab: Lab) -> None:
         lab.detach_lbd()
     finally:
         lab.config = whole
+
+
+def test_documents_that_make_no_sense_do_not_stop_what_is_served(running: Lab) -> None:
+    """Also not after a restart, when lbd has no earlier version of them in memory."""
+    lab = running
+    create(lab, service(lab, "web", VIP4))
+    with open_store(str(lab.node_folder / "store.db")) as store:
+        for key in (keys.service("web"), keys.CONFIG):
+            good = store.get(key)
+            assert good
+            lab.kill_lbd()
+            store.commit([Put(key, good.value.replace("{", '{"of_another_version": 1, ', 1))])
+            lab.start_lbd()
+            assert lab.answer(VIP4) in lab.topology.backends
+            quarantined = json.loads(lab.lbctl("status", "-o", "json").stdout)["quarantined"]
+            assert "of_another_version" in str(quarantined)
+            # Nothing of that makes lbd write: its own reports are not a reason for the next ones.
+            before = store.read(keys.ROOT).revision
+            assert lab.lbd
+            lab.lbd.send_signal(signal.SIGHUP)
+            assert lab.answer(VIP4) in lab.topology.backends
+            assert store.read(keys.ROOT).revision - before <= 2
+            store.commit([Put(key, good.value)])
+    wait_until("the good version", lambda: not _quarantined(lab))
+
+
+def _quarantined(lab: Lab) -> list[object]:
+    found: list[object] = json.loads(lab.lbctl("status", "-o", "json").stdout)["quarantined"]
+    return found
+
+
+def test_an_interface_taken_by_somebody_else_is_reported_and_retried(node: Callable[[str], Lab]) -> None:
+    lab = node("xdp")
+    create(lab, service(lab, "web", VIP4))
+    foreign = lab.node_folder / "bpf/pass"
+    lab.run("node1", ["ip", "link", "set", "dev", "front0", "xdp", "off"])
+    lab.run("node1", ["ip", "link", "set", "dev", "front0", "xdpdrv", "pinned", str(foreign)])
+    assert lab.lbd
+    lab.lbd.send_signal(signal.SIGHUP)
+
+    def problems() -> str:
+        (node,) = json.loads(lab.lbctl("status", "-o", "json").stdout)["nodes"]
+        return str(node["problems"])
+
+    wait_until("the report", lambda: "somebody else's XDP program" in problems())
+    lab.run("node1", ["ip", "link", "set", "dev", "front0", "xdp", "off"])
+    wait_until("the way back", lambda: lab.answer(VIP4) in lab.topology.backends)
+    wait_until("the all-clear", lambda: problems() == "[]")
+    assert lab.lbd.poll() is None
+
+
+def test_what_a_killed_lbd_left_half_made_is_no_obstacle(lab: Lab) -> None:
+    lab.detach_lbd()
+    lab.lbd = None
+    half = lab.node_folder / "bpf/lb/maps_new"
+    half.mkdir(parents=True)
+    lab.start_lbd()
+    assert not half.exists()
+    (lab.node_folder / "bpf/lb/maps/outcomes").unlink()
+    lab.kill_lbd()
+    refused = _lbd(lab)
+    assert refused.returncode == 6
+    assert "outcomes missing" in refused.stderr
+    lab.detach_lbd()
+    assert not (lab.node_folder / "bpf/lb").exists()
 
 
 def test_doctor_names_what_is_wrong(lab: Lab) -> None:

@@ -342,3 +342,61 @@ def test_a_long_run_of_changes_under_load_fails_no_request(running: Lab) -> None
     assert turn >= 2
     assert tally.requests > 2000
     assert tally.failed == 0
+
+
+_SERVE = """
+import socket
+s = socket.create_server(("", 8080))
+while True:
+    c, _ = s.accept()
+    with c:
+        c.sendall(b"x" * 5_000_000)
+"""
+
+_FETCH = f"""
+import socket
+s = socket.create_connection(("{VIP4}", 8080), timeout=5)
+total = 0
+while data := s.recv(65536):
+    assert data == b"x" * len(data)
+    total += len(data)
+print(total)
+"""
+
+
+def test_answers_in_large_segments_come_back_under_tc(node: Callable[[str], Lab]) -> None:
+    """With offload on, tc sees several segments as one packet (GSO), larger than the MTU, and with
+    checksums that are still to be filled in."""
+    lab = node("tc")
+    web = service(lab, "web", VIP4, mode="nat", port=8080)
+    one = lab.topology.backends[0]
+    web["backends"] = [each for each in web["backends"] if each["name"] == one]
+    ends = [(one, "back0"), ("client", "front0"), ("switch", "node1-b"), ("switch", "node1-f")]
+    for namespace, interface in ends:
+        lab.run(namespace, ["ethtool", "-K", interface, "tx", "on", "tso", "on"])
+    server = lab.popen(one, [sys.executable, "-c", _SERVE])
+    try:
+        wait_until(
+            "the server", lambda: "8080" in lab.run(one, ["ss", "-Htln", "sport", "=", ":8080"]).stdout
+        )
+        create(lab, web)
+        before = outcomes(lab)
+        assert lab.run("client", [sys.executable, "-c", _FETCH]).stdout.strip() == "5000000"
+        after = outcomes(lab)
+        packets = after["reply_redirect"] - before["reply_redirect"]
+        # As single segments of 1,448 bytes it would have been 3,453 packets.
+        assert 0 < packets < 2000
+        assert after["reply_pass"] == before["reply_pass"]
+    finally:
+        server.kill()
+        for namespace, interface in ends:
+            lab.run(namespace, ["ethtool", "-K", interface, "tx", "off"])
+
+
+def test_changing_the_hook_leaves_only_the_new_one(node: Callable[[str], Lab]) -> None:
+    for hook in ("xdp", "tc", "xdp"):
+        lab = node(hook)
+        link = lab.run("node1", ["ip", "link", "show", "front0"]).stdout
+        filters = lab.run("node1", ["tc", "filter", "show", "dev", "front0", "ingress"]).stdout
+        assert ("prog/xdp" in link) == (hook == "xdp")
+        assert ("direct-action" in filters) == (hook == "tc")

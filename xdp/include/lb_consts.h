@@ -48,7 +48,7 @@ enum lb_no_backend { LB_NO_BACKEND_REJECT = 0, LB_NO_BACKEND_DROP = 1 };
  * Append only: the numbers are indexes of the pinned counter map. */
 enum lb_outcome {
 	LB_PASS_NOT_OURS = 0,      /* no service here: handed to the kernel untouched */
-	LB_PASS_UNRESOLVED = 1,    /* next hop unknown: handed to the kernel, which resolves it */
+	LB_PASS_UNRESOLVED = 1,    /* nat, next hop unknown: the kernel routes it to the backend */
 	LB_FORWARD_TX = 2,         /* sent back out of the interface that it came in by */
 	LB_FORWARD_REDIRECT = 3,   /* sent out of another interface */
 	LB_REPLY_REDIRECT = 4,     /* nat: a backend's answer, translated back and sent */
@@ -61,7 +61,8 @@ enum lb_outcome {
 	LB_DROP_FRAGMENT = 11,     /* to a VIP, a fragment without ports */
 	LB_DROP_TTL = 12,          /* TTL or hop limit used up */
 	LB_DROP_NO_SPACE = 13,     /* the packet buffer could not be reshaped for an answer */
-	LB_OUTCOMES = 14,
+	LB_DROP_UNRESOLVED = 14,   /* dsr, next hop unknown: only the VIP's owner could take it */
+	LB_OUTCOMES = 15,
 };
 
 #endif

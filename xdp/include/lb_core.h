@@ -48,6 +48,10 @@ static __always_inline int forward(lb_ctx *ctx, const struct lb_packet *p, const
 		return drop(p, LB_DROP_NO_BACKEND);
 	if (!may_hop(ctx, p))
 		return drop(p, LB_DROP_TTL);
+	/* For dsr it still is addressed to the VIP: the kernel would answer for it, or send it in circles.
+	 * lbd has the kernel resolve the next hop. */
+	if (svc->mode == LB_MODE_DSR && !(backend->flags & LB_BACKEND_RESOLVED))
+		return drop(p, LB_DROP_UNRESOLVED);
 	if (svc->mode == LB_MODE_NAT && nat_rewrite(ctx, p, 0, backend->addr, backend->port))
 		return drop(p, LB_DROP_MALFORMED);
 	if (!(backend->flags & LB_BACKEND_RESOLVED))

@@ -79,7 +79,7 @@ static __always_inline int return_to_sender(const struct lb_packet *p, __u32 ser
 	if (svc->tracking == LB_TRACK_NEVER)
 		return BPF_FIB_LKUP_RET_NO_NEIGH;
 	flow = find_reply_flow(p, service, svc);
-	if (!flow)
+	if (!flow || !flow->ifindex)
 		return BPF_FIB_LKUP_RET_NO_NEIGH;
 	link = find_link(flow->ifindex);
 	if (!link || link->ifindex != flow->ifindex)
@@ -113,7 +113,7 @@ static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p)
 		return pass(p, LB_PASS_NOT_OURS);
 
 	fib.ifindex = p->ifindex;
-	fib.tot_len = p->l3_bytes;
+	fib.tot_len = ctx_fib_bytes(ctx, p);
 	fib.l4_protocol = p->proto;
 	if (p->ipv6) {
 		fib.family = 10; /* AF_INET6 */

@@ -97,7 +97,8 @@ static __always_inline void track(lb_ctx *ctx, struct lb_flow_key *key, const st
 		.backend = id,
 		.seen = bpf_jiffies64(),
 		.flags = p->syn ? LB_CT_EMBRYONIC : 0,
-		.ifindex = p->ifindex,
+		/* A frame sent back without its tag would be on the wrong network. */
+		.ifindex = ctx_is_tagged(ctx, p->l3) ? 0 : p->ifindex,
 	};
 	const struct ethhdr *eth = ctx_data(ctx);
 

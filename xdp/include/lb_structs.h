@@ -62,7 +62,7 @@ struct lb_flow {
 	__u32 flags;      /* LB_CT_* */
 	/* Where the flow's first packet came from: the way back to a client that the kernel's
 	 * neighbour table does not know. */
-	__u32 ifindex;
+	__u32 ifindex; /* 0 = on a VLAN, so no way back is remembered */
 	__u8 mac[6];
 	__u8 pad[2];
 };

@@ -80,10 +80,13 @@ def _serve(packet: Packet, number: int, world: World) -> Result:
 
 
 def _forward(packet: Packet, service: Service, number: int, world: World) -> Result:
-    """To the backend. The kernel takes over where the next hop isn't known, and resolves it."""
+    """To the backend. Where the next hop isn't known, the kernel can route what is addressed to the
+    backend (nat), but not what is still addressed to the VIP (dsr)."""
     backend = world.backends[number]
     if packet.ttl <= 1:
         return _drop(packet.frame, Outcome.DROP_TTL)
+    if service.mode is Mode.DSR and not backend.resolved:
+        return _drop(packet.frame, Outcome.DROP_UNRESOLVED)
     if service.mode is Mode.NAT:
         packet = rewrite.nat_destination(packet, backend.address, backend.port or packet.dport)
     if not backend.resolved:

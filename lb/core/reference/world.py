@@ -165,6 +165,7 @@ class Outcome(Enum):
     DROP_FRAGMENT = auto()
     DROP_TTL = auto()
     DROP_NO_SPACE = auto()  # never by this model, whose buffers always have room
+    DROP_UNRESOLVED = auto()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,64 @@
+"""What a node says of itself: one document in the store, under a lease that ends with the node."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from lb.errors import NotFoundError, StoreUnavailable
+from lb.model import keys
+from lb.model.objects import NodeStatus
+from lb.store.base import Put, Store
+
+log = logging.getLogger("lbd")
+
+LEASE_SECONDS = 10.0
+
+
+@dataclass
+class Reporter:
+    """Writes the node's status when it differs, and keeps its lease alive."""
+
+    store: Store
+    last: NodeStatus | None = None
+    _written: bool = False
+    _lease: int = 0
+
+    def report(self, status: NodeStatus) -> None:
+        """Write it, unless it says the same as before."""
+        if status != self.last or not self._written:
+            self.last = status
+            self._write()
+
+    def renew(self) -> None:
+        """Call this well within LEASE_SECONDS. A status that could not be written is tried again."""
+        try:
+            alive = bool(self._lease) and self.store.renew(self._lease)
+        except StoreUnavailable:
+            return
+        if not alive:
+            self._lease, self._written = 0, False
+        if not self._written and self.last is not None:
+            self._write()
+
+    def leave(self) -> None:
+        """Take the status back."""
+        if self._lease:
+            self.store.revoke(self._lease)
+
+    def _write(self) -> None:
+        if self.last is None:
+            return
+        text = self.last.model_dump_json()
+        try:
+            for _ in range(2):
+                self._lease = self._lease or self.store.grant(LEASE_SECONDS)
+                try:
+                    self.store.commit([Put(keys.node(self.last.node), text, lease=self._lease)])
+                    self._written = True
+                    return
+                except NotFoundError:  # the lease has ended while lbd was busy
+                    self._lease = 0
+        except StoreUnavailable as error:
+            self._written = False
+            log.error("store: status not written: %s", error)
