@@ -35,14 +35,18 @@ test: root venv ## Install what is missing and run the whole suite
 	@$(BIN)/python -m pytest -q
 
 .PHONY: bench
-bench: root venv ## Measure
-	@$(BIN)/python -m bench
+bench: root venv ## Measure (SUITES="slots packet control" QUICK=1)
+	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(SUITES)
+
+.PHONY: bench-compare
+bench-compare: venv ## Compare results: OLD=file.json [NEW=file.json]
+	@$(BIN)/python -m bench.compare $(OLD) $(NEW)
 
 .PHONY: lint
 lint: venv ## Check style, types and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy lb
+	@$(BIN)/mypy lb bench
 	@$(BIN)/lint-imports
 
 .PHONY: fmt

@@ -1,0 +1,137 @@
+"""The programs of wrapper.c, with maps of their own."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.netns import MAC
+from lb.datapath import headers, layout, sources
+from lb.datapath.bpf import Map, MapType, Program, _libbpf
+from lb.datapath.kernel import Kernel, index_key
+from lb.datapath.maps import Maps
+from lb.errors import DatapathError
+from lb.settings import Limits
+
+WORDS, FLOWS, VERDICTS = 10, 1 << 20, 8
+PROGRAMS = ("bench_empty", "bench_swap", "bench_lb")
+XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = 1, 2, 3, 4
+
+
+class BenchRun(ctypes.Structure):
+    """struct bench_run."""
+
+    _fields_ = (
+        ("next", ctypes.c_uint32),
+        ("flows", ctypes.c_uint32),
+        ("ipv6", ctypes.c_uint32),
+        ("ports", ctypes.c_uint32),
+        ("verdicts", ctypes.c_uint64 * VERDICTS),
+        ("frame", ctypes.c_uint8 * (8 * WORDS)),
+    )
+
+
+@dataclass
+class Bench:
+    """The loaded programs and everything that they look at."""
+
+    maps: Maps
+    runs: Map
+    flows: Map
+    programs: Mapping[str, Program]
+    kernel: Kernel
+
+    def use_flows(self, flows: NDArray[np.void]) -> None:
+        """Write the table of flows (dtype FLOW), at most FLOWS of them."""
+        raw = flows.tobytes()
+        self.flows.put(index_key(0), raw + bytes(self.flows.value_size - len(raw)))
+
+
+FLOW = np.dtype([("addr", ">u4"), ("port", ">u2"), ("pad", "u2")])
+
+
+def uniform_flows() -> NDArray[np.void]:
+    """FLOWS different pairs of source address (10.0.0.0/8) and port, in random order."""
+    numbers = np.random.default_rng(1).permutation(FLOWS).astype(np.uint64)
+    flows = np.zeros(FLOWS, dtype=FLOW)
+    # 16 ports for each of 65,536 clients.
+    flows["addr"] = 0x0A000100 + (numbers >> np.uint64(4))
+    flows["port"] = 32768 + (numbers & np.uint64(15)) * 1999
+    return flows
+
+
+def shuffled(flows: NDArray[np.void], sizes: Sequence[int]) -> NDArray[np.void]:
+    """The same flows in another order, but for each of `sizes` (ascending) the same ones among the
+    first so many. Entries lie in memory as they were inserted: walked in that order, 1 M of them cost
+    a third less than in any other, as the processor sees them coming."""
+    dice = np.random.default_rng(2)
+    bounds = [0, *sizes, len(flows)]
+    parts = [dice.permutation(np.arange(start, end)) for start, end in pairwise(bounds)]
+    walked: NDArray[np.void] = flows[np.concatenate(parts)]
+    return walked
+
+
+def empty(table: Map) -> None:
+    """Delete all entries of a hash map; a million take a second, where one by one they take many."""
+    room = 65536
+    keys = ctypes.create_string_buffer(table.key_size * room)
+    values = ctypes.create_string_buffer(table.user_value_size * room)
+    while (first := next(table.keys(), None)) is not None:
+        position = ctypes.create_string_buffer(max(table.key_size, 4))
+        count = ctypes.c_uint32(room)
+        _libbpf().bpf_map_lookup_and_delete_batch(
+            table.fd, None, position, keys, values, ctypes.byref(count), None
+        )
+        if not count.value:
+            table.delete(first)  # no batches in this kernel
+
+
+@contextmanager
+def load(limits: Limits) -> Iterator[Bench]:
+    """Compile wrapper.c against the balancer's headers and new, unpinned maps. Compiles in this
+    process: BCC and LLVM stay in its memory."""
+    maps = Maps.create(limits)
+    runs = Map.create(MapType.ARRAY, "bench_runs", 4, ctypes.sizeof(BenchRun), 1)
+    flows = Map.create(MapType.ARRAY, "bench_flows", 4, FLOW.itemsize * FLOWS, 1)
+    programs = _compile({**dict(maps), "bench_runs": runs, "bench_flows": flows})
+    for index, mac in MAC.items():
+        maps.egress.put(index_key(index), index_key(index))
+        link = layout.Link(ifindex=index, mac=(ctypes.c_uint8 * 6)(*mac))
+        maps.links.put(index_key(index % layout.LINKS), bytes(link))
+    kernel = Kernel(maps)
+    kernel.adopt()
+    try:
+        yield Bench(maps, runs, flows, programs, kernel)
+    finally:
+        for each in (*programs.values(), runs, flows, *(each for _, each in maps)):
+            each.close()
+
+
+def _compile(maps: Mapping[str, Map]) -> dict[str, Program]:
+    os.environ["BCC_KERNEL_SOURCE"] = str(headers.find().path)
+    from bcc import BPF  # reads the environment
+
+    top = sources.directory()
+    flags = [
+        f"-I{top / 'xdp/include'}",
+        f"-I{top / 'xdp'}",
+        "-Wno-ignored-attributes",
+        *(f"-DLB_FD_{name.upper()}={each.fd}" for name, each in maps.items()),
+    ]
+    source = Path(__file__).with_name("wrapper.c").read_text()
+    try:
+        module = BPF(text=source, cflags=flags)
+        loaded = {name: module.load_func(name, BPF.XDP) for name in PROGRAMS}
+    except Exception as error:
+        raise DatapathError(
+            f"bench/wrapper.c: {error}", hint="what the compiler or the verifier said is above"
+        ) from error
+    return {name: Program(os.dup(each.fd)) for name, each in loaded.items()}

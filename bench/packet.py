@@ -1,0 +1,259 @@
+"""Suite `packet`: ns per packet by BPF_PROG_TEST_RUN, on one CPU, in a namespace of its own.
+
+Each case goes through the same wrapper (wrapper.c) three times: empty, parse + swap MACs + TX (the
+floor), and the balancer. Only ratios within one run are comparable: the guest's clock has phases.
+
+`tracking always` is a flow with a conntrack entry; the other ways of tracking go by the slot table
+alone. What a case claims (the verdict, whether flows were new) is checked against the counters.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from bench import frames
+from bench.frames import Target
+from bench.load import (
+    FLOWS,
+    VERDICTS,
+    XDP_PASS,
+    XDP_REDIRECT,
+    XDP_TX,
+    Bench,
+    BenchRun,
+    empty,
+    load,
+    shuffled,
+    uniform_flows,
+)
+from bench.netns import INGRESS, namespace
+from bench.rows import Options, Row, interleaved, row
+from lb.core import ids
+from lb.core.plan import plan
+from lb.datapath import layout
+from lb.datapath.bpf import possible_cpus
+from lb.datapath.kernel import index_key, read_owners
+from lb.errors import DatapathError
+from lb.model import keys
+from lb.model.objects import Mode, Protocol, Tracking
+from lb.node.planning import Bases
+from lb.settings import Limits
+
+SUITE = "packet"
+PROGRAM_OF = {"empty wrapper": "bench_empty", "parse + swap + TX": "bench_swap", "lb": "bench_lb"}
+FLOOR = "parse + swap + TX"
+SOME = 10_000
+TOLERATED = 0.01  # share of packets that may find their LRU entry evicted, or still there
+
+# struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+_CONTEXT = b"".join(n.to_bytes(4, "little") for n in (0, frames.LENGTH, 0, INGRESS, 0, 0))
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is sent, and what should become of it."""
+
+    name: str
+    frame: bytes
+    version: int
+    verdict: int
+    flows: int = 1
+    ports: bool = True
+    service: str = ""
+    new: bool = False  # each packet begins a flow
+
+    @property
+    def label(self) -> str:
+        """Of the row."""
+        many = {1: "1 flow", SOME: "10 k flows", FLOWS: "1 M flows"}
+        return f"{many[self.flows]}: {self.name}"
+
+
+class Session:
+    """One loaded balancer, and each case's place in its flows."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self._next: dict[tuple[str, str], int] = {}
+        self._inserted = uniform_flows()
+        self._walked = shuffled(self._inserted, (1, SOME))
+        state, observed = frames.world()
+        bench.kernel.apply(plan(state, observed, Bases().update(state)))
+        self._ids = {uid: number for number, uid in read_owners(bench.maps.service_owners).items()}
+
+    def run(self, case: Case, peer: str, packets: int) -> float:
+        """Send so many packets, going on with the flow after the last one; ns per packet."""
+        before = self._new_flows(case)
+        where = (case.label, peer)
+        ns, after = self._send(case, peer, packets, self._next.get(where, 0))
+        self._next[where] = after.next
+        if peer == "lb":
+            self._check(case, packets, list(after.verdicts), self._new_flows(case) - before)
+        return ns
+
+    def warm(self, case: Case) -> None:
+        """One packet of each flow: makes the entries that the case counts on. If its flows are to be
+        new, it fills the LRU, so that each evicts one; then the order is that of the measurement, in
+        which a flow comes up again when all others have been there."""
+        self.bench.use_flows(self._walked if case.new else self._inserted)
+        self._send(case, "lb", max(case.flows, 1000), 0)
+        self.bench.use_flows(self._walked)
+
+    def forget(self) -> None:
+        """No flow is known any more. In a full LRU those that were used again would stay in the way of
+        all that are not yet, whose flows then evict each other."""
+        empty(self.bench.maps.conntrack)
+
+    def _send(self, case: Case, peer: str, packets: int, first: int) -> tuple[float, BenchRun]:
+        state = BenchRun(
+            next=first,
+            flows=case.flows,
+            ipv6=case.version == 6,
+            ports=case.ports,
+            frame=(ctypes.c_uint8 * frames.LENGTH)(*case.frame),
+        )
+        self.bench.runs.put(index_key(0), bytes(state))
+        program = self.bench.programs[PROGRAM_OF[peer]]
+        result = program.run(case.frame, context=_CONTEXT, repeat=packets)
+        after = self.bench.runs.get(index_key(0)) or b""
+        return float(result.duration), BenchRun.from_buffer_copy(after)
+
+    def _new_flows(self, case: Case) -> int:
+        """How many flows the service has begun, by its own counter."""
+        if not case.service:
+            return 0
+        number = self._ids[ids.uid(keys.service(case.service))]
+        raw = self.bench.maps.service_stats.get(index_key(number)) or b""
+        size = len(raw) // possible_cpus()
+        parts = (raw[at : at + size] for at in range(0, len(raw), size))
+        return sum(layout.Stats.from_buffer_copy(part).flows for part in parts)
+
+    def _check(self, case: Case, packets: int, verdicts: Sequence[int], new: int) -> None:
+        wanted = [packets if verdict == case.verdict else 0 for verdict in range(VERDICTS)]
+        if list(verdicts) != wanted:
+            raise DatapathError(f"bench: {case.label}: verdicts {list(verdicts)}, not {wanted}")
+        unexpected = packets - new if case.new else new
+        if unexpected > TOLERATED * packets:
+            kind = "known" if case.new else "new"
+            raise DatapathError(f"bench: {case.label}: {unexpected} of {packets} flows were {kind}")
+
+
+def measure(session: Session, cases: Sequence[Case], options: Options) -> list[Row]:
+    """All of these interleaved: per case the three programs."""
+    rounds, repeat = options.pick(11, 3), options.pick(100_000, 20_000)
+    for case in cases:
+        session.warm(case)
+    work = {
+        (case, peer): (lambda c=case, p=peer: session.run(c, p, repeat))
+        for case in cases
+        for peer in PROGRAM_OF
+    }
+    times = interleaved({f"{case.label}|{peer}": each for (case, peer), each in work.items()}, rounds)
+    found = []
+    for case in cases:
+        floors = times[f"{case.label}|{FLOOR}"]
+        for peer in PROGRAM_OF:
+            values = times[f"{case.label}|{peer}"]
+            # Within a round, as the three ran one after the other: phases of the machine cancel out.
+            ratio = statistics.median(ns / floor for ns, floor in zip(values, floors, strict=True))
+            found.append(row(SUITE, case.label, peer, "ns/packet", values, ratio=ratio))
+    return found
+
+
+def flow_cases(flows: int) -> list[Case]:
+    """TCP data of flows that are known, for every mode, family and tracking; and UDP."""
+    return [
+        Case(
+            name=f"{t.mode} IPv{t.version} {t.protocol.upper()}, {tracked(t)}",
+            frame=(frames.tcp if t.protocol is Protocol.TCP else frames.udp)(frames.vip(t)),
+            version=t.version,
+            verdict=verdict(t),
+            flows=flows,
+            service=t.name,
+        )
+        for t in frames.targets()
+        if t.protocol is Protocol.TCP or (t.tracking is Tracking.ALWAYS and t.version == 4)
+    ]
+
+
+def tracked(target: Target) -> str:
+    """In words."""
+    if target.tracking is Tracking.ALWAYS:
+        return "known (tracking always)"
+    return f"no entry (tracking {target.tracking})"
+
+
+def verdict(target: Target) -> int:
+    """frames.world() sends dsr back, and everything else out of the other interface."""
+    return XDP_TX if target.mode is Mode.DSR else XDP_REDIRECT
+
+
+def syn_cases() -> list[Case]:
+    """A SYN of a new flow with each packet: 1 M different ones in turn, more than the LRU keeps."""
+    return [
+        Case(
+            name=f"{t.mode} IPv{t.version} TCP SYN, new flow each packet (tracking {t.tracking})",
+            frame=frames.tcp(frames.vip(t), syn=True),
+            version=t.version,
+            verdict=verdict(t),
+            flows=FLOWS,
+            service=t.name,
+            new=True,
+        )
+        for t in frames.targets()
+        if t.protocol is Protocol.TCP
+    ]
+
+
+def other_cases() -> list[Case]:
+    """What is not for a service, and pings."""
+    pinged = {version: Target(Mode.DSR, version, Tracking.ALWAYS) for version in (4, 6)}
+    found = []
+    for version, target in pinged.items():
+        stranger, vip = frames.elsewhere(version), frames.vip(target)
+        found += [
+            Case(f"not ours, IPv{version} TCP", frames.tcp(stranger), version, XDP_PASS),
+            Case(f"ICMP echo to a VIP, IPv{version}", frames.echo(vip), version, XDP_TX, ports=False),
+        ]
+    return found
+
+
+def chosen(cases: Sequence[Case], options: Options) -> list[Case]:
+    """Warming 1 M flows takes a second for each case."""
+    return [each for each in cases if not options.quick or "dsr IPv4 TCP" in each.name]
+
+
+@contextmanager
+def pinned() -> Iterator[None]:
+    """This process runs on the last of its CPUs."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def run(options: Options) -> list[Row]:
+    """The whole suite. Needs root."""
+    found: list[Row] = []
+    with pinned(), namespace():
+        with load(Limits()) as bench:
+            session = Session(bench)
+            found += measure(session, [*flow_cases(1), *other_cases()], options)
+            found += measure(session, flow_cases(SOME), options)
+            for case in chosen(syn_cases(), options):
+                session.forget()
+                found += measure(session, [case], options)
+        # Twice as many entries as flows: a full LRU evicts by approximation.
+        with load(Limits(conntrack=2 * FLOWS)) as bench:
+            session = Session(bench)
+            for case in chosen(flow_cases(FLOWS), options):
+                session.forget()
+                found += measure(session, [case], options)
+    return found
