@@ -96,6 +96,8 @@ def _usage_error(error: Exception) -> UsageError | None:
     message = str(describe()).rstrip(".")
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "lbctl"
+    # Typer leaves the words of pydantic's validators as they are.
+    message = message.replace("Value error, ", "")
     return UsageError(message[:1].lower() + message[1:], hint=f"see `{path} --help`")
 
 

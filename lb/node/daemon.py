@@ -109,6 +109,7 @@ class Daemon:
     _refresh: Timer = field(default_factory=lambda: Timer(REFRESH_SECONDS))
     _audit: Timer = field(default_factory=lambda: Timer(AUDIT_SECONDS))
     _retry_at: float = float("inf")
+    _failing: str = ""
     _topology: Timer = field(default_factory=lambda: Timer(TOPOLOGY_SECONDS))
     _topology_changed: bool = False
 
@@ -162,15 +163,19 @@ class Daemon:
     def _guarded(self, happened: Iterable[Happening], *, stale: bool = False) -> None:
         """One turn. What goes wrong is said in the status, and tried again soon."""
         try:
-            self._turn(happened, stale)
+            if self._turn(happened, stale):
+                self._failing = ""
         except _RETRIED as error:
-            log.error("%s; trying again in %g s", error, RETRY_SECONDS)
+            if str(error) != self._failing:  # once, not with each try
+                log.error("%s; trying again every %g s", error, RETRY_SECONDS)
+            self._failing = str(error)
             self._retry_at = time.monotonic() + RETRY_SECONDS
             self._report_failure(error)
         if self._renew.is_due(time.monotonic()):
             self.reporter.renew()
 
-    def _turn(self, happened: Iterable[Happening], stale: bool) -> None:
+    def _turn(self, happened: Iterable[Happening], stale: bool) -> bool:
+        """True if the kernel was made what it should be; False if there was no reason to."""
         now = time.monotonic()
         if now >= self._retry_at:
             stale, self._retry_at = True, float("inf")
@@ -196,6 +201,8 @@ class Daemon:
             self._reattach()
         if stale or audit:
             self._reconcile()
+            return True
+        return False
 
     def _notice(self, change: NetlinkChanged) -> bool:
         """True if a next hop changed. Links and routes change in bursts: see _turn."""

@@ -225,3 +225,9 @@ def test_completion_without_a_store_is_silent_and_makes_none(lbctl, monkeypatch,
     monkeypatch.setenv("LB_CONFIG", str(machine / "none.toml"))
     result = complete(lbctl, monkeypatch, "lbctl service show ")
     assert (result.out.strip(), result.err) == ("", "")
+
+
+def test_a_mode_that_does_not_exist(lbctl):
+    done = lbctl("service", "add", "a", "--vip", "198.51.100.9:80", "--mode", "ipip")
+    assert done.code == 2
+    assert done.err.startswith("error: invalid value for '--mode': 'ipip' is not one of 'dsr', 'nat'")
