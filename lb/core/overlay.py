@@ -82,36 +82,47 @@ class _Overlay:
         alive = [pool for pool in pools if self.effective[self.pool_of == pool].any()]
         if not alive:
             return Table(self.base.backends, np.full(SLOTS, EMPTY, np.int32), self.base.parts)
-        keep, orphans = self._part()
+        dead = ~np.isin(self.pool_of, alive)
+        extra = self._shares(alive, int(self.held[dead].sum()))
+        sizes = {
+            pool: int(self.held[self.pool_of == pool].sum() + more)
+            for pool, more in zip(alive, extra, strict=True)
+        }
+        keep = self._keep(sizes)
+        orphans = self._orphans(keep)
         owner_pool = self.pool_of[self.base.slots[orphans]]
         homeless = orphans[~np.isin(owner_pool, alive)]
-        own = {pool: int(self.held[self.pool_of == pool].sum()) for pool in alive}
-        extra = self._shares(alive, len(homeless))
         adopted = np.split(
             homeless[np.argsort(_bits(homeless, 2), kind="stable")], np.cumsum(extra)[:-1]
         )
         for pool, more in zip(alive, adopted, strict=True):
             mine = np.concatenate((orphans[owner_pool == pool], more))
             if len(mine):
-                self._deal(pool, mine, keep, own[pool] + len(more))
+                self._deal(pool, mine, keep, sizes[pool])
         return Table(self.base.backends, self.slots, self.base.parts)
 
-    def _part(self) -> tuple[IntArray, IntArray]:
-        """How many base slots each backend keeps, and the slots that it doesn't."""
-        whole = self.effective == self.weights * 65536
-        keep = np.where(whole, self.held, 0)
-        for index in np.flatnonzero(~whole & (self.effective > 0)):
-            keep[index] = (
-                self.held[index] * int(self.effective[index]) // (int(self.weights[index]) * 65536)
-            )
+    def _keep(self, sizes: Mapping[int, int]) -> IntArray:
+        """How many base slots each backend keeps: all if it is whole; else no more than its exact
+        share, rounded down, which only grows while its fitness does."""
+        keep = self.held.copy()
+        for pool, size in sizes.items():
+            inside = np.flatnonzero(self.pool_of == pool)
+            total = int(self.effective[inside].sum())
+            for index in inside[self.effective[inside] < self.weights[inside] * 65536]:
+                share = size * int(self.effective[index]) // total
+                keep[index] = min(int(self.held[index]), share)
+        keep[self.effective == 0] = 0
+        return keep
+
+    def _orphans(self, keep: IntArray) -> IntArray:
+        """The slots that their backends don't keep."""
         losing = keep < self.held
         orphans = np.flatnonzero(np.append(losing, False)[self.base.slots])
-        part = np.flatnonzero(losing & (keep > 0))
-        for index in part:
+        for index in np.flatnonzero(losing & (keep > 0)):
             mine = np.flatnonzero(self.base.slots == index)
             kept = mine[np.argsort(_bits(mine, 1), kind="stable")[: keep[index]]]
             orphans = np.setdiff1d(orphans, kept, assume_unique=True)
-        return keep, orphans
+        return orphans
 
     def _shares(self, alive: list[int], homeless: int) -> IntArray:
         """How many slots of dead pools each pool that is alive takes in: by split."""
@@ -122,11 +133,15 @@ class _Overlay:
 
     def _deal(self, pool: int, orphans: IntArray, keep: IntArray, size: int) -> None:
         inside = np.flatnonzero(self.pool_of == pool)
-        weights, effective, kept = self.weights[inside], self.effective[inside], keep[inside]
-        chosen = _draw(orphans, weights, effective)
-        counts = kept + np.bincount(chosen, minlength=len(inside))
-        targets = apportion.split(size, effective, int(effective.sum()), counts, least=kept)
-        chosen = _repair(orphans, chosen, targets - kept, np.where(effective > 0, weights, 0))
+        weights, kept = self.weights[inside], keep[inside]
+        # Who had to give slots up has its share already.
+        taking = np.where(kept == self.held[inside], self.effective[inside], 0)
+        size -= int(kept[taking == 0].sum())
+        chosen = _draw(orphans, weights, taking)
+        least = np.where(taking > 0, kept, 0)
+        counts = least + np.bincount(chosen, minlength=len(inside))
+        targets = apportion.split(size, taking, int(taking.sum()), counts, least=least)
+        chosen = _repair(orphans, chosen, targets - least, np.where(taking > 0, weights, 0))
         self.slots[orphans] = inside[chosen].astype(np.int32)
 
 
