@@ -78,8 +78,12 @@ class _Overlay:
         self.pool_of = pool_of.astype(np.int64)
 
     def table(self) -> Table:
-        pools = range(len(self.pool_names))
-        alive = [pool for pool in pools if self.effective[self.pool_of == pool].any()]
+        # A pool whose split is 0 gets nothing, also while all others are down.
+        alive = [
+            pool
+            for pool, name in enumerate(self.pool_names)
+            if self.base.parts.get(name, 0) and self.effective[self.pool_of == pool].any()
+        ]
         if not alive:
             return Table(self.base.backends, np.full(SLOTS, EMPTY, np.int32), self.base.parts)
         dead = ~np.isin(self.pool_of, alive)
@@ -126,9 +130,7 @@ class _Overlay:
 
     def _shares(self, alive: list[int], homeless: int) -> IntArray:
         """How many slots of dead pools each pool that is alive takes in: by split."""
-        parts = np.array([self.base.parts.get(self.pool_names[pool], 0) for pool in alive], np.int64)
-        if not parts.any():
-            parts[:] = 1
+        parts = np.array([self.base.parts[self.pool_names[pool]] for pool in alive], np.int64)
         return apportion.split(homeless, parts, int(parts.sum()), np.zeros_like(parts))
 
     def _deal(self, pool: int, orphans: IntArray, keep: IntArray, size: int) -> None:

@@ -151,9 +151,9 @@ def test_the_overlay_moves_only_what_must_and_gives_it_back(
     assert all(counts[name] == 0 for name in down)
     fell = np.array([name in down for name in (*base.backends, None)])[base.slots]
     assert np.array_equal(now.slots[~fell], base.slots[~fell])
-    usable = [m for m in group if m.name not in down and base.counts()[m.name]]
-    if usable:
-        assert not (now.slots[base.slots != slots.EMPTY] == slots.EMPTY).any()
+    # A pool whose split is 0 gets nothing, also while all others are down.
+    usable = [m for m in group if m.name not in down and m.weight and split[m.pool]]
+    assert (now.slots == slots.EMPTY).sum() == (0 if usable else slots.SLOTS)
     pool_of = {m.name: m.pool for m in group}
     for pool in POOLS:
         alive = [m for m in usable if m.pool == pool and m.weight]
