@@ -227,8 +227,6 @@ class Kernel:
             port=socket.htons(backend.port),
             flags=layout.BackendFlag.USABLE if backend.usable else 0,
         )
-        if backend.address.version == 6:
-            raw.flags |= layout.BackendFlag.IPV6
         hop = backend.next_hop
         if hop:
             raw.flags |= layout.BackendFlag.RESOLVED

@@ -29,7 +29,6 @@ class BackendFlag(IntFlag):
 
     USABLE = 1
     RESOLVED = 2
-    IPV6 = 4
 
 
 class FlowFlag(IntFlag):

@@ -34,7 +34,7 @@ from lb.model.objects import ClusterConfig, LinkStatus, NodeStatus, Problem, Tab
 from lb.node.planning import Bases, Overlays
 from lb.node.reporter import Reporter
 from lb.settings import Settings
-from lb.store.base import Compare, Delete, Put, Store
+from lb.store.base import Compare, Delete, Put, Store, iterate
 
 log = logging.getLogger("lbd")
 
@@ -230,7 +230,7 @@ class Daemon:
         while True:
             try:
                 with self.store.watch(keys.ROOT, after=after) as watch:
-                    while (batch := watch.next()) is not None:
+                    for batch in iterate(watch):
                         after = batch.revision
                         if any(not event.key.startswith(keys.NODES) for event in batch.events):
                             self.inbox.put(StoreChanged())

@@ -76,7 +76,26 @@ class Batch:
     events: tuple[Event, ...]
 
 
-class Watch(ABC):
+class Closable(ABC):
+    """Something that `with` closes."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what it holds."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Watch(Closable):
     """A running watch. Close it when done; iteration ends after close()."""
 
     @abstractmethod
@@ -91,19 +110,8 @@ class Watch(ABC):
     def close(self) -> None:
         """End the watch; may be called from another thread and more than once."""
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class Store(ABC):
+class Store(Closable):
     """What every driver offers. All methods may be called from any thread."""
 
     @abstractmethod
@@ -146,17 +154,6 @@ class Store(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release what the driver holds; its watches end."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def iterate(watch: Watch) -> Iterator[Batch]:

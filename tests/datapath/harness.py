@@ -235,8 +235,6 @@ def backend_struct(backend: Backend) -> layout.Backend:
         flags |= layout.BackendFlag.USABLE
     if backend.resolved:
         flags |= layout.BackendFlag.RESOLVED
-    if backend.address.version == 6:
-        flags |= layout.BackendFlag.IPV6
     return layout.Backend(
         addr=array(16, layout.address_bytes(backend.address)),
         ifindex=backend.ifindex,

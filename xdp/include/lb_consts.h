@@ -39,7 +39,6 @@ enum lb_no_backend { LB_NO_BACKEND_REJECT = 0, LB_NO_BACKEND_DROP = 1 };
 /* backend.flags */
 #define LB_BACKEND_USABLE 0x1   /* tracked flows may go on here (up, weight 0 or draining) */
 #define LB_BACKEND_RESOLVED 0x2 /* ifindex and MACs are known */
-#define LB_BACKEND_IPV6 0x4
 
 /* conntrack value.flags */
 #define LB_CT_EMBRYONIC 0x1 /* only SYNs seen: a retransmitted SYN keeps its backend */
