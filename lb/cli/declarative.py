@@ -57,12 +57,12 @@ def apply(session: Session, file: FileOption, prune: PruneOption = False) -> Non
     A manifest owns the settings that it writes down: what it leaves out has its default in a new
     service or backend, and stays as it is in one that exists.
     """
-    perform(session, _edit(_read(file), prune))
+    perform(session, edit_of(read_manifest(file), prune))
 
 
 def diff(session: Session, file: FileOption, prune: PruneOption = False) -> None:
     """Show what `apply` would change. Exit code 1 if anything."""
-    proposal = propose(session, _edit(_read(file), prune))
+    proposal = propose(session, edit_of(read_manifest(file), prune))
     before, after = (
         structured(Format.YAML, _exported(state)).splitlines()
         for state in (proposal.before, proposal.after)
@@ -103,7 +103,8 @@ def schema(
     session.emit(data, structured(Format.JSON, data))
 
 
-def _read(file: str) -> Manifest:
+def read_manifest(file: str) -> Manifest:
+    """The manifest in a file, - = standard input. Raises NotFoundError, UserError."""
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -113,7 +114,9 @@ def _read(file: str) -> Manifest:
     return manifest.load(text, "standard input" if file == "-" else file)
 
 
-def _edit(wanted: Manifest, prune: bool) -> Edit:
+def edit_of(wanted: Manifest, prune: bool) -> Edit:
+    """What `apply` does."""
+
     def edit(draft: Draft) -> None:
         named: set[str] = set()
         for entry in wanted.services:

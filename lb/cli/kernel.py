@@ -41,6 +41,26 @@ class Stats(Counter, Protocol):
         """Bytes on the way back."""
 
 
+class Moving(Protocol):
+    """Slots in a row that moved lately."""
+
+    @property
+    def first(self) -> int:
+        """The first of them."""
+
+    @property
+    def length(self) -> int:
+        """How many there are."""
+
+    @property
+    def origin(self) -> str | None:
+        """The backend that they had."""
+
+    @property
+    def closes(self) -> int:
+        """When the window closes, in Unix seconds."""
+
+
 class Trace(Protocol):
     """Where a packet would go, and why."""
 
@@ -87,6 +107,12 @@ class Kernel(Protocol):
 
     def slot_counts(self, service: str) -> Mapping[str, int] | None:
         """Slots per backend that the kernel holds now."""
+
+    def slots(self, service: str) -> Sequence[str | None] | None:
+        """The backend of each slot that the kernel holds now; None if it doesn't know the service."""
+
+    def moving(self, service: str) -> Sequence[Moving] | None:
+        """The slots that moved lately, with windows that are open."""
 
     def trace(
         self, protocol: Transport, client: Address, client_port: int, vip: Address, vip_port: int

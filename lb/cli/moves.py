@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lb.cli.rows import by_service
 from lb.core.state import DesiredState
-from lb.model.objects import Backend, Service
 
 if TYPE_CHECKING:
     from lb.core.slots import Table
@@ -56,9 +56,22 @@ def moves(before: DesiredState, after: DesiredState) -> list[Move]:
         was = before.services.get(name)
         if was == service and old_backends[name] == new_backends[name]:
             continue
-        old = _before(before, name, old_backends.get(name, []))
-        found.append(_move(name, old, _after(service, new_backends[name], old)))
+        found.append(_move(name, *tables(before, after, name)))
     return found
+
+
+def tables(before: DesiredState, after: DesiredState, service: str) -> tuple[Table, Table]:
+    """The service's table as nodes plan it from the one state, and then from the other."""
+    from lb.core import plan, slots  # NumPy takes 0.2 s to import: only where somebody asks
+
+    old = slots.empty()
+    if service in before.services:
+        stored = before.tables.get(service)
+        old = plan.base_table(
+            before.services[service], before.backends_of(service), stored, int(time.time())
+        )
+    members = plan.members_of(after.backends_of(service))
+    return old, slots.plan(members, after.services[service].split, old)
 
 
 def _move(name: str, before: Table, after: Table) -> Move:
@@ -74,18 +87,3 @@ def _move(name: str, before: Table, after: Table) -> Move:
         filled=int(np.count_nonzero(~had & has)),
         emptied=int(np.count_nonzero(had & ~has)),
     )
-
-
-def _before(state: DesiredState, name: str, backends: list[Backend]) -> Table:
-    """The table that nodes hold now: the stored one, brought up to date with the state beside it."""
-    from lb.core import plan, slots  # NumPy takes 0.2 s to import: only for --dry-run
-
-    if name not in state.services:
-        return slots.empty()
-    return plan.base_table(state.services[name], backends, state.tables.get(name))
-
-
-def _after(service: Service, backends: list[Backend], before: Table) -> Table:
-    from lb.core import plan, slots
-
-    return slots.plan(plan.members_of(backends), service.split, before)

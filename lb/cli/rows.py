@@ -43,7 +43,8 @@ class ServiceRow(Counters):
     protocol: Protocol = Field(description="tcp or udp.")
     mode: Mode = Field(description="dsr or nat.")
     affinity: Affinity = Field(description="What the flow hash covers.")
-    tracking: Tracking = Field(description="Which flows are tracked.")
+    tracking: Tracking = Field(description="Which flows are remembered.")
+    window: int = Field(description="Seconds for which a slot that moved remembers where it was.")
     no_backend: NoBackend = Field(description="Answer while no backend is usable.")
     split: dict[str, float] = Field(description="Share of new flows for each pool, in per cent.")
     backends: int = Field(description="How many backends it has.")
@@ -188,7 +189,8 @@ def summary(service: ServiceDocument) -> str:
     """A service in one line."""
     return (
         f"service {service.name}: {describe_vip(service)}, mode {service.mode}, "
-        f"affinity {service.affinity}, tracking {service.tracking}, "
+        f"affinity {service.affinity}, tracking {service.tracking}"
+        f"{f' (window {service.window} s)' if service.tracking is Tracking.MOVING else ''}, "
         f"no backend: {service.no_backend}, "
         f"split {', '.join(f'{pool} {share:g} %' for pool, share in sorted(service.split.items()))}"
     )

@@ -11,16 +11,24 @@ from lb.cli.change import Draft, perform
 from lb.cli.options import ServiceName, change, command
 from lb.cli.rows import backend_rows, backend_table, service_rows, service_table, summary
 from lb.cli.session import Session
+from lb.cli.slots import slots
 from lb.errors import ConflictError, UserError
 from lb.model import keys
-from lb.model.objects import Affinity, Mode, NoBackend, Protocol, Service, Tracking
+from lb.model.objects import DEFAULT_WINDOW, Affinity, Mode, NoBackend, Protocol, Service, Tracking
 
 app = typer.Typer(help="Services: VIPs and their policies.", no_args_is_help=True)
 
 ProtocolOption = Annotated[Protocol, typer.Option("--protocol", help="Transport protocol.")]
 ModeHelp = "dsr: the server answers the client itself; nat: answers come back through the node."
 AffinityHelp = "What picks the backend: the 5-tuple, or the client's address alone."
-TrackingHelp = "Which flows are remembered, so that they stay where they are."
+TrackingHelp = (
+    "Which flows are remembered, so that they stay where they are: those whose slot moved lately, all,"
+    " or none."
+)
+WindowHelp = (
+    "How long a slot that moved remembers where it was, in seconds. With tracking `moving`, an"
+    " established flow that says nothing for so long is lost to the move."
+)
 NoBackendHelp = "While no backend is usable: answer (TCP RST, ICMP unreachable), or drop."
 
 
@@ -37,7 +45,10 @@ def add(
     protocol: ProtocolOption = Protocol.TCP,
     mode: Annotated[Mode, typer.Option("--mode", help=ModeHelp)] = Mode.DSR,
     affinity: Annotated[Affinity, typer.Option("--affinity", help=AffinityHelp)] = Affinity.FLOW,
-    tracking: Annotated[Tracking, typer.Option("--tracking", help=TrackingHelp)] = Tracking.ALWAYS,
+    tracking: Annotated[Tracking, typer.Option("--tracking", help=TrackingHelp)] = Tracking.MOVING,
+    window: Annotated[
+        int, typer.Option("--window", metavar="SECONDS", help=WindowHelp)
+    ] = DEFAULT_WINDOW,
     no_backend: Annotated[
         NoBackend, typer.Option("--no-backend", help=NoBackendHelp)
     ] = NoBackend.REJECT,
@@ -53,6 +64,7 @@ def add(
         mode=mode,
         affinity=affinity,
         tracking=tracking,
+        window=window,
         no_backend=no_backend,
     )
     perform(session, lambda draft: draft.add(document))
@@ -87,6 +99,9 @@ def show(session: Session, service: ServiceName) -> None:
     )
 
 
+command(app, "slots")(slots)
+
+
 @change(app, "set")
 def set_policies(
     session: Session,
@@ -94,6 +109,7 @@ def set_policies(
     mode: Annotated[Mode | None, typer.Option("--mode", help=ModeHelp)] = None,
     affinity: Annotated[Affinity | None, typer.Option("--affinity", help=AffinityHelp)] = None,
     tracking: Annotated[Tracking | None, typer.Option("--tracking", help=TrackingHelp)] = None,
+    window: Annotated[int | None, typer.Option("--window", metavar="SECONDS", help=WindowHelp)] = None,
     no_backend: Annotated[NoBackend | None, typer.Option("--no-backend", help=NoBackendHelp)] = None,
 ) -> None:
     """Change policies of a service; what isn't named stays as it is."""
@@ -101,6 +117,7 @@ def set_policies(
         "mode": mode,
         "affinity": affinity,
         "tracking": tracking,
+        "window": window,
         "no_backend": no_backend,
     }
     fields = {name: value for name, value in asked.items() if value is not None}

@@ -72,8 +72,9 @@ class _Overlay:
         self.base = base
         self.weights = weights
         self.effective = effective
-        self.slots = base.slots.copy()
-        self.held = np.bincount(base.slots[base.slots >= 0], minlength=len(weights))
+        self.owners = base.slots
+        self.slots = self.owners.copy()
+        self.held = np.bincount(self.owners[self.owners >= 0], minlength=len(weights))
         self.pool_names, pool_of = np.unique(pools.astype(str), return_inverse=True)
         self.pool_of = pool_of.astype(np.int64)
 
@@ -94,7 +95,7 @@ class _Overlay:
         }
         keep = self._keep(sizes)
         orphans = self._orphans(keep)
-        owner_pool = self.pool_of[self.base.slots[orphans]]
+        owner_pool = self.pool_of[self.owners[orphans]]
         homeless = orphans[~np.isin(owner_pool, alive)]
         adopted = np.split(
             homeless[np.argsort(_bits(homeless, 2), kind="stable")], np.cumsum(extra)[:-1]
@@ -121,9 +122,9 @@ class _Overlay:
     def _orphans(self, keep: IntArray) -> IntArray:
         """The slots that their backends don't keep."""
         losing = keep < self.held
-        orphans = np.flatnonzero(np.append(losing, False)[self.base.slots])
+        orphans = np.flatnonzero(np.append(losing, False)[self.owners])
         for index in np.flatnonzero(losing & (keep > 0)):
-            mine = np.flatnonzero(self.base.slots == index)
+            mine = np.flatnonzero(self.owners == index)
             kept = mine[np.argsort(_bits(mine, 1), kind="stable")[: keep[index]]]
             orphans = np.setdiff1d(orphans, kept, assume_unique=True)
         return orphans

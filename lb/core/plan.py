@@ -77,15 +77,23 @@ def members_of(backends: list[Backend]) -> list[Member]:
     return [Member(b.name, b.pool, b.weight if b.admin is Admin.UP else 0) for b in backends]
 
 
-def base_table(service: Service, backends: list[Backend], document: TableDocument | None) -> Table:
-    """The service's table as people asked for it, moved least from the stored one."""
+def base_table(
+    service: Service, backends: list[Backend], document: TableDocument | None, now: int
+) -> Table:
+    """The service's table as people asked for it, moved least from the stored one; with the moves that
+    this takes, if it is made at `now` (Unix seconds)."""
     previous = None
     if document is not None:
         try:
             previous = slots.from_document(document)
         except ValueError:
             previous = None  # quarantined like any bad document: begin anew
-    return slots.plan(members_of(backends), service.split, previous)
+    table = slots.plan(members_of(backends), service.split, previous)
+    if previous is None:
+        return table
+    if slots.moved(previous, table) or table.backends != previous.backends:
+        return slots.remember(previous, table, now, service.window)
+    return slots.Table(table.backends, table.slots, table.parts, previous.moves)
 
 
 def plan(

@@ -19,14 +19,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lb.core import apportion
+from lb.core import apportion, moves
 from lb.core.apportion import IntArray, Pool
+from lb.core.moves import Moves
 from lb.model.objects import TableDocument
 
 SLOTS = 65536
@@ -42,18 +43,37 @@ class Member:
     weight: int  # 0 = takes no slot
 
 
-@dataclass(frozen=True, eq=False)
-class Table:
-    """A slot table. `slots` has shape (65536,), dtype int32: index into `backends`, or EMPTY.
-    `parts` is each pool's share that it was planned for, in millionths of a per cent."""
+MoveRun = tuple[int, int, int, int]  # as in TableDocument.moves
 
-    backends: tuple[str, ...]
-    slots: NDArray[np.int32]
-    parts: Mapping[str, int] = field(default_factory=dict)
+
+class Table:
+    """A slot table. Immutable. It holds runs of equal slots, as lbd keeps one for each service."""
+
+    def __init__(
+        self,
+        backends: tuple[str, ...],
+        slots: NDArray[np.int32],
+        parts: Mapping[str, int] | None = None,
+        moves: tuple[MoveRun, ...] = (),
+    ) -> None:
+        """`slots` has shape (65536,): index into `backends`, or EMPTY. `parts` is each pool's share
+        that it was planned for, in millionths of a per cent. `moves`: see TableDocument."""
+        starts = np.flatnonzero(np.diff(slots, prepend=slots[0] + 1))
+        self.backends = backends
+        self.parts: Mapping[str, int] = parts or {}
+        self.moves = moves
+        self.owners: NDArray[np.int32] = slots[starts].astype(np.int32)
+        self.lengths: NDArray[np.int32] = np.diff(starts, append=SLOTS).astype(np.int32)
+
+    @property
+    def slots(self) -> NDArray[np.int32]:
+        """Index into `backends`, or EMPTY, for each slot; shape (65536,). A new array each time."""
+        return np.repeat(self.owners, self.lengths)
 
     def counts(self) -> dict[str, int]:
         """Slots per backend; backends without a slot are there with 0."""
-        held = np.bincount(self.slots[self.slots >= 0], minlength=len(self.backends))
+        named = self.owners >= 0
+        held = np.bincount(self.owners[named], weights=self.lengths[named], minlength=len(self.backends))
         return {name: int(n) for name, n in zip(self.backends, held, strict=True)}
 
     def names(self) -> NDArray[np.object_]:
@@ -68,6 +88,14 @@ class Table:
         state.update("\n".join(self.backends).encode())
         state.update(self.slots.astype("<i4").tobytes())
         return state.hexdigest()
+
+    def past(self) -> Moves:
+        """What moved lately; origins are indexes into `backends`, times Unix seconds."""
+        past = moves.none(np.full(SLOTS, EMPTY, dtype=np.int32))
+        for first, length, origin, closes in self.moves:
+            past.origin[first : first + length] = origin
+            past.closes[first : first + length] = closes
+        return past
 
 
 def empty() -> Table:
@@ -110,7 +138,9 @@ def equal(one: Table, other: Table) -> bool:
     return (
         one.backends == other.backends
         and one.parts == other.parts
-        and bool(np.array_equal(one.slots, other.slots))
+        and one.moves == other.moves
+        and np.array_equal(one.owners, other.owners)
+        and np.array_equal(one.lengths, other.lengths)
     )
 
 
@@ -121,14 +151,12 @@ def moved(before: Table, after: Table) -> int:
 
 def to_document(service: str, table: Table) -> TableDocument:
     """Run-length encoding for the store."""
-    starts = np.flatnonzero(np.diff(table.slots, prepend=table.slots[0] + 1))
-    lengths = np.diff(starts, append=SLOTS)
-    runs = zip(table.slots[starts].tolist(), lengths.tolist(), strict=True)
     return TableDocument(
         service=service,
         backends=table.backends,
         parts=dict(table.parts),
-        runs=tuple((int(owner), int(length)) for owner, length in runs),
+        runs=tuple(zip(table.owners.tolist(), table.lengths.tolist(), strict=True)),
+        moves=table.moves,
     )
 
 
@@ -140,7 +168,40 @@ def from_document(document: TableDocument) -> Table:
         raise ValueError(f"runs cover {lengths.sum()} slots, not {SLOTS}")
     if owners.min() < EMPTY or owners.max() >= len(document.backends):
         raise ValueError("a run names a backend that the table does not have")
-    return Table(document.backends, np.repeat(owners, lengths).astype(np.int32), dict(document.parts))
+    end = 0
+    for first, length, origin, closes in document.moves:
+        if first < end or length <= 0 or first + length > SLOTS:
+            raise ValueError("moves are not in order, or beyond the last slot")
+        if not EMPTY <= origin < len(document.backends) or closes <= 0:
+            raise ValueError("a move names a backend that the table does not have, or no time")
+        end = first + length
+    slots = np.repeat(owners, lengths).astype(np.int32)
+    return Table(document.backends, slots, dict(document.parts), document.moves)
+
+
+def remember(previous: Table, table: Table, now: int, window: int) -> Table:
+    """`table`, which follows on `previous`, with its moves: both those that are made now (Unix seconds)
+    and those before whose windows are open."""
+    lookup = _lookup(previous.backends, table.backends)
+    before = previous.past()
+    past = moves.stir(
+        lookup[previous.slots],
+        Moves(lookup[before.origin], before.closes),
+        table.slots,
+        now + window,
+        now,
+        EMPTY,
+    )
+    return Table(table.backends, table.slots, table.parts, _runs(past, now))
+
+
+def _runs(past: Moves, now: int) -> tuple[MoveRun, ...]:
+    closes = np.where(past.is_moving(now), past.closes, moves.QUIET)
+    origin = np.where(closes == moves.QUIET, EMPTY, past.origin)
+    starts = np.flatnonzero((np.diff(closes, prepend=-1) != 0) | (np.diff(origin, prepend=-2) != 0))
+    lengths = np.diff(starts, append=SLOTS)
+    columns = (each.tolist() for each in (starts, lengths, origin[starts], closes[starts]))
+    return tuple(run for run in zip(*columns, strict=True) if run[3] != moves.QUIET)
 
 
 def _held(slots: NDArray[np.int32], backends: int) -> IntArray:
@@ -151,9 +212,13 @@ def _renumbered(table: Table | None, names: tuple[str, ...]) -> NDArray[np.int32
     """The table's slots as indexes into `names`; what is not there any more becomes EMPTY."""
     if table is None:
         return np.full(SLOTS, EMPTY, dtype=np.int32)
-    index = {name: i for i, name in enumerate(names)}
-    lookup = np.array([*(index.get(name, EMPTY) for name in table.backends), EMPTY], np.int32)
-    return lookup[table.slots]
+    return np.repeat(_lookup(table.backends, names)[table.owners], table.lengths)
+
+
+def _lookup(old: tuple[str, ...], new: tuple[str, ...]) -> NDArray[np.int32]:
+    """From indexes into `old` to indexes into `new`; EMPTY, and what isn't there any more, is EMPTY."""
+    index = {name: i for i, name in enumerate(new)}
+    return np.array([*(index.get(name, EMPTY) for name in old), EMPTY], np.int32)
 
 
 def _deal(slots: NDArray[np.int32], targets: IntArray) -> NDArray[np.int32]:

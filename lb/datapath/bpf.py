@@ -20,6 +20,7 @@ from pathlib import Path
 from lb.errors import CapacityError, DatapathError
 
 _NO_PREVIOUS_KEY = None
+_BATCH = 8192  # entries that one system call reads
 
 
 class MapType(IntEnum):
@@ -203,9 +204,15 @@ class Program(Object):
 
     @classmethod
     def constant(cls, kind: ProgramType, name: str, verdict: int) -> Program:
-        """A program that returns `verdict` for every packet; loaded without a compiler."""
-        move_and_exit = struct.pack("=BBhiBBhi", 0xB7, 0, 0, verdict, 0x95, 0, 0, 0)
-        fd = _libbpf().bpf_prog_load(int(kind), name.encode(), b"GPL", move_and_exit, 2, None)
+        """A program that returns `verdict` for every packet."""
+        return cls.assembled(kind, name, (0xB7, verdict), (0x95, 0))
+
+    @classmethod
+    def assembled(cls, kind: ProgramType, name: str, *code: tuple[int, int]) -> Program:
+        """A program out of a few instructions (opcode, immediate) that use register 0 only; loaded
+        without a compiler."""
+        raw = b"".join(struct.pack("=BBhi", opcode, 0, 0, value) for opcode, value in code)
+        fd = _libbpf().bpf_prog_load(int(kind), name.encode(), b"GPL", raw, len(code), None)
         return cls(_check(fd, f"load program {name}"))
 
     @property
@@ -357,6 +364,33 @@ class Map(Object):
             value = self.get(key)
             if value is not None:
                 yield key, value
+
+    def dump(self) -> tuple[bytes, bytes]:
+        """All keys and all values of a hash map in the same order, a few thousand with each system
+        call; an entry that comes or goes meanwhile may be missed."""
+        keys, values = bytearray(), bytearray()
+        room_for_keys = ctypes.create_string_buffer(self.key_size * _BATCH)
+        room = ctypes.create_string_buffer(self.user_value_size * _BATCH)
+        position = ctypes.create_string_buffer(max(self.key_size, 8))
+        previous = None
+        while True:
+            count = ctypes.c_uint32(_BATCH)
+            result = _libbpf().bpf_map_lookup_batch(
+                self.fd, previous, position, room_for_keys, room, ctypes.byref(count), None
+            )
+            done = result < 0
+            if done and errno.ENOENT not in (-result, ctypes.get_errno()):
+                _check(result, f"read map {self.name}")
+            keys += room_for_keys.raw[: count.value * self.key_size]
+            values += room.raw[: count.value * self.user_value_size]
+            if done:
+                return bytes(keys), bytes(values)
+            previous = position
+
+    def delete_many(self, keys: Sequence[bytes]) -> None:
+        """Delete these, as far as they are there."""
+        for key in keys:
+            self.delete(key)
 
     def array(self) -> bytes:
         """All values of an array map in order of their index, with one system call where the kernel

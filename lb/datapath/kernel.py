@@ -19,14 +19,16 @@ import numpy as np
 from lb.core import ids
 from lb.core.diff import Difference, diff
 from lb.core.ids import Allocation
+from lb.core.moves import Moves
 from lb.core.plan import Wanted, WantedBackend, WantedService
-from lb.core.slots import Table
 from lb.core.state import BackendKey
-from lb.datapath import layout
+from lb.datapath import layout, slotmaps, sweep
 from lb.datapath.bpf import Map
-from lb.datapath.maps import Maps, new_table
+from lb.datapath.clock import Clock
+from lb.datapath.maps import Maps, new_origins, new_table
+from lb.datapath.slotmaps import Encoded, Slots
 from lb.model import keys
-from lb.model.objects import Mode, Service
+from lb.model.objects import Mode, Service, Tracking
 
 # New tables that are open at the same time; each is a file descriptor.
 _TABLES_AT_ONCE = 200
@@ -35,14 +37,6 @@ _TABLES_AT_ONCE = 200
 def index_key(number: int) -> bytes:
     """Key of an array map."""
     return number.to_bytes(4, sys.byteorder)
-
-
-def read_table(tables: Map, service: int) -> bytes | None:
-    """The slots that the kernel holds for a service id: 65,536 backend ids of 4 bytes each."""
-    inner = tables.get(index_key(service))
-    if inner is None:
-        return None
-    return Map.by_id(int.from_bytes(inner, sys.byteorder)).get(index_key(0))
 
 
 def read_owners(owners: Map) -> dict[int, int]:
@@ -70,7 +64,9 @@ class Kernel:
     _have: Contents = field(default_factory=Contents)
     _service_ids: dict[int, Allocation] = field(default_factory=dict)
     _backend_ids: dict[int, Allocation] = field(default_factory=dict)
-    _programmed: dict[str, tuple[Table, bytes]] = field(default_factory=dict)
+    _programmed: dict[str, WantedService] = field(default_factory=dict)
+    clock: Clock = field(default_factory=Clock)
+    _stirred: set[int] = field(default_factory=set)  # services that have an inner map in `origins`
     _unsure: bool = False
 
     def adopt(self) -> None:
@@ -99,12 +95,17 @@ class Kernel:
                 if each.owner
             },
         )
+        stirred = set()
         for number in self._service_ids:
             have.services[number] = maps.services.get(index_key(number)) or b""
-            table = read_table(maps.tables, number)
+            table = slotmaps.read_inner(maps.tables, number)
+            origins = slotmaps.read_inner(maps.origins, number)
             if table is not None:
-                have.tables[number] = _digest(table)
+                have.tables[number] = _digest(table, origins)
+            if origins is not None:
+                stirred.add(number)
         self._have = have
+        self._stirred = stirred
         self._programmed.clear()
         self._unsure = False
 
@@ -140,18 +141,19 @@ class Kernel:
         service_of = _inverse(service_ids, service_uids)
         backend_of = _inverse(backend_ids, backend_uids)
         want = Contents()
-        tables: dict[int, bytes] = {}
+        tables: dict[int, Encoded] = {}
         for key, number in backend_of.items():
             generation = backend_ids[number].generation
             want.backends[number] = self._backend_bytes(wanted.backends[key], generation)
         for name, number in service_of.items():
-            self._add_service(want, number, wanted.services[name])
-            raw = self._table_bytes(name, wanted.services[name].table, backend_of)
-            if raw is not None:
-                tables[number] = raw
-                want.tables[number] = _digest(raw)
+            each = wanted.services[name]
+            self._add_service(want, number, each)
+            before = self._programmed.get(name)
+            if before and _is_same_table(before, each):
+                want.tables[number] = self._have.tables[number]
             else:
-                want.tables[number] = self._programmed[name][1]
+                tables[number] = self._slots_of(number, each, backend_of)
+                want.tables[number] = _digest(*tables[number])
         for (service, name), number in backend_of.items():
             owner = wanted.services[service].service
             if owner.mode is Mode.NAT:
@@ -170,10 +172,7 @@ class Kernel:
         self._service_ids = {n: each for n, each in service_ids.items() if each.owner}
         self._backend_ids = backend_ids
         self._have = want
-        self._programmed = {
-            name: (wanted.services[name].table, want.tables[number])
-            for name, number in service_of.items()
-        }
+        self._programmed = dict(wanted.services)
         self._unsure = False
         return changes
 
@@ -235,17 +234,61 @@ class Kernel:
             raw.smac[:] = hop.source_mac
         return bytes(raw)
 
-    def _table_bytes(
-        self, service: str, table: Table, backend_of: Mapping[BackendKey, int]
-    ) -> bytes | None:
-        """The table with ids for names; None if it is the one that was programmed last."""
-        before = self._programmed.get(service)
-        if before and before[0] is table:
-            return None
-        lookup = np.array(
-            [*(backend_of.get((service, name), 0) for name in table.backends), 0], dtype=np.uint32
+    def _slots_of(
+        self, number: int, wanted: WantedService, backend_of: Mapping[BackendKey, int]
+    ) -> Encoded:
+        """The table with ids for names, and what its slots remember of the one before."""
+        name = wanted.service.name
+        ids_of = [backend_of.get((name, backend), 0) for backend in wanted.base.backends]
+        lookup = np.array([*ids_of, slotmaps.EMPTY], dtype=np.uint32)
+        after = lookup[wanted.table.slots]
+        is_quiet = number not in self._stirred and not wanted.base.moves
+        quiet = after.tobytes(), None
+        if wanted.service.tracking is Tracking.NEVER or (
+            is_quiet and _digest(*quiet) == self._have.tables.get(number)
+        ):
+            return quiet
+        before = slotmaps.read(self.maps.tables, self.maps.origins, number)
+        shared = wanted.base.past()
+        past = slotmaps.follow_on(
+            before, after, Moves(lookup[shared.origin], shared.closes), wanted.service.window
         )
-        return lookup[table.slots].tobytes()
+        # An id of a backend that is gone may be somebody else's.
+        known = np.isin(past.origin, lookup)
+        past = Moves(np.where(known, past.origin, slotmaps.EMPTY).astype(np.uint32), past.closes)
+        return slotmaps.encode(Slots(after, past))
+
+    def calm(self) -> int:
+        """Drop idle flows, and make slots quiet that no flow needs to remember any more; returns how
+        many slots. Call it now and then, while `is_stirred`."""
+        rate = self.clock.rate()
+        if self._unsure or not rate:
+            return 0
+        by_uid = {each.owner: number for number, each in self._service_ids.items()}
+        flows = sweep.read(self.maps)
+        calmed: dict[int, Encoded] = {}
+        quiet = 0
+        for name, wanted in self._programmed.items():
+            number = by_uid[ids.uid(keys.service(name))]
+            before = slotmaps.read(self.maps.tables, self.maps.origins, number)
+            if number not in self._stirred or before is None:
+                continue
+            idle = wanted.service.window * rate
+            after = sweep.calm(self.maps, number, before, flows, idle, self.clock.jiffies())
+            fewer = np.count_nonzero(before.moves.stirred) - np.count_nonzero(after.moves.stirred)
+            if fewer:
+                calmed[number] = slotmaps.encode(after)
+                quiet += int(fewer)
+        self._unsure = True
+        self._swap(calmed)
+        self._have.tables |= {number: _digest(*encoded) for number, encoded in calmed.items()}
+        self._unsure = False
+        return quiet
+
+    @property
+    def is_stirred(self) -> bool:
+        """Are there slots that aren't quiet?"""
+        return bool(self._stirred)
 
     def _give_out(
         self, service_ids: Mapping[int, Allocation], backend_ids: Mapping[int, Allocation]
@@ -263,7 +306,7 @@ class Kernel:
                     new += 1
         return new
 
-    def _write(self, want: Contents, tables: Mapping[int, bytes]) -> int:
+    def _write(self, want: Contents, tables: Mapping[int, Encoded]) -> int:
         have, maps = self._have, self.maps
         backends = diff(have.backends, want.backends)
         services = diff(have.services, want.services)
@@ -276,12 +319,7 @@ class Kernel:
         _put_hash(maps.nat_back, nat_back, len(have.nat_back))
         _put(maps.services, services.put.items())
         for numbers in _chunks(list(swaps.put), _TABLES_AT_ONCE):
-            fresh = {number: new_table() for number in numbers}
-            for number, table in fresh.items():
-                table.put(index_key(0), tables[number])
-            maps.tables.put_many(
-                [(index_key(n), table.fd.to_bytes(4, sys.byteorder)) for n, table in fresh.items()]
-            )
+            self._swap({number: tables[number] for number in numbers})
         _put_hash(maps.vips, vips, len(have.vips))
         _put(maps.backends, later.items())
 
@@ -289,6 +327,8 @@ class Kernel:
             maps.vips.delete(endpoint)
         for number in swaps.delete:
             maps.tables.delete(index_key(number))
+            maps.origins.delete(index_key(number))
+            self._stirred.discard(number)
         for number in services.delete:
             maps.services.put(index_key(number), bytes(maps.services.value_size))
         for endpoint in nat_back.delete:
@@ -300,6 +340,23 @@ class Kernel:
         return sum(
             len(each.put) + len(each.delete) for each in (backends, services, swaps, vips, nat_back)
         )
+
+    def _swap(self, fresh: Mapping[int, Encoded]) -> None:
+        """Put new tables in place, each with one update; their slots' past before them, as a word of the
+        table says whether there is one. The past of the old table is part of the new one's."""
+        tables = {number: new_table() for number in fresh}
+        origins = {number: new_origins() for number, (_, past) in fresh.items() if past is not None}
+        for number, (words, past) in fresh.items():
+            tables[number].put(index_key(0), words)
+            if past is not None:
+                origins[number].put(index_key(0), past)
+        for outer, inner in ((self.maps.origins, origins), (self.maps.tables, tables)):
+            outer.put_many(
+                [(index_key(n), each.fd.to_bytes(4, sys.byteorder)) for n, each in inner.items()]
+            )
+        for number in self._stirred & fresh.keys() - origins.keys():
+            self.maps.origins.delete(index_key(number))
+        self._stirred = self._stirred - fresh.keys() | origins.keys()
 
     def _take_back(
         self, service_ids: Mapping[int, Allocation], backend_ids: Mapping[int, Allocation]
@@ -345,8 +402,17 @@ def _usable(raw: bytes) -> bool:
     return bool(layout.Backend.from_buffer_copy(raw).flags & layout.BackendFlag.USABLE)
 
 
-def _digest(raw: bytes) -> bytes:
-    return hashlib.blake2b(raw, digest_size=16).digest()
+def _digest(table: bytes, origins: bytes | None) -> bytes:
+    return hashlib.blake2b(table + (origins or b""), digest_size=16).digest()
+
+
+def _is_same_table(before: WantedService, after: WantedService) -> bool:
+    one, other = before.service, after.service
+    return (
+        before.table is after.table
+        and before.base is after.base
+        and (one.tracking, one.window) == (other.tracking, other.window)
+    )
 
 
 def _service_bytes(service: Service, seed: tuple[int, int]) -> bytes:

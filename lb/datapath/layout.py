@@ -15,11 +15,15 @@ from lb.model.objects import Address, Affinity, Mode, NoBackend, Protocol, Track
 
 SLOTS = 65536
 LINKS = 4096
+EPOCHS = 256
+SLOT_BACKEND = 0x00FFFFFF  # the bits of a slot that are its backend's id
+SLOT_STIRRED = 0x80000000
+EPOCH_SHIFT = 24  # in an origin's word
 
 PROTOCOL_NUMBER = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_UDP}
 MODE_NUMBER = {Mode.DSR: 0, Mode.NAT: 1}
 AFFINITY_NUMBER = {Affinity.FLOW: 0, Affinity.CLIENT: 1}
-TRACKING_NUMBER = {Tracking.NEVER: 0, Tracking.ALWAYS: 1}
+TRACKING_NUMBER = {Tracking.NEVER: 0, Tracking.ALWAYS: 1, Tracking.MOVING: 2}
 NO_BACKEND_NUMBER = {NoBackend.REJECT: 0, NoBackend.DROP: 1}
 VIP_BIT = {Protocol.TCP: 1, Protocol.UDP: 2}
 
@@ -29,12 +33,6 @@ class BackendFlag(IntFlag):
 
     USABLE = 1
     RESOLVED = 2
-
-
-class FlowFlag(IntFlag):
-    """LB_CT_*."""
-
-    EMBRYONIC = 1
 
 
 class Outcome(IntEnum):
@@ -124,11 +122,19 @@ class Flow(ctypes.Structure):
         ("backend", ctypes.c_uint32),
         ("generation", ctypes.c_uint32),
         ("seen", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("ifindex", ctypes.c_uint32),
-        ("mac", ctypes.c_uint8 * 6),
-        ("pad", ctypes.c_uint8 * 2),
     )
+
+
+class Origins(ctypes.Structure):
+    """struct lb_origins."""
+
+    _fields_ = (("closes", ctypes.c_uint64 * EPOCHS), ("slot", ctypes.c_uint32 * SLOTS))
+
+
+class Sender(ctypes.Structure):
+    """struct lb_sender."""
+
+    _fields_ = (("addr", ctypes.c_uint8 * 16),)
 
 
 class NatBack(ctypes.Structure):

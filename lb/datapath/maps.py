@@ -16,8 +16,6 @@ from lb.datapath.bpf import Map, MapType
 from lb.errors import DatapathError
 from lb.settings import Limits
 
-TABLE_BYTES = 4 * layout.SLOTS
-
 
 @dataclass(frozen=True)
 class MapSpec:
@@ -34,19 +32,19 @@ def specs(limits: Limits) -> dict[str, MapSpec]:
     and lbctl read."""
     endpoint = ctypes.sizeof(layout.Endpoint)
     stats = ctypes.sizeof(layout.Stats)
+    flow = ctypes.sizeof(layout.FlowKey), ctypes.sizeof(layout.Flow)
+    link = ctypes.sizeof(layout.Link)
     return {
         "vips": MapSpec(MapType.HASH, endpoint, 4, limits.vips),
         "services": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Service), limits.services),
         "tables": MapSpec(MapType.ARRAY_OF_MAPS, 4, 4, limits.services),
         "backends": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Backend), limits.backends),
-        "conntrack": MapSpec(
-            MapType.LRU_HASH,
-            ctypes.sizeof(layout.FlowKey),
-            ctypes.sizeof(layout.Flow),
-            limits.conntrack,
-        ),
+        "origins": MapSpec(MapType.ARRAY_OF_MAPS, 4, 4, limits.services),
+        "conntrack": MapSpec(MapType.LRU_HASH, *flow, limits.conntrack),
+        "embryonic": MapSpec(MapType.LRU_HASH, *flow, limits.embryonic),
+        "senders": MapSpec(MapType.LRU_HASH, ctypes.sizeof(layout.Sender), link, limits.senders),
         "nat_back": MapSpec(MapType.HASH, endpoint, ctypes.sizeof(layout.NatBack), limits.backends),
-        "links": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Link), layout.LINKS),
+        "links": MapSpec(MapType.ARRAY, 4, link, layout.LINKS),
         "egress": MapSpec(MapType.DEVMAP_HASH, 4, 4, 256),
         "outcomes": MapSpec(MapType.PERCPU_ARRAY, 4, ctypes.sizeof(layout.Counter), len(layout.Outcome)),
         "service_stats": MapSpec(MapType.PERCPU_ARRAY, 4, stats, limits.services),
@@ -59,7 +57,15 @@ def specs(limits: Limits) -> dict[str, MapSpec]:
 def new_table() -> Map:
     """An inner map of `tables`: one element that is the whole table, so that one system call fills
     it and one reads it."""
-    return Map.create(MapType.ARRAY, "lb_table", 4, TABLE_BYTES, 1)
+    return Map.create(MapType.ARRAY, "lb_table", 4, 4 * layout.SLOTS, 1)
+
+
+def new_origins() -> Map:
+    """An inner map of `origins`, of the same make."""
+    return Map.create(MapType.ARRAY, "lb_origins", 4, ctypes.sizeof(layout.Origins), 1)
+
+
+_INNER = {"tables": new_table, "origins": new_origins}
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ class Maps:
         """New, unpinned maps."""
         made: dict[str, Map] = {}
         for name, spec in specs(limits).items():
-            inner = new_table() if spec.kind is MapType.ARRAY_OF_MAPS else None
+            inner = _INNER[name]() if name in _INNER else None
             made[name] = Map.create(
                 spec.kind,
                 f"lb_{name}"[:15],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import socket
 import sys
+import time
 from collections import Counter as Tally
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,13 +15,15 @@ from typing import TypeVar
 import numpy as np
 
 from lb.core import flowhash, ids
+from lb.core.moves import QUIET
 from lb.core.state import DesiredState
-from lb.datapath import layout
+from lb.datapath import layout, slotmaps
 from lb.datapath.bpf import Map
-from lb.datapath.kernel import index_key, read_owners, read_table
+from lb.datapath.kernel import index_key, read_owners
 from lb.datapath.maps import Maps
+from lb.datapath.slotmaps import Slots
 from lb.model import keys
-from lb.model.objects import Address, Affinity, Mode, Protocol
+from lb.model.objects import Address, Affinity, Mode, Protocol, Tracking
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,17 @@ class Trace:
     backend: str | None
     verdict: str
     why: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Moving:
+    """Slots `first` to `first + length - 1` moved away from `origin` (None = from nobody who is
+    still there). Until `closes` (Unix seconds) flows that are older than that go there."""
+
+    first: int
+    length: int
+    origin: str | None
+    closes: int
 
 
 _S = TypeVar("_S", Counter, Stats)
@@ -97,13 +111,37 @@ class KernelView:
 
     def slots(self, service: str) -> list[str | None] | None:
         """The backend of each of the 65,536 slots as the kernel has it, None where it is empty."""
-        number = self._service_ids.get(ids.uid(keys.service(service)))
-        raw = read_table(self._maps.tables, number) if number else None
-        if raw is None:
+        held = self._slots(service)
+        if held is None:
             return None
-        numbers = np.frombuffer(raw, dtype=np.uint32)
-        names = {int(each): self._backend_name(int(each)) for each in np.unique(numbers)}
-        return [names[int(each)] for each in numbers]
+        names = {int(each): self._backend_name(int(each)) for each in np.unique(held.backends)}
+        return [names[int(each)] for each in held.backends]
+
+    def moving(self, service: str) -> list[Moving] | None:
+        """The slots that moved lately, in order, with windows that are open still."""
+        held = self._slots(service)
+        if held is None:
+            return None
+        now = time.monotonic_ns()
+        closes = np.where(held.moves.is_moving(now), held.moves.closes, QUIET)
+        changes = (np.diff(closes) != 0) | (np.diff(held.moves.origin.astype(np.int64)) != 0)
+        starts = np.concatenate(([0], np.flatnonzero(changes) + 1))
+        lengths = np.diff(starts, append=layout.SLOTS)
+        offset = time.time() - now / 1e9
+        return [
+            Moving(
+                first=first,
+                length=length,
+                origin=self._backend_name(int(held.moves.origin[first])),
+                closes=round(offset + int(closes[first]) / 1e9),
+            )
+            for first, length in zip(starts.tolist(), lengths.tolist(), strict=True)
+            if closes[first] != QUIET
+        ]
+
+    def _slots(self, service: str) -> Slots | None:
+        number = self._service_ids.get(ids.uid(keys.service(service)))
+        return slotmaps.read(self._maps.tables, self._maps.origins, number) if number else None
 
     def trace(
         self, protocol: Protocol, client: Address, client_port: int, vip: Address, vip_port: int
@@ -119,14 +157,25 @@ class KernelView:
         affinity = Affinity.CLIENT if raw.affinity else Affinity.FLOW
         seed = (raw.seed[0], raw.seed[1])
         slot = flowhash.slot(seed, client, client_port, vip_port, affinity)
-        table = np.frombuffer(read_table(self._maps.tables, service) or b"", dtype=np.uint32)
-        slot_id = int(table[slot]) if len(table) else 0
+        held = slotmaps.read(self._maps.tables, self._maps.origins, service) or slotmaps.empty()
+        slot_id = int(held.backends[slot])
         why = [
             f"the VIP belongs to service {self._service_name(service)!r}",
             f"the flow hash ({affinity} affinity) gives slot {slot}",
             f"slot {slot} names {self._backend_name(slot_id) or 'no backend'}",
         ]
-        tracked_id = self._tracked(service, client, client_port, vip_port, why) if raw.tracking else 0
+        tracked_id = 0
+        if raw.tracking == layout.TRACKING_NUMBER[Tracking.ALWAYS] or (
+            raw.tracking == layout.TRACKING_NUMBER[Tracking.MOVING] and held.moves.stirred[slot]
+        ):
+            tracked_id = self._tracked(service, client, client_port, vip_port, why)
+            left = (int(held.moves.closes[slot]) - time.monotonic_ns()) / 1e9
+            if not tracked_id and left > 0:
+                origin = self._backend_name(int(held.moves.origin[slot])) or "nobody"
+                why.append(
+                    f"the slot moved lately: a flow that was there before goes to {origin}, if it sends"
+                    f" something within {left:.0f} s"
+                )
         chosen = tracked_id or slot_id
         backend = layout.Backend.from_buffer_copy(
             self._maps.backends.get(index_key(chosen)) or bytes(ctypes.sizeof(layout.Backend))
@@ -152,6 +201,9 @@ class KernelView:
         )
         key.client[:] = layout.address_bytes(client)
         found = self._maps.conntrack.get(bytes(key))
+        state = "established"
+        if found is None:
+            found, state = self._maps.embryonic.get(bytes(key)), "only its begin was seen"
         if found is None:
             why.append("no conntrack entry: a new flow goes where its slot says")
             return 0
@@ -162,7 +214,6 @@ class KernelView:
         if owner.generation != flow.generation or not owner.flags & layout.BackendFlag.USABLE:
             why.append("its conntrack entry names a backend that is gone or down: placed anew")
             return 0
-        state = "a SYN seen" if flow.flags & layout.FlowFlag.EMBRYONIC else "established"
         why.append(f"it has a conntrack entry ({state}) that keeps it on {name}")
         return int(flow.backend)
 

@@ -31,6 +31,7 @@ want_command ethtool ethtool
 want_command nft nftables
 want_command bpftool bpftool
 want_command tcpdump tcpdump
+want_command ping iputils-ping
 want_command sysctl procps
 want_command nsenter util-linux
 want_command mount mount

@@ -29,6 +29,8 @@ Name = Annotated[
 
 MAX_WEIGHT = 65535
 DEFAULT_POOL = "stable"
+DEFAULT_WINDOW = 900
+MAX_WINDOW = 7 * 86400
 
 
 class Protocol(StrEnum):
@@ -53,8 +55,13 @@ class Affinity(StrEnum):
 
 
 class Tracking(StrEnum):
-    """Which flows get a conntrack entry."""
+    """Which flows are remembered, so that they stay on their backend while the slots move.
 
+    moving: those whose slot moved lately, and only while that matters. always: each flow.
+    never: none; a change of weights moves flows.
+    """
+
+    MOVING = "moving"
     ALWAYS = "always"
     NEVER = "never"
 
@@ -112,7 +119,14 @@ class Service(Document):
     protocol: Protocol = Field(default=Protocol.TCP, description="Transport protocol.")
     mode: Mode = Field(default=Mode.DSR, description="How packets travel to the backend.")
     affinity: Affinity = Field(default=Affinity.FLOW, description="What the flow hash covers.")
-    tracking: Tracking = Field(default=Tracking.ALWAYS, description="Which flows are tracked.")
+    tracking: Tracking = Field(default=Tracking.MOVING, description="Which flows are remembered.")
+    window: int = Field(
+        default=DEFAULT_WINDOW,
+        ge=1,
+        le=MAX_WINDOW,
+        description="Seconds for which a slot that moved remembers where it was. With tracking"
+        " `moving`, an established flow that says nothing for so long is lost to the move.",
+    )
     no_backend: NoBackend = Field(
         default=NoBackend.REJECT, description="Answer while no backend is usable."
     )
@@ -167,6 +181,9 @@ class TableDocument(Document):
     """A service's slot table as shared state. Key: /lb/v1/tables/<service>.
 
     `runs` covers the slots 0..65535 in order: [index into backends, or -1 for empty; length].
+    `moves` lists those that moved lately: [first slot; how many; their origin, as an index into
+    backends, or -1 for none; when their window closes, in Unix seconds]. The origin is the backend
+    that they had when they last were not moving.
     """
 
     service: Name
@@ -175,6 +192,7 @@ class TableDocument(Document):
         description="Share of each pool that it was planned for, in millionths of a per cent."
     )
     runs: tuple[tuple[int, int], ...]
+    moves: tuple[tuple[int, int, int, int], ...] = ()
 
 
 class Problem(Document):

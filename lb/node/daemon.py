@@ -44,6 +44,7 @@ AUDIT_SECONDS = 30.0
 RESOLVE_SECONDS = 1.0  # how long a change waits for the next hops of new backends
 RETRY_SECONDS = 1.0  # after a failure
 TOPOLOGY_SECONDS = 1.0  # at most one look at all routes in this time, however many change
+SWEEP_SECONDS = 10.0  # between two looks at which flows still need to be remembered
 TABLES_A_COMMIT = 50
 
 # What the outside world can do to us at any moment; anything else is a bug and ends lbd.
@@ -108,6 +109,7 @@ class Daemon:
     _renew: Timer = field(default_factory=lambda: Timer(RENEW_SECONDS))
     _refresh: Timer = field(default_factory=lambda: Timer(REFRESH_SECONDS))
     _audit: Timer = field(default_factory=lambda: Timer(AUDIT_SECONDS))
+    _sweep: Timer = field(default_factory=lambda: Timer(SWEEP_SECONDS))
     _retry_at: float = float("inf")
     _failing: str = ""
     _topology: Timer = field(default_factory=lambda: Timer(TOPOLOGY_SECONDS))
@@ -150,6 +152,8 @@ class Daemon:
         due = min(self._renew.due, self._refresh.due, self._audit.due, self._retry_at)
         if self._topology_changed:
             due = min(due, self._topology.due)
+        if self.kernel.is_stirred:
+            due = min(due, self._sweep.due)
         try:
             happened = [self.inbox.get(timeout=max(0.0, due - time.monotonic()))]
         except queue.Empty:
@@ -202,6 +206,8 @@ class Daemon:
         if stale or audit:
             self._reconcile()
             return True
+        if self.kernel.is_stirred and self._sweep.is_due(now) and (quiet := self.kernel.calm()):
+            log.info("quiet slots=%d", quiet)
         return False
 
     def _notice(self, change: NetlinkChanged) -> bool:

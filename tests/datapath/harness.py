@@ -18,15 +18,16 @@ from pathlib import Path
 
 import numpy as np
 
-from lb.core.reference import Flow, FlowKey, Outcome, Result, Stats, Verdict, World
+from lb.core.reference import Flow, FlowKey, Outcome, Past, Result, Sender, Stats, Verdict, World
 from lb.core.reference.world import Backend, Endpoint, Service
 from lb.datapath import compile as compiler
 from lb.datapath import layout
-from lb.datapath.bpf import Map, Program, _check, _libbpf, _TestRunOpts, possible_cpus
+from lb.datapath.bpf import Map, Program, ProgramType, _check, _libbpf, _TestRunOpts, possible_cpus
 from lb.datapath.maps import Maps
+from lb.model.objects import Address
 from lb.settings import Limits
 
-LIMITS = Limits(services=16, vips=64, backends=64, conntrack=65536)
+LIMITS = Limits(services=16, vips=64, backends=64, conntrack=65536, embryonic=4096)
 SERVICES = range(1, LIMITS.services)
 BACKENDS = range(1, LIMITS.backends)
 
@@ -34,8 +35,6 @@ BACKENDS = range(1, LIMITS.backends)
 XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = range(5)
 TC_ACT_OK, TC_ACT_SHOT, TC_ACT_REDIRECT = 0, 2, 7
 TEST_SKB_CHECKSUM_COMPLETE = 1 << 2
-
-_HELPER_JIFFIES64 = 118
 
 
 def expected_verdict(hook: str, result: Result, egress: frozenset[int]) -> int:
@@ -80,11 +79,11 @@ class Kernel:
     _world: World = field(default_factory=World)
 
     def install(self, world: World) -> None:
-        """Make the maps say what the world says, and nothing else; but for the slots, which are in
-        the tables that the kernels share.
+        """Make the maps say what the world says, and nothing else; but for the slots and their past,
+        which are in tables that the kernels share.
         """
         maps, old = self.maps, self._world
-        for name in ("vips", "nat_back", "conntrack"):
+        for name in ("vips", "nat_back", "conntrack", "embryonic", "senders"):
             each = maps.by_name[name]
             for found in list(each.keys()):
                 each.delete(found)
@@ -115,17 +114,24 @@ class Kernel:
             maps.nat_back.put(endpoint(where), bytes(layout.NatBack(nat.service, nat.backend)))
         for key, flow in world.conntrack.items():
             maps.conntrack.put(flow_key(key), flow_struct(flow))
+        for key, flow in world.embryonic.items():
+            maps.embryonic.put(flow_key(key), flow_struct(flow))
+        for address, sender in world.senders.items():
+            at = layout.Link(ifindex=sender.ifindex, mac=array(6, sender.mac))
+            maps.senders.put(layout.address_bytes(address), bytes(at))
         self._world = world
 
-    def use_tables(self, tables: Mapping[int, Map]) -> None:
+    def use_tables(self, tables: Mapping[int, Map], origins: Mapping[int, Map] | None = None) -> None:
         """Give services their slot tables. Slow: the kernel waits for all programs to be done."""
         for number, table in tables.items():
             self.maps.tables.put(u32(number), u32(table.fd))
+        for number, each in (origins or {}).items():
+            self.maps.origins.put(u32(number), u32(each.fd))
 
     def run(self, frame: bytes, ifindex: int, *, flags: int = 0) -> Seen:
         """One frame through the program."""
         before = self._counters()
-        verdict, out = test_run(self.program, frame, self._context(len(frame), ifindex), flags)
+        verdict, out = test_run(self.program, frame, self.context(len(frame), ifindex), flags)
         after = self._counters()
         outcomes, services, backends = (
             {n: after[i][n] - before[i][n] for n in np.flatnonzero((after[i] != before[i]).any(1))}
@@ -146,7 +152,7 @@ class Kernel:
         header = {0x0800: 20, 0x86DD: 40}.get(int.from_bytes(frame[12:14]), 1)
         return len(frame) >= 14 + header
 
-    def _context(self, size: int, ifindex: int) -> bytes:
+    def context(self, size: int, ifindex: int) -> bytes:
         if self.hook == "tc":
             # struct __sk_buff, up to ifindex.
             return bytes(40) + u32(ifindex)
@@ -161,15 +167,15 @@ class Kernel:
             read_all(self.maps.backend_stats, LIMITS.backends),
         ]
 
-    def flow(self, key: FlowKey) -> Flow | None:
-        """A conntrack entry."""
-        raw = self.maps.conntrack.get(flow_key(key))
+    def flow(self, where: str, key: FlowKey) -> Flow | None:
+        """An entry of `conntrack` or `embryonic`."""
+        raw = self.maps.by_name[where].get(flow_key(key))
         return flow_from(raw) if raw else None
 
-    def flows(self) -> dict[FlowKey, Flow]:
-        """The whole conntrack map."""
+    def flows(self, where: str) -> dict[FlowKey, Flow]:
+        """All entries of `conntrack` or `embryonic`."""
         found = {}
-        for raw_key, raw in self.maps.conntrack.items():
+        for raw_key, raw in self.maps.by_name[where].items():
             key = layout.FlowKey.from_buffer_copy(raw_key)
             found[
                 FlowKey(
@@ -179,6 +185,14 @@ class Kernel:
                     socket.ntohs(key.vip_port),
                 )
             ] = flow_from(raw)
+        return found
+
+    def senders(self) -> dict[Address, Sender]:
+        """The whole senders map."""
+        found = {}
+        for raw_key, raw in self.maps.senders.items():
+            link = layout.Link.from_buffer_copy(raw)
+            found[layout.address_from(raw_key)] = Sender(link.ifindex, bytes(link.mac))
         return found
 
 
@@ -258,27 +272,44 @@ def flow_key(key: FlowKey) -> bytes:
 
 
 def flow_struct(flow: Flow) -> bytes:
-    flags = layout.FlowFlag.EMBRYONIC if flow.embryonic else layout.FlowFlag(0)
-    return bytes(
-        layout.Flow(flow.backend, flow.generation, flow.seen, flags, flow.ifindex, array(6, flow.mac))
-    )
+    return bytes(layout.Flow(flow.backend, flow.generation, flow.seen))
 
 
 def flow_from(raw: bytes) -> Flow:
     flow = layout.Flow.from_buffer_copy(raw)
-    return Flow(
-        flow.backend,
-        flow.generation,
-        flow.seen,
-        embryonic=bool(flow.flags & layout.FlowFlag.EMBRYONIC),
-        ifindex=flow.ifindex,
-        mac=bytes(flow.mac),
-    )
+    return Flow(flow.backend, flow.generation, flow.seen)
 
 
-def fill_table(table: Map, slots: Sequence[int]) -> None:
-    """Write a service's slots."""
-    table.put(u32(0), np.asarray(slots, dtype=np.uint32).tobytes())
+@dataclass(frozen=True)
+class Pasts(Mapping[int, Past]):
+    """The past of a service's slots: a pattern over all of them, None = quiet."""
+
+    pattern: tuple[Past | None, ...] = (None,)
+
+    def __getitem__(self, slot: int) -> Past:
+        past = self.pattern[slot % len(self.pattern)]
+        if past is None:
+            raise KeyError(slot)
+        return past
+
+    def __iter__(self) -> Iterator[int]:
+        return (slot for slot in range(layout.SLOTS) if self.pattern[slot % len(self.pattern)])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def fill_table(table: Map, slots: Sequence[int], origins: Map, pasts: Pasts | None = None) -> None:
+    """Write a service's slots and their past."""
+    pattern = pasts.pattern if pasts else (None,)
+    ends = sorted({past.closes for past in pattern if past})
+    past = [p.origin | ends.index(p.closes) << layout.EPOCH_SHIFT if p else 0 for p in pattern]
+    flags = [layout.SLOT_STIRRED if p else 0 for p in pattern]
+    words = np.asarray(slots, dtype=np.uint32) | np.resize(np.array(flags, np.uint32), layout.SLOTS)
+    table.put(u32(0), words.tobytes())
+    closes = np.array(ends + [0] * (layout.EPOCHS - len(ends)), dtype=np.uint64)
+    packed = np.resize(np.array(past, dtype=np.uint32), layout.SLOTS)
+    origins.put(u32(0), closes.tobytes() + packed.tobytes())
 
 
 class _BatchOpts(ctypes.Structure):
@@ -335,43 +366,11 @@ def test_run(program: Program, frame: bytes, context: bytes, flags: int) -> tupl
 test_run.__test__ = False  # type: ignore[attr-defined]
 
 
-def raw_program(name: str, instructions: Sequence[bytes]) -> Program:
-    """An XDP program out of a few instructions."""
-    code = b"".join(instructions)
-    fd = _libbpf().bpf_prog_load(
-        6, name.encode(), b"GPL", code, ctypes.c_size_t(len(instructions)), None
-    )
-    return Program(_check(fd, f"load {name}"))
-
-
-def instruction(opcode: int, immediate: int) -> bytes:
-    """One that uses register 0 only (struct bpf_insn)."""
-    return struct.pack("=BBhi", opcode, 0, 0, immediate)
-
-
-CALL, MOVE, EXIT = 0x85, 0xB7, 0x95
-
-
-@dataclass
-class Clock:
-    """The kernel's jiffies, as a program sees them."""
-
-    program: Program = field(
-        default_factory=lambda: raw_program(
-            "lb_test_clock", [instruction(CALL, _HELPER_JIFFIES64), instruction(EXIT, 0)]
-        )
-    )
-
-    def now(self) -> int:
-        """The low 32 bits."""
-        return self.program.run(bytes(64)).retval
-
-
 def allow_xdp_runs(ifindexes: Sequence[int]) -> Program:
     """A test run can name only an ingress interface whose XDP receive queue is set up, which it is
     once a program is attached: here one that passes everything.
     """
-    program = raw_program("lb_test_pass", [instruction(MOVE, XDP_PASS), instruction(EXIT, 0)])
+    program = Program.constant(ProgramType.XDP, "lb_test_pass", XDP_PASS)
     for ifindex in ifindexes:
         _check(_libbpf().bpf_xdp_attach(ifindex, program.fd, 1 << 2, None), f"attach to {ifindex}")
     return program

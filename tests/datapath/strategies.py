@@ -29,10 +29,21 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from lb.core.reference import Backend, Endpoint, Flow, FlowKey, NatBack, Service, World
+from lb.core.reference import (
+    Backend,
+    Endpoint,
+    Flow,
+    FlowKey,
+    NatBack,
+    Past,
+    Sender,
+    Service,
+    World,
+)
 from lb.model.objects import Address, Affinity, Mode, NoBackend, Tracking
 
 from . import harness, netns
+from .harness import Pasts
 
 TCP_NUMBER, UDP_NUMBER = 6, 17
 OURS = bytes([2, 0, 0, 0, 1, netns.A])
@@ -65,18 +76,18 @@ CLIENTS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """A world, with slot tables as arrays; and the time that conntrack entries have not been seen."""
+    """A world, with slot tables as arrays; and the time that flows have not been seen."""
 
     world: World
     ages: dict[FlowKey, int]
 
     def at(self, now: int) -> World:
         """The world at a time, with its entries' times set."""
-        conntrack = {
-            key: replace(flow, seen=(now - self.ages[key]) % 2**32)
-            for key, flow in self.world.conntrack.items()
-        }
-        return replace(self.world, conntrack=conntrack, now=now)
+        conntrack, embryonic = (
+            {key: replace(flow, seen=(now - self.ages[key]) % 2**32) for key, flow in flows.items()}
+            for flows in (self.world.conntrack, self.world.embryonic)
+        )
+        return replace(self.world, conntrack=conntrack, embryonic=embryonic, now=now)
 
 
 @st.composite
@@ -130,13 +141,27 @@ def slots_modulo(n: int) -> np.ndarray:
     return np.arange(65536) % n
 
 
+# Nobody's clock stands there while a test runs: these windows are closed, those open.
+CLOSED, OPEN = [1, 1000], [2**62, 2**63]
+
+
+@st.composite
+def memories(draw: st.DrawFn, origins: list[int]) -> Pasts:
+    """The past of a service's slots: none, or that of many of them."""
+    one = st.builds(Past, st.sampled_from(origins), st.sampled_from([*CLOSED, *OPEN, *OPEN]))
+    return Pasts(tuple(draw(st.lists(st.none() | one, min_size=1, max_size=4))))
+
+
 @st.composite
 def scenes(draw: st.DrawFn) -> Scene:
     """Services, each with up to three backends, and some conntrack entries."""
     by_id: dict[int, Backend] = {}
     tables: dict[int, np.ndarray] = {}
     nat_back: dict[Endpoint, NatBack] = {}
+    pasts: dict[int, Pasts] = {}
     conntrack: dict[FlowKey, Flow] = {}
+    embryonic: dict[FlowKey, Flow] = {}
+    senders: dict[Address, Sender] = {}
     ages: dict[FlowKey, int] = {}
     served = draw(services())
     for number, service in served.items():
@@ -151,6 +176,7 @@ def scenes(draw: st.DrawFn) -> Scene:
         pattern = draw(st.lists(st.sampled_from([*ids] * 4 + [0, 63]), min_size=0, max_size=6))
         # An empty list: a table without any backend.
         tables[number] = np.array(pattern or [0], dtype=np.uint32)[slots_modulo(len(pattern) or 1)]
+        pasts[number] = draw(memories([*ids, *ids, 0, 63]))
         for _ in range(draw(st.integers(0, 3))):
             key = FlowKey(
                 draw(st.sampled_from(CLIENTS[service.vip.version])),
@@ -162,15 +188,13 @@ def scenes(draw: st.DrawFn) -> Scene:
             generation = by_id[target].generation if target in by_id else 1
             if draw(st.sampled_from([False, False, True])):
                 generation += 1  # the id has been given to somebody else since
-            conntrack[key] = Flow(
-                target,
-                generation,
-                0,
-                embryonic=draw(st.booleans()),
-                ifindex=draw(st.sampled_from([INGRESS, netns.B, netns.C, UNREACHED, 0])),
-                mac=bytes([2, 0, 0, 0, 5, len(conntrack)]),
-            )
+            where = draw(st.sampled_from([[conntrack], [embryonic], [conntrack, embryonic]]))
+            for flows in where:
+                flows[key] = Flow(target, generation, 0)
             ages[key] = draw(st.sampled_from([0, 5, 5000, 2**31]))
+            if draw(st.sampled_from([True] * 5 + [False])):
+                ifindex = draw(st.sampled_from([INGRESS, netns.B, netns.C, UNREACHED]))
+                senders[key.client] = Sender(ifindex, bytes([2, 0, 0, 0, 5, len(senders)]))
     # Attached here; elsewhere only; or elsewhere under a number that shares this one's place.
     link = draw(st.sampled_from([INGRESS] * 30 + [netns.B, INGRESS + 4096]))
     world = World(
@@ -181,7 +205,10 @@ def scenes(draw: st.DrawFn) -> Scene:
         tables=tables,
         backends=by_id,
         nat_back=nat_back,
+        pasts=pasts,
         conntrack=conntrack,
+        embryonic=embryonic,
+        senders=senders,
         route=netns.route,
     )
     return Scene(world, ages)
@@ -191,6 +218,11 @@ def scenes(draw: st.DrawFn) -> Scene:
 
 TCP_FLAGS = ["S", "S", "A", "PA", "SA", "FA", "R", "RA", "F", "", "SF", "FSRPAUEC"]
 TCP_OPTIONS = [[], [("MSS", 1460), ("NOP", None), ("WScale", 7), ("SAckOK", b"")]]
+# Two that begin a connection, and some that are near it.
+QUIC = [
+    bytes.fromhex(head)
+    for head in ("c300000001", "df6b3343cf", "d300000001", "c36b3343cf", "4300000001")
+]
 EXTENSIONS = {
     "hop": IPv6ExtHdrHopByHop,
     "dest": IPv6ExtHdrDestOpt,
@@ -225,7 +257,7 @@ def _draw_way(draw: st.DrawFn, world: World) -> Way:
     if kind == "reply" and world.nat_back:
         where = draw(st.sampled_from(list(world.nat_back)))
         nat = world.nat_back[where]
-        known = [k for k in world.conntrack if k.service == nat.service]
+        known = [k for k in (*world.conntrack, *world.embryonic) if k.service == nat.service]
         if known and draw(st.sampled_from([True] * 5 + [False])):
             key = draw(st.sampled_from(known))
             client, port = key.client, key.client_port
@@ -233,8 +265,8 @@ def _draw_way(draw: st.DrawFn, world: World) -> Way:
             client = draw(st.sampled_from(CLIENTS[where.address.version]))
             port = draw(st.sampled_from(CLIENT_PORTS))
         return Way(where.address, where.port, client, port, where.proto)
-    if kind == "known" and world.conntrack:
-        key = draw(st.sampled_from(list(world.conntrack)))
+    if kind == "known" and (world.conntrack or world.embryonic):
+        key = draw(st.sampled_from([*world.conntrack, *world.embryonic]))
         service = world.services[key.service]
         return Way(key.client, key.client_port, service.vip, service.port, service.proto)
     service = draw(st.sampled_from(list(world.services.values())))
@@ -254,6 +286,8 @@ def _transport(draw: st.DrawFn, way: Way, rng: random.Random) -> Packet:
     """What the IP packet carries: mostly TCP or UDP, as the way says."""
     version = way.destination.version
     payload = rng.randbytes(draw(st.sampled_from([0, 0, 1, 6, 17, 64, 700, 1360])))
+    if way.proto == UDP_NUMBER and draw(st.sampled_from([False] * 3 + [True])):
+        payload = draw(st.sampled_from(QUIC)) + rng.randbytes(draw(st.sampled_from([1194, 1195, 1300])))
     kind = draw(st.sampled_from(["flow"] * 16 + ["echo", "icmp", "other"]))
     if kind == "flow" and way.proto == TCP_NUMBER:
         return (

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lb.core import flowhash, slots
 from lb.core.ids import uid
 from lb.core.nexthop import NextHop
-from lb.core.plan import Observed, Wanted, base_table, plan
+from lb.core.plan import Observed, Wanted, base_table, plan, seed_of
 from lb.core.state import DesiredState
 from lb.datapath import layout
 from lb.datapath.kernel import Kernel, index_key, read_owners
@@ -53,7 +57,7 @@ def state_of(services: Mapping[str, Mapping[str, int]], mode: Mode = Mode.DSR) -
 
 def wanted_of(state: DesiredState, *, resolved: bool = True) -> Wanted:
     hops = {b.address: HOP for b in state.backends.values()} if resolved else {}
-    bases = {n: base_table(s, state.backends_of(n), None) for n, s in state.services.items()}
+    bases = {n: base_table(s, state.backends_of(n), None, 0) for n, s in state.services.items()}
     return plan(state, Observed(hops, frozenset({HOP.ifindex})), bases)
 
 
@@ -230,3 +234,136 @@ def test_any_history_ends_as_if_made_at_once(
         assert len(list(kernel.maps.vips.keys())) == 2 * len(services)
         backends = sum(len(each) for each in services.values())
         assert len(list(kernel.maps.nat_back.keys())) == (backends if mode is Mode.NAT else 0)
+
+
+# --- slots that move ------------------------------------------------------------------------------
+
+
+def reweighted(state: DesiredState, weight: int, **policy: object) -> DesiredState:
+    """s1's b1 has another weight, and its table is planned from the one before, as nodes do it."""
+    service, key = state.services["s1"].model_copy(update=policy), ("s1", "b1")
+    return DesiredState(
+        config=state.config,
+        services={**state.services, "s1": service},
+        backends={
+            **state.backends,
+            key: state.backends[key].model_copy(update={"weight": weight}),
+        },
+        tables={"s1": slots.to_document("s1", base_of(state))},
+    )
+
+
+def base_of(state: DesiredState) -> slots.Table:
+    return base_table(state.services["s1"], state.backends_of("s1"), state.tables.get("s1"), 0)
+
+
+def planned(state: DesiredState) -> Wanted:
+    hops = {b.address: HOP for b in state.backends.values()}
+    tables = {
+        n: base_table(s, state.backends_of(n), state.tables.get(n), int(time.time()))
+        for n, s in state.services.items()
+    }
+    return plan(state, Observed(hops, frozenset({HOP.ifindex})), tables)
+
+
+def test_slots_that_move_remember_where_they_were_and_the_next_lbd_finds_it() -> None:
+    state = state_of({"s1": {"b1": 3, "b2": 1}, "s2": {"b1": 1}})
+    kernel = Kernel(Maps.create(SMALL))
+    kernel.apply(planned(state))
+    view = KernelView(kernel.maps, state)
+    before = view.slots("s1")
+    assert view.moving("s1") == []
+    assert not kernel.is_stirred
+
+    wanted = planned(reweighted(state, 1))
+    kernel.apply(wanted)
+    after, moving = view.slots("s1"), view.moving("s1")
+    moved = [n for n in range(65536) if before[n] != after[n]]
+    assert len(moved) == slots.moved(base_of(state), wanted.services["s1"].base)
+    assert [n for run in moving for n in range(run.first, run.first + run.length)] == moved
+    assert {run.origin for run in moving} == {"b1"}
+    assert all(840 < run.closes - time.time() <= 900 for run in moving)
+    assert view.moving("s2") == []
+
+    heir = Kernel(kernel.maps)
+    heir.adopt()
+    assert heir.apply(wanted) == 0
+    again = view.moving("s1")
+    assert [replace(run, closes=0) for run in again] == [replace(run, closes=0) for run in moving]
+
+
+def test_the_way_back_keeps_the_origin_and_a_removed_origin_is_nobody() -> None:
+    state = state_of({"s1": {"b1": 1, "b2": 1, "b3": 1}})
+    kernel = Kernel(Maps.create(SMALL))
+    kernel.apply(planned(state))
+    view = KernelView(kernel.maps, state)
+    first = view.slots("s1")
+    away = reweighted(state, 0)
+    kernel.apply(planned(away))
+    back = reweighted(away, 1)
+    kernel.apply(planned(back))
+    runs = view.moving("s1")
+    stirred = {n: run.origin for run in runs for n in range(run.first, run.first + run.length)}
+    assert all(first[n] == origin for n, origin in stirred.items())
+    assert set(stirred) >= {n for n in range(65536) if first[n] == "b1"}  # away, and perhaps back
+    # b1 goes altogether; its id may soon be somebody else's.
+    gone = DesiredState(
+        config=back.config,
+        services=back.services,
+        backends={key: each for key, each in back.backends.items() if key[1] != "b1"},
+        tables=back.tables,
+    )
+    kernel.apply(planned(gone))
+    assert "b1" not in {run.origin for run in view.moving("s1")}
+
+
+def test_slots_become_quiet_when_no_flow_needs_them_any_more() -> None:
+    state = reweighted(state_of({"s1": {"b1": 3, "b2": 1}}), 3, window=1)
+    kernel = Kernel(Maps.create(SMALL))
+    kernel.apply(planned(state))
+    assert kernel.calm() == 0
+    view = KernelView(kernel.maps, state)
+    before = view.slots("s1")
+    kernel.apply(planned(reweighted(state, 1)))
+    after = view.slots("s1")
+    # Two flows of the second before: one in a slot that moved, one in a slot that did not.
+    service = state.services["s1"]
+    seed = seed_of(state.config.seed, "s1")
+    client = ip_address("192.0.2.1")
+    at = {
+        port: flowhash.slot(seed, client, port, service.port, service.affinity)
+        for port in range(1000, 1100)
+    }
+    moved = next(port for port, slot in at.items() if before[slot] != after[slot])
+    b1 = next(
+        n
+        for n, u in read_owners(kernel.maps.backend_owners).items()
+        if u == uid(keys.backend("s1", "b1"))
+    )
+    generation = layout.Backend.from_buffer_copy(kernel.maps.backends.get(index_key(b1))).generation
+    key = layout.FlowKey(service=1, client_port=socket.htons(moved), vip_port=socket.htons(service.port))
+    key.client[:] = layout.address_bytes(client)
+
+    def seen_now() -> None:
+        entry = layout.Flow(b1, generation, kernel.clock.jiffies())
+        kernel.maps.conntrack.put(bytes(key), bytes(entry))
+
+    def until(condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < deadline
+
+    def calmed() -> int:
+        seen_now()
+        return kernel.calm()
+
+    found = []
+    until(lambda: found.append(calmed()) or found[-1])
+    assert found[-1] == sum(a != b for a, b in zip(before, after, strict=True)) - 1
+    assert kernel.is_stirred  # for that one flow
+    assert view.moving("s1") == []  # all windows are closed
+    # It falls silent.
+    until(kernel.calm)
+    assert not kernel.is_stirred
+    assert kernel.maps.conntrack.get(bytes(key)) is None
+    assert view.slots("s1") == after

@@ -23,6 +23,7 @@ STRUCTS = {
     "lb_owner": layout.Owner,
     "lb_flow_key": layout.FlowKey,
     "lb_flow": layout.Flow,
+    "lb_sender": layout.Sender,
     "lb_nat_back": layout.NatBack,
     "lb_link": layout.Link,
     "lb_counter": layout.Counter,
@@ -37,7 +38,6 @@ ENUMERATIONS: dict[str, dict[str, int]] = {
     "LB_NO_BACKEND_": {n.name: number for n, number in layout.NO_BACKEND_NUMBER.items()},
     "LB_VIP_": {p.name: bit for p, bit in layout.VIP_BIT.items()},
     "LB_BACKEND_": {f.name or "": f.value for f in layout.BackendFlag},
-    "LB_CT_": {f.name or "": f.value for f in layout.FlowFlag},
     "LB_": {o.name: o.value for o in layout.Outcome},
 }
 
@@ -45,6 +45,9 @@ SINGLE = {
     "LB_SLOTS": layout.SLOTS,
     "LB_SLOT_MASK": slots.SLOTS - 1,
     "LB_SLOT_EMPTY": pick.EMPTY,
+    "LB_SLOT_BACKEND": layout.SLOT_BACKEND,
+    "LB_SLOT_STIRRED": layout.SLOT_STIRRED,
+    "LB_EPOCHS": layout.EPOCHS,
     "LB_LINKS": layout.LINKS,
     "LB_VLAN_DEPTH": parse.VLAN_DEPTH,
     "LB_IPV6_EXT_DEPTH": parse.EXTENSION_DEPTH,
@@ -81,7 +84,7 @@ def test_structs(compile_c: Callable[[str], object]) -> None:
         assert members(ours) == members(theirs), name
     # All of them are here.
     declared = set(re.findall(r"^struct (lb_\w+) \{", header("lb_structs.h"), re.MULTILINE))
-    assert declared == {*STRUCTS, "lb_table"}
+    assert declared == {*STRUCTS, "lb_table", "lb_origins"}
 
 
 def members(struct: type[ctypes.Structure]) -> list[tuple[str, int, int]]:

@@ -49,7 +49,14 @@ def held(lab: Lab, address: Address, count: int, first_port: int = 0) -> Iterato
 
 
 def service(
-    lab: Lab, name: str, vip: Address, *, mode: str = "dsr", port: int = 80, protocol: str = "tcp"
+    lab: Lab,
+    name: str,
+    vip: Address,
+    *,
+    mode: str = "dsr",
+    port: int = 80,
+    protocol: str = "tcp",
+    **policies: Any,
 ) -> dict[str, Any]:
     """A service with all of the lab's backends, as an entry of a manifest."""
     index = 0 if vip.version == 4 else 1
@@ -58,7 +65,7 @@ def service(
         for backend in lab.topology.backends
     ]
     return {"name": name, "vip": str(vip), "port": port, "protocol": protocol, "mode": mode,
-            "backends": backends}  # fmt: skip
+            "backends": backends, **policies}  # fmt: skip
 
 
 def create(lab: Lab, *services: dict[str, Any]) -> None:

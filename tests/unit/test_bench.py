@@ -284,7 +284,7 @@ def test_the_frames_are_what_they_are_called() -> None:
             seen = parse(frame, netns.INGRESS)
             assert isinstance(seen, Packet)
             assert len(frame) == frames.LENGTH
-            assert (seen.destination, seen.proto, seen.syn) == (vip, protocol, syn)
+            assert (seen.destination, seen.proto, seen.begins) == (vip, protocol, syn)
             assert protocol not in (6, 17) or seen.dport == frames.PORT
 
 

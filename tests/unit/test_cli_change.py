@@ -69,8 +69,10 @@ def test_what_was_announced_is_what_the_planner_does(web):
     web.ok("backend", "weight", "web", "b1=7", "b2=90")
     after = session.state()
     session.close()
-    old = plan.base_table(before.services["web"], before.backends_of("web"), None)
-    new = plan.base_table(after.services["web"], after.backends_of("web"), slots.to_document("web", old))
+    old = plan.base_table(before.services["web"], before.backends_of("web"), None, 0)
+    new = plan.base_table(
+        after.services["web"], after.backends_of("web"), slots.to_document("web", old), 0
+    )
     assert moved(announced) == [("web", slots.moved(old, new), 65536)]
 
 

@@ -105,7 +105,7 @@ def test_show(web):
 def test_set_changes_only_what_is_named(web):
     web.ok("service", "set", "web", "--no-backend", "drop", "--affinity", "client")
     row = web.json("service", "show", "web")["service"]
-    assert (row["no_backend"], row["affinity"], row["tracking"]) == ("drop", "client", "always")
+    assert (row["no_backend"], row["affinity"], row["tracking"]) == ("drop", "client", "moving")
     assert "unchanged" in web.ok("service", "set", "web", "--no-backend", "drop").out
     assert web("service", "set", "web").code == 2
 

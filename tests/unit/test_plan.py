@@ -24,7 +24,7 @@ def planned(mode: Mode = Mode.DSR, admin: Admin = Admin.UP, **hops: NextHop) -> 
     service = Service(name="web", vip=ip_address("198.51.100.100"), port=80, mode=mode)
     state = DesiredState(config=ClusterConfig(seed=SEED), services={"web": service}, backends=backends)
     next_hops = {ADDRESSES[name]: hop for name, hop in hops.items()}
-    bases = {"web": base_table(service, state.backends_of("web"), None)}
+    bases = {"web": base_table(service, state.backends_of("web"), None, 0)}
     return plan(state, Observed(next_hops, frozenset({2, 3})), bases)
 
 

@@ -35,9 +35,11 @@ from lb.core.reference import (
     FlowKey,
     NatBack,
     Outcome,
+    Past,
     Route,
     RouteQuery,
     RouteResult,
+    Sender,
     Service,
     Stats,
     Verdict,
@@ -53,7 +55,7 @@ SERVER = "02:00:00:00:00:b1"
 EGRESS = "02:00:00:00:00:e1"
 IN, OUT = 10, 20  # interfaces
 TCP_ID, UDP_ID, TCP6_ID, UDP6_ID = 1, 2, 3, 4  # services
-B, B6 = 7, 8  # backends
+B, B6, OLD = 7, 8, 9  # backends
 
 VIP, VIP6 = "10.0.0.1", "2001:db8::1"
 CLIENT, CLIENT6 = "198.51.100.7", "2001:db8:c::7"
@@ -345,79 +347,171 @@ def test_wrong_owner_or_link_is_not_ours() -> None:
     assert process(bytes(sent), IN, make_world()).outcome is Outcome.FORWARD_REDIRECT
 
 
-# --- conntrack ------------------------------------------------------------------------------------
+# --- flows that are remembered ----------------------------------------------------------------------
+
+NOW, CLOCK = 1000, 5_000
+MOVED, SETTLED = Past(OLD, CLOCK + 1), Past(OLD, CLOCK)
 
 
-def tracked_world() -> World:
-    world = make_world(tracking=Tracking.ALWAYS)
+def tracked_world(
+    tracking: Tracking = Tracking.ALWAYS, past: Past | None = None, down: int = 0
+) -> World:
+    """All slots name B; they may have been OLD's."""
+    world = make_world(tracking=tracking)
     second = replace(world.backends[B], generation=3)
-    return replace(world, backends={**world.backends, 9: second}, now=1000)
+    backends = {**world.backends, OLD: second}
+    if down:
+        backends[down] = replace(backends[down], usable=False)
+    pasts = {n: dict.fromkeys(range(65536), past) for n in (TCP_ID, UDP_ID) if past}
+    return replace(world, backends=backends, pasts=pasts, now=NOW, clock=CLOCK)
 
 
-def key(sport: int = 4000) -> FlowKey:
-    return FlowKey(ip_address(CLIENT), TCP_ID, sport, 80)
+def key(service: int = TCP_ID) -> FlowKey:
+    return FlowKey(ip_address(CLIENT), service, 4000, 80)
 
 
 def segment(flags: str) -> Packet:
     return to_vip(TCP(sport=4000, dport=80, flags=flags), ipv6=False)
 
 
+def datagram(payload: bytes = b"?") -> Packet:
+    return to_vip(UDP(sport=4000, dport=80) / payload, ipv6=False)
+
+
+INITIAL = bytes.fromhex("c300000001") + bytes(1195)
+
+
 def test_a_new_flow_gets_an_entry() -> None:
     result = run(segment("S"), tracked_world())
-    assert result.flow == (key(), Flow(B, 1, 1000, True, IN, mac(GATEWAY)))
+    assert (result.conntrack, result.embryonic) == ({}, {key(): Flow(B, 1, NOW)})
     assert result.service == (TCP_ID, Stats(packets=1, bytes=54, flows=1))
     assert result.backend == (B, Stats(packets=1, bytes=54, flows=1))
+    # In the middle of a connection that somebody else has seen begin.
     result = run(segment("A"), tracked_world())
-    assert result.flow == (key(), Flow(B, 1, 1000, False, IN, mac(GATEWAY)))
-    # On a VLAN it isn't remembered where from: an answer without the tag would be on another one.
-    result = run(ether() / Dot1Q(vlan=4) / segment("A").payload, tracked_world())
-    assert result.flow == (key(), Flow(B, 1, 1000, False, 0, mac(GATEWAY)))
+    assert (result.conntrack, result.embryonic) == ({key(): Flow(B, 1, NOW)}, {})
+    assert result.backend == (B, Stats(packets=1, bytes=54))
+    # A datagram may be the only one of its flow.
+    result = run(datagram(), tracked_world())
+    assert (result.conntrack, result.embryonic) == ({}, {key(UDP_ID): Flow(B, 1, NOW)})
 
 
+@pytest.mark.parametrize("tracking", [Tracking.ALWAYS, Tracking.MOVING])
 @pytest.mark.parametrize(
     ("flags", "entry", "backend"),
     [
-        ("A", Flow(9, 3, 900, embryonic=False), 9),  # goes on where it went
-        ("A", Flow(9, 3, 900, embryonic=True), 9),  # handshake completed
-        ("S", Flow(9, 3, 900, embryonic=True), 9),  # SYN again
-        ("S", Flow(9, 3, 900, embryonic=False), B),  # a new connection on old ports
-        ("SA", Flow(9, 3, 900, embryonic=False), 9),  # not the start of a connection
-        ("A", Flow(9, 2, 900, embryonic=False), B),  # the id is somebody else's now
-        ("A", Flow(77, 1, 900, embryonic=False), B),  # the backend is gone
+        ("A", Flow(OLD, 3, 900), OLD),  # goes on where it went
+        ("SA", Flow(OLD, 3, 900), OLD),  # not the start of a connection
+        ("S", Flow(OLD, 3, 900), B),  # a new connection on old ports
+        ("A", Flow(OLD, 2, 900), B),  # the id is somebody else's now
+        ("A", Flow(77, 1, 900), B),  # the backend is gone
     ],
 )
-def test_tracked_flows(flags: str, entry: Flow, backend: int) -> None:
-    world = replace(tracked_world(), conntrack={key(): entry})
+def test_flows_that_have_got_further(tracking: Tracking, flags: str, entry: Flow, backend: int) -> None:
+    world = replace(tracked_world(tracking, Past(0, CLOCK + 1)), conntrack={key(): entry})
     result = run(segment(flags), world)
     assert result.backend is not None
     assert result.backend[0] == backend
-    assert result.backend[1].flows == int(backend != entry.backend)
-    assert result.flow is not None
-    assert result.flow[1].embryonic == (flags == "S")
+    assert result.backend[1].flows == int(flags == "S")
+    if flags == "S":
+        assert (result.conntrack, result.embryonic) == ({key(): None}, {key(): Flow(B, 1, NOW)})
+    else:
+        generation = world.backends[backend].generation
+        seen = 900 if backend == OLD else NOW
+        assert (result.conntrack, result.embryonic) == ({key(): Flow(backend, generation, seen)}, {})
 
 
-def test_tracked_backend_down_is_replaced() -> None:
-    world = tracked_world()
-    world = replace(
-        world,
-        backends={**world.backends, 9: replace(world.backends[9], usable=False)},
-        conntrack={key(): Flow(9, 3, 900, embryonic=False)},
-    )
+@pytest.mark.parametrize("tracking", [Tracking.ALWAYS, Tracking.MOVING])
+def test_flows_that_have_only_begun(tracking: Tracking) -> None:
+    world = tracked_world(tracking, Past(B, CLOCK + 1))
+    world = replace(world, embryonic={key(): Flow(OLD, 3, 900)})
+    again = run(segment("S"), world)
+    assert (again.conntrack, again.embryonic) == ({}, {key(): Flow(OLD, 3, 900)})
+    further = run(segment("A"), world)
+    assert (further.conntrack, further.embryonic) == ({key(): Flow(OLD, 3, NOW)}, {key(): None})
+    for result in (again, further):
+        assert result.backend is not None
+        assert (result.backend[0], result.backend[1].flows) == (OLD, 0)
+    gone = replace(world, embryonic={key(): Flow(OLD, 2, 900)})
+    placed = run(segment("A"), gone)
+    assert (placed.conntrack, placed.embryonic) == ({key(): Flow(B, 1, NOW)}, {key(): None})
+
+
+def test_a_known_flow_whose_backend_is_down_is_placed_anew() -> None:
+    world = replace(tracked_world(down=OLD), conntrack={key(): Flow(OLD, 3, 900)})
+    assert run(segment("A"), world).conntrack == {key(): Flow(B, 1, NOW)}
+    # A datagram's, too: it isn't the first, so the new entry isn't among those that have only begun.
+    world = replace(world, conntrack={key(UDP_ID): Flow(OLD, 3, 900)})
+    result = run(datagram(), world)
+    assert (result.conntrack, result.embryonic) == ({key(UDP_ID): Flow(B, 1, NOW)}, {})
+
+
+@pytest.mark.parametrize(
+    ("past", "packet", "backend", "where"),
+    [
+        (None, segment("S"), B, None),
+        (None, segment("A"), B, None),
+        (None, datagram(), B, None),
+        (MOVED, segment("S"), B, "embryonic"),
+        (MOVED, segment("A"), OLD, "conntrack"),  # older than the move
+        (MOVED, datagram(), OLD, "conntrack"),
+        (MOVED, datagram(INITIAL), B, "embryonic"),
+        (MOVED, datagram(INITIAL[:-1]), OLD, "conntrack"),  # too short for one
+        (SETTLED, segment("S"), B, None),
+        (SETTLED, segment("A"), B, None),
+        (SETTLED, datagram(), B, None),
+    ],
+)
+def test_state_only_while_something_moves(
+    past: Past | None, packet: Packet, backend: int, where: str | None
+) -> None:
+    world = tracked_world(Tracking.MOVING, past)
+    result = run(packet, world)
+    assert result.backend is not None
+    assert result.backend[0] == backend
+    entry = Flow(backend, world.backends[backend].generation, NOW)
+    at = key(UDP_ID if UDP in packet else TCP_ID)
+    assert result.conntrack == ({at: entry} if where == "conntrack" else {})
+    assert result.embryonic == ({at: entry} if where == "embryonic" else {})
+
+
+def test_where_all_flows_are_remembered_an_unknown_datagram_is_new() -> None:
+    world = tracked_world(Tracking.ALWAYS, MOVED)
+    for packet, backend in ((datagram(), B), (segment("A"), OLD)):
+        result = run(packet, world)
+        assert result.backend is not None
+        assert result.backend[0] == backend
+
+
+def test_older_flows_of_an_origin_that_is_down_are_placed_anew_and_stay_there() -> None:
+    result = run(segment("A"), tracked_world(Tracking.MOVING, MOVED, down=OLD))
+    assert result.conntrack == {key(): Flow(B, 1, NOW)}
+
+
+def test_older_flows_stay_with_the_origin_while_new_ones_find_no_backend() -> None:
+    world = empty(tracked_world(Tracking.MOVING, MOVED))
+    assert run(segment("S"), world).outcome is Outcome.REJECT_RST
     result = run(segment("A"), world)
-    assert result.flow == (key(), Flow(B, 1, 1000, False, IN, mac(GATEWAY)))
+    assert result.backend is not None
+    assert result.backend[0] == OLD
+
+
+def test_never_means_never() -> None:
+    for past in (MOVED, SETTLED):
+        result = run(segment("A"), tracked_world(Tracking.NEVER, past))
+        assert result.backend is not None
+        assert (result.backend[0], result.conntrack, result.embryonic) == (B, {}, {})
 
 
 def test_time_is_written_about_once_a_second() -> None:
-    for seen, written in ((900, 900), (744, 1000), (2**32 - 1, 1000)):
-        world = replace(tracked_world(), conntrack={key(): Flow(9, 3, seen, embryonic=False)})
-        result = run(segment("A"), world)
-        assert result.flow == (key(), Flow(9, 3, written, embryonic=False))
+    for seen, written in ((900, 900), (744, NOW), (2**32 - 1, NOW)):
+        world = replace(tracked_world(), conntrack={key(): Flow(OLD, 3, seen)})
+        assert run(segment("A"), world).conntrack == {key(): Flow(OLD, 3, written)}
 
 
 def test_untracked_flows_are_counted_by_their_syn() -> None:
     for flags, flows in (("S", 1), ("A", 0), ("SA", 0)):
         result = run(segment(flags), make_world())
-        assert result.flow is None
+        assert (result.conntrack, result.embryonic) == ({}, {})
         assert result.backend == (B, Stats(packets=1, bytes=54, flows=flows))
 
 
@@ -432,8 +526,14 @@ def test_a_tracked_service_translates_only_known_flows() -> None:
     world = make_world(mode=Mode.NAT, tracking=Tracking.ALWAYS)
     result = run(reply(), world)
     assert (result.outcome, result.frame) == (Outcome.PASS_NOT_OURS, bytes(reply()))
-    known = replace(world, conntrack={key(): Flow(B, 1, 0, embryonic=True)})
-    assert run(reply(), known).outcome is Outcome.REPLY_REDIRECT
+    for where in ("conntrack", "embryonic"):
+        known = replace(world, **{where: {key(): Flow(B, 1, 0)}})
+        assert run(reply(), known).outcome is Outcome.REPLY_REDIRECT
+
+
+@pytest.mark.parametrize("tracking", [Tracking.MOVING, Tracking.NEVER])
+def test_elsewhere_the_backends_socket_belongs_to_the_service(tracking: Tracking) -> None:
+    assert run(reply(), make_world(mode=Mode.NAT, tracking=tracking)).outcome is Outcome.REPLY_REDIRECT
 
 
 @pytest.mark.parametrize(
@@ -471,16 +571,15 @@ def test_ways_back(way: RouteResult, ttl: int, outcome: Outcome) -> None:
     ("ifindex", "outcome"),
     [
         (IN, Outcome.REPLY_REDIRECT),
-        (0, Outcome.REPLY_PASS),  # it came by a VLAN
+        (0, Outcome.REPLY_PASS),  # nobody knows where from
         (99, Outcome.REPLY_PASS),  # the interface was detached
     ],
 )
 def test_a_client_that_the_kernel_does_not_know(ifindex: int, outcome: Outcome) -> None:
-    flow = Flow(B, 1, 0, embryonic=False, ifindex=ifindex, mac=mac(SERVER))
     world = replace(
-        make_world(mode=Mode.NAT, tracking=Tracking.ALWAYS),
+        make_world(mode=Mode.NAT),
         route=lambda _query: RouteResult(Route.NO_NEIGHBOUR),
-        conntrack={key(): flow},
+        senders={ip_address(CLIENT): Sender(ifindex, mac(SERVER))} if ifindex else {},
     )
     result = run(reply(), world)
     assert result.outcome is outcome
@@ -489,6 +588,18 @@ def test_a_client_that_the_kernel_does_not_know(ifindex: int, outcome: Outcome) 
     if outcome is Outcome.REPLY_REDIRECT:
         assert (result.verdict, result.ifindex) == (Verdict.TX, IN)
         assert (got.dst, got.src) == (SERVER, OURS)
+
+
+def test_where_a_clients_frames_come_from_is_remembered() -> None:
+    world = make_world(mode=Mode.NAT)
+    learned = {ip_address(CLIENT): Sender(IN, mac(GATEWAY))}
+    for packet in (segment("S"), datagram()):
+        assert run(packet, world).senders == learned
+        assert run(packet, replace(world, senders=learned)).senders == {}  # it is known
+        # On a VLAN it isn't: an answer without the tag would be on another one.
+        assert run(ether() / Dot1Q(vlan=4) / packet.payload, world).senders == {}
+        assert run(packet, make_world()).senders == {}  # answers don't come through us
+    assert run(segment("A"), world).senders == {}
 
 
 # --- answers --------------------------------------------------------------------------------------

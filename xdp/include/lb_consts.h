@@ -14,9 +14,21 @@
 #define lb_htons(x) lb_ntohs(x)
 #define lb_htonl(x) lb_ntohl(x)
 
+/* Adds and takes away a number that the verifier doesn't know: it then forgets the value of x, and
+ * doesn't walk all that follows once for each value that x may have. */
+#define lb_forget(x, unknown)                                              \
+	do {                                                               \
+		__u64 lb_x = (x), lb_y = (unknown);                        \
+		asm volatile("%0 += %1\n\t%0 -= %1" : "+r"(lb_x) : "r"(lb_y)); \
+		(x) = lb_x;                                                \
+	} while (0)
+
 #define LB_SLOTS 65536u /* slots in one service's table; a power of two so that picking is a mask */
 #define LB_SLOT_MASK (LB_SLOTS - 1)
 #define LB_SLOT_EMPTY 0u    /* backend id 0 is never allocated: an empty slot names it */
+#define LB_SLOT_BACKEND 0x00ffffffu /* a slot's bits that are its backend's id */
+#define LB_SLOT_STIRRED 0x80000000u /* it moved lately: origins has its past */
+#define LB_EPOCHS 256u      /* different times at which windows of one service may close */
 #define LB_LINKS 4096u      /* attached interfaces, hashed by ifindex; collisions are refused at attach */
 
 #define LB_VLAN_DEPTH 2     /* 802.1Q inside 802.1ad */
@@ -28,7 +40,7 @@ enum lb_mode { LB_MODE_DSR = 0, LB_MODE_NAT = 1 };
 /* service.affinity: what is hashed */
 enum lb_affinity { LB_AFFINITY_FLOW = 0, LB_AFFINITY_CLIENT = 1 };
 /* service.tracking: which flows get a conntrack entry */
-enum lb_tracking { LB_TRACK_NEVER = 0, LB_TRACK_ALWAYS = 1 };
+enum lb_tracking { LB_TRACK_NEVER = 0, LB_TRACK_ALWAYS = 1, LB_TRACK_MOVING = 2 };
 /* service.no_backend: what a client gets when no backend is usable */
 enum lb_no_backend { LB_NO_BACKEND_REJECT = 0, LB_NO_BACKEND_DROP = 1 };
 
@@ -39,9 +51,6 @@ enum lb_no_backend { LB_NO_BACKEND_REJECT = 0, LB_NO_BACKEND_DROP = 1 };
 /* backend.flags */
 #define LB_BACKEND_USABLE 0x1   /* tracked flows may go on here (up, weight 0 or draining) */
 #define LB_BACKEND_RESOLVED 0x2 /* ifindex and MACs are known */
-
-/* conntrack value.flags */
-#define LB_CT_EMBRYONIC 0x1 /* only SYNs seen: a retransmitted SYN keeps its backend */
 
 /* Every packet ends in exactly one outcome, and every drop names its reason.
  * Append only: the numbers are indexes of the pinned counter map. */

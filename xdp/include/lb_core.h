@@ -52,6 +52,8 @@ static __always_inline int forward(lb_ctx *ctx, const struct lb_packet *p, const
 	 * lbd has the kernel resolve the next hop. */
 	if (svc->mode == LB_MODE_DSR && !(backend->flags & LB_BACKEND_RESOLVED))
 		return drop(p, LB_DROP_UNRESOLVED);
+	if (svc->mode == LB_MODE_NAT)
+		learn_sender(ctx, p);
 	if (svc->mode == LB_MODE_NAT && nat_rewrite(ctx, p, 0, backend->addr, backend->port))
 		return drop(p, LB_DROP_MALFORMED);
 	if (!(backend->flags & LB_BACKEND_RESOLVED))
@@ -72,6 +74,10 @@ static __always_inline int process_packet(lb_ctx *ctx)
 	p.ifindex = ctx_ifindex(ctx);
 	p.bytes = ctx_bytes(ctx);
 	parsed = parse_packet(ctx_data(ctx), ctx_data_end(ctx), &p);
+	lb_forget(p.proto, p.bytes);
+	lb_forget(p.begins, p.bytes);
+	lb_forget(p.fragment, p.bytes);
+	lb_forget(p.fault, p.bytes);
 	if (parsed == LB_PARSED_OTHER || !is_for_us(ctx_data(ctx), ctx_data_end(ctx), p.ifindex))
 		return pass(&p, LB_PASS_NOT_OURS);
 	if (parsed == LB_PARSED_ADDRESS)
@@ -82,7 +88,8 @@ static __always_inline int process_packet(lb_ctx *ctx)
 	svc = find_service(&p, &id);
 	if (!svc)
 		return nat_reply(ctx, &p);
-	choice = choose_backend(ctx, svc, id, &p);
+	choice = choose_backend(svc, id, &p);
+	lb_forget(choice.is_new, p.bytes);
 	count_stats(lb_service_stats, id, &p, choice.is_new);
 	if (choice.backend == LB_SLOT_EMPTY)
 		return refuse(ctx, &p, svc);

@@ -10,6 +10,13 @@ static __always_inline struct lb_link *find_link(__u32 ifindex)
 	return bpf_map_lookup_elem(lb_links, &at);
 }
 
+static __always_inline int is_same_mac(const __u8 *one, const __u8 *other)
+{
+	const __u16 *a = (const __u16 *)one, *b = (const __u16 *)other;
+
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2];
+}
+
 static __always_inline int is_attached(__u32 ifindex)
 {
 	struct lb_link *link = find_link(ifindex);
@@ -23,13 +30,10 @@ static __always_inline int is_for_us(void *data, void *data_end, __u32 ifindex)
 {
 	const struct lb_link *link = find_link(ifindex);
 	const struct ethhdr *eth = data;
-	const __u16 *a, *b;
 
 	if (!link || link->ifindex != ifindex || data + sizeof(*eth) > data_end)
 		return 0;
-	a = (const __u16 *)eth->h_dest;
-	b = (const __u16 *)link->mac;
-	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2];
+	return is_same_mac(eth->h_dest, link->mac);
 }
 
 #endif

@@ -45,47 +45,59 @@ static __always_inline int nat_rewrite(lb_ctx *ctx, const struct lb_packet *p, i
 	return 0;
 }
 
-static __always_inline struct lb_flow *find_reply_flow(const struct lb_packet *p, __u32 service,
-						      const struct lb_service *svc)
+/* Remembers where a client's frames come from: the way back if the kernel's neighbour table doesn't
+ * know it. A TCP client tells at each SYN; with UDP any datagram may be the first. */
+static __always_inline void learn_sender(lb_ctx *ctx, const struct lb_packet *p)
+{
+	const struct ethhdr *eth = ctx_data(ctx);
+	struct lb_link at = { .ifindex = p->ifindex };
+	struct lb_sender sender = {};
+	struct lb_link *known;
+
+	/* An answer without its tag would be on the wrong network. */
+	if ((!p->begins && p->proto == IPPROTO_TCP) || ctx_is_tagged(ctx, p->l3) ||
+	    (void *)(eth + 1) > ctx_data_end(ctx))
+		return;
+	__builtin_memcpy(sender.addr, p->src, sizeof(sender.addr));
+	__builtin_memcpy(at.mac, eth->h_source, ETH_ALEN);
+	known = bpf_map_lookup_elem(lb_senders, &sender);
+	if (!known || known->ifindex != at.ifindex || !is_same_mac(known->mac, at.mac))
+		bpf_map_update_elem(lb_senders, &sender, &at, BPF_ANY);
+}
+
+/* Does this answer belong to a flow that came through us? Where all are remembered there is an entry;
+ * elsewhere the backend's address and port belong to one service only (the planner sees to that). */
+static __always_inline int nat_is_ours(const struct lb_packet *p, __u32 service,
+				       const struct lb_service *svc)
 {
 	struct lb_flow_key key = {};
 
+	if (svc->tracking != LB_TRACK_ALWAYS)
+		return 1;
 	__builtin_memcpy(key.client, p->dst, sizeof(key.client));
 	key.service = service;
 	key.client_port = p->dport;
 	key.vip_port = svc->port;
-	return bpf_map_lookup_elem(lb_conntrack, &key);
-}
-
-/* Does this answer belong to a flow that came through us? With tracking there is an entry; without,
- * the backend's address and port belong to one service only (the planner sees to that). */
-static __always_inline int nat_is_ours(const struct lb_packet *p, __u32 service,
-				       const struct lb_service *svc)
-{
-	if (svc->tracking == LB_TRACK_NEVER)
-		return 1;
-	return find_reply_flow(p, service, svc) != NULL;
+	return bpf_map_lookup_elem(lb_conntrack, &key) || bpf_map_lookup_elem(lb_embryonic, &key);
 }
 
 /* The client is on a link of ours, but the kernel has no neighbour entry for it: as it never talked
  * to the client itself, or long ago. Sending the translated packet up would not help, either: the
- * kernel drops what comes in with a source address (the VIP) of its own. The flow remembers. */
-static __always_inline int return_to_sender(const struct lb_packet *p, __u32 service,
-					    const struct lb_service *svc, struct bpf_fib_lookup *fib)
+ * kernel drops what comes in with a source address (the VIP) of its own. */
+static __always_inline int return_to_sender(const struct lb_packet *p, struct bpf_fib_lookup *fib)
 {
-	struct lb_flow *flow;
-	struct lb_link *link;
+	struct lb_sender sender = {};
+	struct lb_link *link, *at;
 
-	if (svc->tracking == LB_TRACK_NEVER)
+	__builtin_memcpy(sender.addr, p->dst, sizeof(sender.addr));
+	at = bpf_map_lookup_elem(lb_senders, &sender);
+	if (!at)
 		return BPF_FIB_LKUP_RET_NO_NEIGH;
-	flow = find_reply_flow(p, service, svc);
-	if (!flow || !flow->ifindex)
+	link = find_link(at->ifindex);
+	if (!link || link->ifindex != at->ifindex)
 		return BPF_FIB_LKUP_RET_NO_NEIGH;
-	link = find_link(flow->ifindex);
-	if (!link || link->ifindex != flow->ifindex)
-		return BPF_FIB_LKUP_RET_NO_NEIGH;
-	fib->ifindex = flow->ifindex;
-	__builtin_memcpy(fib->dmac, flow->mac, ETH_ALEN);
+	fib->ifindex = at->ifindex;
+	__builtin_memcpy(fib->dmac, at->mac, ETH_ALEN);
 	__builtin_memcpy(fib->smac, link->mac, ETH_ALEN);
 	return BPF_FIB_LKUP_RET_SUCCESS;
 }
@@ -146,7 +158,7 @@ static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p)
 	if (nat_rewrite(ctx, p, 1, svc->vip, svc->port))
 		return drop(p, LB_DROP_MALFORMED);
 	if (rc == BPF_FIB_LKUP_RET_NO_NEIGH)
-		rc = return_to_sender(p, id, svc, &fib);
+		rc = return_to_sender(p, &fib);
 	/* A packet to be fragmented, a device that takes no frames from here: the kernel does it. */
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS || !ctx_can_send_to(fib.ifindex))
 		return pass(p, LB_REPLY_PASS);

@@ -34,7 +34,7 @@ struct lb_packet {
 	__u16 dport;
 	__u8 proto;
 	__u8 ipv6;
-	__u8 syn;      /* TCP: SYN without ACK */
+	__u8 begins;   /* this packet can only be the first of its flow: TCP SYN, QUIC Initial */
 	__u8 fragment; /* the first part of a datagram that comes in several */
 	__u8 fault;    /* enum lb_outcome: why ports are missing */
 };
@@ -58,6 +58,26 @@ struct lb_ext6 {
 	__u8 segments_left; /* of a routing header */
 };
 
+struct lb_quic {
+	__u8 first; /* RFC 9000, 17.2: header form, fixed bit, packet type, and 4 protected bits */
+	__u8 version[4];
+};
+
+#define LB_QUIC_INITIAL_BYTES 1200 /* a client pads to this (RFC 9000, 14.1) */
+
+/* A client's first datagram: version 1 (RFC 9000, 17.2.2) or version 2 (RFC 9369, 3.2). */
+static __always_inline int is_quic_initial(struct lb_quic *quic, void *data_end)
+{
+	__u32 version;
+
+	if ((void *)(quic + 1) > data_end)
+		return 0;
+	version = quic->version[0] << 24 | quic->version[1] << 16 | quic->version[2] << 8 |
+		  quic->version[3];
+	return ((quic->first & 0xf0) == 0xc0 && version == 1) ||
+	       ((quic->first & 0xf0) == 0xd0 && version == 0x6b3343cf);
+}
+
 static __always_inline int parse_ports(void *data, void *data_end, struct lb_packet *p)
 {
 	void *l4 = data + p->l4;
@@ -76,13 +96,15 @@ static __always_inline int parse_ports(void *data, void *data_end, struct lb_pac
 			return LB_PARSED_ADDRESS;
 		p->sport = tcp->source;
 		p->dport = tcp->dest;
-		p->syn = tcp->syn && !tcp->ack;
+		p->begins = tcp->syn && !tcp->ack;
 		return LB_PARSED;
 	case IPPROTO_UDP:
 		if ((void *)(udp + 1) > data_end || room < sizeof(*udp))
 			return LB_PARSED_ADDRESS;
 		p->sport = udp->source;
 		p->dport = udp->dest;
+		p->begins = room >= sizeof(*udp) + LB_QUIC_INITIAL_BYTES &&
+			    is_quic_initial((void *)(udp + 1), data_end);
 		return LB_PARSED;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:

@@ -7,11 +7,21 @@
  * flow doesn't dirty a cache line with each packet. */
 #define LB_SEEN_STEP 256
 
+/* What is known of a flow. */
+#define LB_KNOWN_CONNTRACK 0x1
+#define LB_KNOWN_EMBRYONIC 0x2
+
 /* An id, not a pointer: LLVM likes to select between pointers with arithmetic that the verifier
  * refuses, and looking an array up again costs about 1 ns. */
 struct lb_choice {
 	__u32 backend; /* LB_SLOT_EMPTY: none is usable */
 	__u8 is_new;   /* this packet begins a flow */
+};
+
+/* What a slot that moved lately remembers. */
+struct lb_past {
+	__u32 origin; /* the backend that it had */
+	__u8 moving;  /* is its window open? */
 };
 
 /* The bits of the protocols that are served at p's destination address; 0 = not a VIP. */
@@ -41,10 +51,10 @@ static __always_inline struct lb_service *find_service(const struct lb_packet *p
 	return bpf_map_lookup_elem(lb_services, id);
 }
 
-static __always_inline __u32 slot_backend(const struct lb_service *svc, __u32 id,
-					  const struct lb_packet *p)
+/* The slot's backend, and LB_SLOT_STIRRED if it isn't quiet. */
+static __always_inline __u32 slot_word(__u32 service, __u32 slot)
 {
-	void *inner = bpf_map_lookup_elem(lb_tables, &id);
+	void *inner = bpf_map_lookup_elem(lb_tables, &service);
 	struct lb_table *table;
 	__u32 zero = 0;
 
@@ -53,7 +63,26 @@ static __always_inline __u32 slot_backend(const struct lb_service *svc, __u32 id
 	table = bpf_map_lookup_elem(inner, &zero);
 	if (!table)
 		return LB_SLOT_EMPTY;
-	return table->slot[flow_slot(svc, p)];
+	return table->slot[slot & LB_SLOT_MASK];
+}
+
+static __always_inline struct lb_past slot_past(__u32 service, __u32 slot)
+{
+	void *inner = bpf_map_lookup_elem(lb_origins_map, &service);
+	struct lb_past past = {};
+	struct lb_origins *origins;
+	__u32 zero = 0;
+	__u32 word;
+
+	if (!inner)
+		return past;
+	origins = bpf_map_lookup_elem(inner, &zero);
+	if (!origins)
+		return past;
+	word = origins->slot[slot & LB_SLOT_MASK];
+	past.origin = word & LB_SLOT_BACKEND;
+	past.moving = origins->closes[word >> 24] > bpf_ktime_get_ns();
+	return past;
 }
 
 /* May flows go to this backend, if it is of that generation (0 = whichever)? */
@@ -68,73 +97,112 @@ static __always_inline int is_usable(__u32 id, __u32 generation)
 	return backend->flags & LB_BACKEND_USABLE;
 }
 
-/* Where this packet's flow went before, if that backend still is who it was, and usable. A SYN of a
- * flow that had got further is a new connection on an old port pair, so it is placed anew. */
-static __always_inline __u32 tracked_backend(struct lb_flow_key *key, const struct lb_packet *p)
+static __always_inline void touch(struct lb_flow *flow)
 {
-	struct lb_flow *flow = bpf_map_lookup_elem(lb_conntrack, key);
-	__u32 now;
+	__u32 now = bpf_jiffies64();
 
-	if (!flow)
-		return LB_SLOT_EMPTY;
-	if (p->syn && !(flow->flags & LB_CT_EMBRYONIC))
-		return LB_SLOT_EMPTY;
-	if (!is_usable(flow->backend, flow->generation))
-		return LB_SLOT_EMPTY;
-	now = bpf_jiffies64();
 	if (now - flow->seen >= LB_SEEN_STEP)
 		flow->seen = now;
-	if (!p->syn && flow->flags & LB_CT_EMBRYONIC)
-		flow->flags &= ~LB_CT_EMBRYONIC;
-	return flow->backend;
 }
 
-static __always_inline void track(lb_ctx *ctx, struct lb_flow_key *key, const struct lb_packet *p,
-				  __u32 id)
+/* Where this packet's flow went before, if that backend still is who it was, and usable. A SYN of a
+ * flow that had got further is a new connection on an old port pair, so it is placed anew. */
+static __always_inline __u32 follow(struct lb_flow_key *key, const struct lb_packet *p, int *known)
+{
+	struct lb_flow *flow = bpf_map_lookup_elem(lb_conntrack, key);
+	struct lb_flow grown = {};
+
+	if (flow) {
+		*known |= LB_KNOWN_CONNTRACK;
+		if (!(p->begins && p->proto == IPPROTO_TCP) && is_usable(flow->backend, flow->generation)) {
+			touch(flow);
+			return flow->backend;
+		}
+	}
+	flow = bpf_map_lookup_elem(lb_embryonic, key);
+	if (!flow)
+		return LB_SLOT_EMPTY;
+	*known |= LB_KNOWN_EMBRYONIC;
+	if (!is_usable(flow->backend, flow->generation))
+		return LB_SLOT_EMPTY;
+	if (p->begins) { /* sent again */
+		touch(flow);
+		return flow->backend;
+	}
+	grown.backend = flow->backend;
+	grown.generation = flow->generation;
+	grown.seen = bpf_jiffies64();
+	bpf_map_update_elem(lb_conntrack, key, &grown, BPF_ANY);
+	bpf_map_delete_elem(lb_embryonic, key);
+	return grown.backend;
+}
+
+/* Flows that have only begun are kept apart from the others, which a flood of SYNs (or of single
+ * datagrams) then can't push out. */
+static __always_inline void remember(struct lb_flow_key *key, __u32 id, int embryonic, int known)
 {
 	struct lb_backend *backend = bpf_map_lookup_elem(lb_backends, &id);
-	struct lb_flow flow = {
-		.backend = id,
-		.seen = bpf_jiffies64(),
-		.flags = p->syn ? LB_CT_EMBRYONIC : 0,
-		/* A frame sent back without its tag would be on the wrong network. */
-		.ifindex = ctx_is_tagged(ctx, p->l3) ? 0 : p->ifindex,
-	};
-	const struct ethhdr *eth = ctx_data(ctx);
+	struct lb_flow flow = { .backend = id, .seen = bpf_jiffies64() };
 
-	if (!backend || (void *)(eth + 1) > ctx_data_end(ctx))
+	if (!backend)
 		return;
-	__builtin_memcpy(flow.mac, eth->h_source, ETH_ALEN);
 	flow.generation = backend->generation;
-	bpf_map_update_elem(lb_conntrack, key, &flow, BPF_ANY);
+	if (embryonic) {
+		bpf_map_update_elem(lb_embryonic, key, &flow, BPF_ANY);
+		if (known & LB_KNOWN_CONNTRACK)
+			bpf_map_delete_elem(lb_conntrack, key);
+	} else {
+		bpf_map_update_elem(lb_conntrack, key, &flow, BPF_ANY);
+		if (known & LB_KNOWN_EMBRYONIC)
+			bpf_map_delete_elem(lb_embryonic, key);
+	}
 }
 
-static __always_inline struct lb_choice choose_backend(lb_ctx *ctx, const struct lb_service *svc,
-						       __u32 id, const struct lb_packet *p)
+static __always_inline struct lb_choice choose_backend(const struct lb_service *svc, __u32 id,
+						       const struct lb_packet *p)
 {
+	__u32 slot = flow_slot(svc, p);
+	__u32 word = slot_word(id, slot);
+	__u32 own = word & LB_SLOT_BACKEND;
 	struct lb_choice choice = {};
 	struct lb_flow_key key = {};
+	struct lb_past past = {};
+	int known = 0;
+	int older;
+
+	if (svc->tracking == LB_TRACK_NEVER ||
+	    (svc->tracking == LB_TRACK_MOVING && !(word & LB_SLOT_STIRRED))) {
+		if (is_usable(own, 0)) {
+			choice.backend = own;
+			choice.is_new = p->begins;
+		}
+		return choice;
+	}
 
 	__builtin_memcpy(key.client, p->src, sizeof(key.client));
 	key.service = id;
 	key.client_port = p->sport;
 	key.vip_port = p->dport;
-	if (svc->tracking == LB_TRACK_ALWAYS) {
-		choice.backend = tracked_backend(&key, p);
-		if (choice.backend != LB_SLOT_EMPTY)
-			return choice;
-	}
-
-	choice.backend = slot_backend(svc, id, p);
-	if (choice.backend == LB_SLOT_EMPTY || !is_usable(choice.backend, 0)) {
-		choice.backend = LB_SLOT_EMPTY;
+	choice.backend = follow(&key, p, &known);
+	if (choice.backend != LB_SLOT_EMPTY)
 		return choice;
-	}
-	choice.is_new = p->syn;
-	if (svc->tracking == LB_TRACK_ALWAYS) {
-		track(ctx, &key, p, choice.backend);
-		choice.is_new = 1;
-	}
+
+	if (word & LB_SLOT_STIRRED)
+		past = slot_past(id, slot);
+	/* Nobody saw it begin, and it doesn't begin now: it is older than the move. Where each datagram
+	 * is remembered, one that isn't begins a flow. */
+	older = !p->begins && (p->proto == IPPROTO_TCP || svc->tracking == LB_TRACK_MOVING);
+	if (older && past.moving && is_usable(past.origin, 0))
+		choice.backend = past.origin;
+	else if (is_usable(own, 0))
+		choice.backend = own;
+	else
+		return choice;
+	choice.is_new = !older;
+	/* What is known already must not say something else later. */
+	if (svc->tracking == LB_TRACK_ALWAYS || past.moving || known)
+		remember(&key, choice.backend,
+			 p->begins || (!older && !(known & LB_KNOWN_CONNTRACK)), known);
 	return choice;
 }
 

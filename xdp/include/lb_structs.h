@@ -45,7 +45,13 @@ struct lb_owner {
 };
 
 struct lb_table {
-	__u32 slot[LB_SLOTS]; /* backend ids */
+	__u32 slot[LB_SLOTS]; /* backend id, and LB_SLOT_STIRRED */
+};
+
+/* The past of a service's slots. It means something only where the table says LB_SLOT_STIRRED. */
+struct lb_origins {
+	__u64 closes[LB_EPOCHS]; /* when windows close: CLOCK_MONOTONIC in ns (bpf_ktime_get_ns) */
+	__u32 slot[LB_SLOTS];    /* id of the backend before the move, and in bits 24..31 the epoch */
 };
 
 struct lb_flow_key {
@@ -59,12 +65,11 @@ struct lb_flow {
 	__u32 backend;
 	__u32 generation; /* of the backend, when the flow was placed */
 	__u32 seen;       /* low 32 bits of jiffies, at about one update a second */
-	__u32 flags;      /* LB_CT_* */
-	/* Where the flow's first packet came from: the way back to a client that the kernel's
-	 * neighbour table does not know. */
-	__u32 ifindex; /* 0 = on a VLAN, so no way back is remembered */
-	__u8 mac[6];
-	__u8 pad[2];
+};
+
+/* Key of the senders map, whose value is a lb_link: where a client's frames came from. */
+struct lb_sender {
+	__u32 addr[4];
 };
 
 struct lb_nat_back {
@@ -87,7 +92,7 @@ struct lb_counter {
 struct lb_stats {
 	__u64 packets;
 	__u64 bytes;
-	__u64 flows; /* new flows: TCP SYNs placed, or conntrack entries made */
+	__u64 flows; /* new flows: SYNs and QUIC Initials placed; for tracking always, also other UDP */
 	__u64 reply_packets;
 	__u64 reply_bytes;
 };

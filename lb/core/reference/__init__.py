@@ -6,7 +6,7 @@ state of its own: what the kernel keeps in maps is the `World` that goes in, and
 changes there is part of the `Result` that comes out.
 
     parse.py    bytes -> addresses, protocol, ports, or why not
-    pick.py     service, slot, conntrack -> backend
+    pick.py     service, slot and its past, conntrack -> backend
     rewrite.py  NAT, hop, MAC addresses, VLAN tags; with the checksums of checksum.py
     answer.py   what we answer ourselves: echo, RST, ICMP unreachable
     process.py  the story that joins them
@@ -23,10 +23,12 @@ from lb.core.reference.world import (
     FlowKey,
     NatBack,
     Outcome,
+    Past,
     Result,
     Route,
     RouteQuery,
     RouteResult,
+    Sender,
     Service,
     Stats,
     Verdict,
@@ -40,10 +42,12 @@ __all__ = [
     "FlowKey",
     "NatBack",
     "Outcome",
+    "Past",
     "Result",
     "Route",
     "RouteQuery",
     "RouteResult",
+    "Sender",
     "Service",
     "Stats",
     "Verdict",

@@ -22,6 +22,9 @@ TCP_BYTES = 20
 UDP_BYTES = 8
 ICMP_BYTES = 8
 
+QUIC_INITIAL_BYTES = 1200
+QUIC_INITIALS = ((0xC0, 1), (0xD0, 0x6B3343CF))  # high bits of the first byte, version
+
 ETH_IPV4 = 0x0800
 ETH_IPV6 = 0x86DD
 ETH_VLANS = (0x8100, 0x88A8)  # 802.1Q, 802.1ad
@@ -51,7 +54,7 @@ class Packet:
     proto: int
     sport: int  # 0 with ICMP
     dport: int
-    syn: bool  # TCP: SYN without ACK, so the start of a connection
+    begins: bool  # it can only be the first of its flow: TCP SYN without ACK, QUIC Initial
     fragment: bool  # a piece of a larger datagram, the first one
 
     @property
@@ -191,9 +194,18 @@ def _ports(
         proto=proto,
         sport=_number(frame, l4) if has_ports else 0,
         dport=_number(frame, l4 + 2) if has_ports else 0,
-        syn="SYN" in flags and "ACK" not in flags,
+        begins=("SYN" in flags and "ACK" not in flags)
+        or (proto == UDP and is_quic_initial(frame[l4 + UDP_BYTES : end])),
         fragment=fragment,
     )
+
+
+def is_quic_initial(payload: bytes) -> bool:
+    """A QUIC client's first datagram: version 1 (RFC 9000, 17.2.2) or 2 (RFC 9369, 3.2); a client pads
+    it to 1,200 bytes (RFC 9000, 14.1)."""
+    if len(payload) < QUIC_INITIAL_BYTES:
+        return False
+    return (payload[0] & 0xF0, _number(payload, 1, 4)) in QUIC_INITIALS
 
 
 def tcp_flags(frame: bytes, l4: int) -> frozenset[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from lb.core import flowhash
 from lb.core.reference.parse import Packet
-from lb.core.reference.world import Backend, Endpoint, Flow, FlowKey, Service, World
+from lb.core.reference.world import TCP, Endpoint, Flow, FlowKey, Past, Service, World
 from lb.model.objects import Tracking
 
 EMPTY = 0  # in slot tables: no backend
@@ -16,13 +17,17 @@ EMPTY = 0  # in slot tables: no backend
 SEEN_STEP = 256
 
 
+Written = Mapping[FlowKey, Flow | None]  # entries written; None = deleted
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """Where a packet goes (None = no backend is usable) and what is remembered of that."""
 
     backend: int | None
     is_new: bool = False  # it begins a flow
-    flow: tuple[FlowKey, Flow] | None = None
+    conntrack: Written = field(default_factory=dict)
+    embryonic: Written = field(default_factory=dict)
 
 
 def find_service(packet: Packet, world: World) -> int | None:
@@ -31,51 +36,75 @@ def find_service(packet: Packet, world: World) -> int | None:
 
 
 def choose_backend(packet: Packet, number: int, service: Service, world: World) -> Choice:
-    """A tracked flow goes where it went; any other packet where its slot says."""
-    key = FlowKey(packet.source, number, packet.sport, packet.dport)
-    track = service.tracking is Tracking.ALWAYS
-    if track and (flow := _tracked(packet, world.conntrack.get(key), world)):
-        return Choice(flow.backend, flow=(key, flow))
-
+    """A flow that is remembered goes where it went. One that is older than its slot's last move goes
+    to where the slot was then; any other where its slot says."""
     slot = flowhash.slot(service.seed, packet.source, packet.sport, packet.dport, service.affinity)
     table = world.tables.get(number)
-    chosen = int(table[slot]) if table is not None else EMPTY
-    backend = world.backends.get(chosen)
-    if chosen == EMPTY or backend is None or not backend.usable:
-        return Choice(None)
-    if not track:
+    own = int(table[slot]) if table is not None else EMPTY
+    past = world.pasts.get(number, {}).get(slot)
+    always = service.tracking is Tracking.ALWAYS
+    if service.tracking is Tracking.NEVER or (past is None and not always):
         # Without entries, a connection's start is all that can be counted.
-        return Choice(chosen, is_new=packet.syn)
-    entry = Flow(
-        chosen,
-        backend.generation,
-        world.now,
-        embryonic=packet.syn,
-        ifindex=0 if packet.is_tagged else packet.ifindex,
-        mac=packet.frame[6:12],
-    )
-    return Choice(chosen, is_new=True, flow=(key, entry))
+        return Choice(own, is_new=packet.begins) if _is_usable(own, world) else Choice(None)
+
+    key = FlowKey(packet.source, number, packet.sport, packet.dport)
+    if known := _follow(key, packet, world):
+        return known
+    moving = past if past is not None and past.closes > world.clock else None
+    # Nobody saw it begin, and it doesn't begin now: it is older than the move. Where each datagram is
+    # remembered, one that isn't begins a flow.
+    older = not packet.begins and (packet.proto == TCP or not always)
+    chosen = _place(own, moving if older else None, world)
+    # What is known already must not say something else later.
+    known_before = key in world.conntrack or key in world.embryonic
+    if chosen is None or not (always or moving or known_before):
+        return Choice(chosen, is_new=chosen is not None and not older)
+    return _remember(key, chosen, older, packet, world)
 
 
-def _tracked(packet: Packet, flow: Flow | None, world: World) -> Flow | None:
-    """The packet's flow as it goes on, or None if it is to be placed anew."""
-    if flow is None:
+def _place(own: int, past: Past | None, world: World) -> int | None:
+    if past is not None and _is_usable(past.origin, world):
+        return past.origin
+    return own if _is_usable(own, world) else None
+
+
+def _follow(key: FlowKey, packet: Packet, world: World) -> Choice | None:
+    """Where the flow goes on, or None if it is to be placed anew."""
+    flow = world.conntrack.get(key)
+    # A SYN of a flow that had got further is a new connection on an old port pair (RFC 6191).
+    if flow and not (packet.begins and packet.proto == TCP) and _may_go_on(flow, world):
+        return Choice(flow.backend, conntrack={key: _touched(flow, world)})
+    flow = world.embryonic.get(key)
+    if flow is None or not _may_go_on(flow, world):
         return None
-    # A SYN of a flow that had got further is a new connection on an old port pair (RFC 6191); a
-    # retransmitted SYN isn't.
-    if packet.syn and not flow.embryonic:
-        return None
-    backend = world.backends.get(flow.backend)
-    if backend is None or not _is_the_same(backend, flow) or not backend.usable:
-        return None
+    if packet.begins:  # sent again
+        return Choice(flow.backend, embryonic={key: _touched(flow, world)})
+    grown = replace(flow, seen=world.now)
+    return Choice(flow.backend, conntrack={key: grown}, embryonic={key: None})
+
+
+def _remember(key: FlowKey, chosen: int, older: bool, packet: Packet, world: World) -> Choice:
+    """Flows that have only begun are kept apart from the others, which a flood of SYNs (or of single
+    datagrams) then can't push out."""
+    flow = Flow(chosen, world.backends[chosen].generation, world.now)
+    if packet.begins or (not older and key not in world.conntrack):
+        gone: Written = {key: None} if key in world.conntrack else {}
+        return Choice(chosen, is_new=not older, conntrack=gone, embryonic={key: flow})
+    gone = {key: None} if key in world.embryonic else {}
+    return Choice(chosen, is_new=not older, conntrack={key: flow}, embryonic=gone)
+
+
+def _touched(flow: Flow, world: World) -> Flow:
     aged = (world.now - flow.seen) % 2**32 >= SEEN_STEP
-    return replace(
-        flow,
-        seen=world.now if aged else flow.seen,
-        embryonic=flow.embryonic and packet.syn,
-    )
+    return replace(flow, seen=world.now) if aged else flow
 
 
-def _is_the_same(backend: Backend, flow: Flow) -> bool:
-    """Has the id not been given to another backend since?"""
-    return backend.generation == flow.generation
+def _may_go_on(flow: Flow, world: World) -> bool:
+    """Is its backend usable, and has the id not been given to another backend since?"""
+    backend = world.backends.get(flow.backend)
+    return backend is not None and backend.usable and backend.generation == flow.generation
+
+
+def _is_usable(number: int, world: World) -> bool:
+    backend = world.backends.get(number)
+    return number != EMPTY and backend is not None and backend.usable

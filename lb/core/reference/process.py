@@ -17,12 +17,13 @@ from lb.core.reference.world import (
     Route,
     RouteQuery,
     RouteResult,
+    Sender,
     Service,
     Stats,
     Verdict,
     World,
 )
-from lb.model.objects import Mode, NoBackend, Tracking
+from lb.model.objects import Address, Mode, NoBackend, Tracking
 
 
 def process(frame: bytes, ifindex: int, world: World) -> Result:
@@ -71,9 +72,12 @@ def _serve(packet: Packet, number: int, world: World) -> Result:
     stats = Stats(packets=1, bytes=len(packet.frame), flows=int(choice.is_new))
     if choice.backend is None:
         return replace(_refuse(packet, service), service=(number, stats))
+    result = _forward(packet, service, choice.backend, world)
     return replace(
-        _forward(packet, service, choice.backend, world),
-        flow=choice.flow,
+        result,
+        senders=_senders(packet, service, result, world),
+        conntrack=choice.conntrack,
+        embryonic=choice.embryonic,
         service=(number, stats),
         backend=(choice.backend, stats),
     )
@@ -95,6 +99,18 @@ def _forward(packet: Packet, service: Service, number: int, world: World) -> Res
     if backend.ifindex == packet.ifindex:
         return Result(Verdict.TX, Outcome.FORWARD_TX, frame, ifindex=backend.ifindex)
     return Result(Verdict.REDIRECT, Outcome.FORWARD_REDIRECT, frame, ifindex=backend.ifindex)
+
+
+def _senders(packet: Packet, service: Service, result: Result, world: World) -> dict[Address, Sender]:
+    """Where the client's frames come from: the way back if the kernel's neighbour table doesn't know
+    it. A TCP client tells at each SYN; with UDP any datagram may be the first."""
+    early = (Outcome.DROP_TTL, Outcome.DROP_UNRESOLVED)
+    if service.mode is not Mode.NAT or result.outcome in early or packet.is_tagged:
+        return {}  # an answer without its tag would be on the wrong network
+    sender = Sender(packet.ifindex, packet.frame[6:12])
+    if packet.proto == TCP and not packet.begins:
+        return {}
+    return {} if world.senders.get(packet.source) == sender else {packet.source: sender}
 
 
 def _refuse(packet: Packet, service: Service) -> Result:
@@ -128,7 +144,7 @@ def _nat_reply(packet: Packet, world: World) -> Result:
         return _drop(packet.frame, Outcome.DROP_TTL)
 
     if way.route is Route.NO_NEIGHBOUR:
-        way = _return_to_sender(packet, nat, service, world) or way
+        way = _return_to_sender(packet, world) or way
     stats = Stats(reply_packets=1, reply_bytes=len(packet.frame))
     packet = rewrite.nat_source(packet, service.vip, service.port)
     sendable = world.reachable is None or way.ifindex in world.reachable
@@ -142,31 +158,23 @@ def _nat_reply(packet: Packet, world: World) -> Result:
 
 
 def _is_our_flow(packet: Packet, nat: NatBack, service: Service, world: World) -> bool:
-    """Did the client's side come through us? With tracking there is an entry; without, the
-    backend's endpoint belongs to one service only (the planner sees to that).
+    """Did the client's side come through us? Where all flows are remembered there is an entry;
+    elsewhere the backend's endpoint belongs to one service only (the planner sees to that).
     """
     if service.mode is not Mode.NAT:
         return False
-    if service.tracking is Tracking.NEVER:
+    if service.tracking is not Tracking.ALWAYS:
         return True
-    return _client_side(packet, nat, service) in world.conntrack
+    key = FlowKey(packet.destination, nat.service, packet.dport, service.port)
+    return key in world.conntrack or key in world.embryonic
 
 
-def _return_to_sender(
-    packet: Packet, nat: NatBack, service: Service, world: World
-) -> RouteResult | None:
-    """To where the flow came from, as it remembers: the kernel can't help with a client that it
-    never talked to, as it drops what comes in with an address (the VIP) of its own as the source.
+def _return_to_sender(packet: Packet, world: World) -> RouteResult | None:
+    """To where the client's frames came from: the kernel can't help with a client that it never
+    talked to, as it drops what comes in with an address (the VIP) of its own as the source.
     """
-    if service.tracking is Tracking.NEVER:
+    sender = world.senders.get(packet.destination)
+    smac = world.links.get(sender.ifindex) if sender else None
+    if sender is None or smac is None:
         return None
-    flow = world.conntrack[_client_side(packet, nat, service)]
-    smac = world.links.get(flow.ifindex)
-    if not flow.ifindex or smac is None:
-        return None
-    return RouteResult(Route.NEIGHBOUR, flow.ifindex, flow.mac, smac)
-
-
-def _client_side(packet: Packet, nat: NatBack, service: Service) -> FlowKey:
-    """The flow that an answer belongs to."""
-    return FlowKey(packet.destination, nat.service, packet.dport, service.port)
+    return RouteResult(Route.NEIGHBOUR, sender.ifindex, sender.mac, smac)

@@ -35,7 +35,7 @@ class Service:
     proto: int
     mode: Mode = Mode.DSR
     affinity: Affinity = Affinity.FLOW
-    tracking: Tracking = Tracking.ALWAYS
+    tracking: Tracking = Tracking.MOVING
     no_backend: NoBackend = NoBackend.REJECT
 
 
@@ -65,14 +65,28 @@ class FlowKey:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A conntrack entry: where a flow went, and where its first packet came from."""
+    """Where a flow went."""
 
     backend: int
     generation: int
     seen: int  # low 32 bits of jiffies
-    embryonic: bool  # only SYNs seen
-    ifindex: int = 0  # 0 = by a VLAN, so the way back isn't remembered
-    mac: bytes = bytes(6)
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What a slot that moved lately remembers: the backend that it had (0 = none) when it last was not
+    moving, and when its window closes (ns)."""
+
+    origin: int
+    closes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Where a client's frames come from."""
+
+    ifindex: int
+    mac: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +139,18 @@ class World:
     vips: Mapping[Endpoint, int] = field(default_factory=dict)  # -> service
     services: Mapping[int, Service] = field(default_factory=dict)
     tables: Mapping[int, Sequence[int]] = field(default_factory=dict)  # slot -> backend, 0 = empty
+    pasts: Mapping[int, Mapping[int, Past]] = field(default_factory=dict)  # slots that aren't quiet
     backends: Mapping[int, Backend] = field(default_factory=dict)
     nat_back: Mapping[Endpoint, NatBack] = field(default_factory=dict)
     conntrack: Mapping[FlowKey, Flow] = field(default_factory=dict)
+    embryonic: Mapping[FlowKey, Flow] = field(default_factory=dict)  # only their begin was seen
+    senders: Mapping[Address, Sender] = field(default_factory=dict)
     route: Callable[[RouteQuery], RouteResult] = nowhere
     # Interfaces that this hook can send a routed frame to; None = all of them. (XDP reaches only
     # attached ones, tc any.)
     reachable: frozenset[int] | None = None
     now: int = 0  # low 32 bits of jiffies
+    clock: int = 0  # ns; what windows close by
 
     def served(self, address: Address) -> frozenset[int]:
         """The protocols of the services at an address; none = it isn't a VIP."""
@@ -187,6 +205,8 @@ class Result:
     outcome: Outcome
     frame: bytes
     ifindex: int | None = None  # that it leaves by
-    flow: tuple[FlowKey, Flow] | None = None  # conntrack entry written
+    conntrack: Mapping[FlowKey, Flow | None] = field(default_factory=dict)  # written; None = deleted
+    embryonic: Mapping[FlowKey, Flow | None] = field(default_factory=dict)
+    senders: Mapping[Address, Sender] = field(default_factory=dict)
     service: tuple[int, Stats] | None = None
     backend: tuple[int, Stats] | None = None

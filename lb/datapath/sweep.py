@@ -1,0 +1,83 @@
+"""Forgetting: idle flows, and which slots no flow needs to remember any more."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lb.core import flowhash, moves
+from lb.datapath import layout
+from lb.datapath.bpf import Map
+from lb.datapath.maps import Maps
+from lb.datapath.slotmaps import Slots
+from lb.model.objects import Affinity, Tracking
+
+# struct lb_flow_key and struct lb_flow, as arrays.
+_KEY = np.dtype([("client", ">u8", 2), ("service", "=u4"), ("client_port", ">u2"), ("vip_port", ">u2")])
+_FLOW = np.dtype([("backend", "=u4"), ("generation", "=u4"), ("seen", "=u4")])
+
+
+@dataclass(frozen=True, eq=False)
+class Flows:
+    """Entries of one of the LRU maps, as arrays of one row each."""
+
+    source: Map
+    keys: NDArray[Any]  # of _KEY
+    values: NDArray[Any]  # of _FLOW
+
+    def of(self, service: int) -> Flows:
+        """Those of one service."""
+        mine = self.keys["service"] == service
+        return Flows(self.source, self.keys[mine], self.values[mine])
+
+    def without_idle(self, now: int, longest: float) -> Flows:
+        """Drop those that said nothing for so many jiffies, here and in the kernel."""
+        idle = (np.uint32(now % 2**32) - self.values["seen"]) > longest
+        self.source.delete_many([key.tobytes() for key in self.keys[idle]])
+        return Flows(self.source, self.keys[~idle], self.values[~idle])
+
+    def slots(self, service: layout.Service) -> NDArray[np.uint16]:
+        """The slot of each."""
+        high = self.keys["client"][:, 0].astype(np.uint64)
+        low = self.keys["client"][:, 1].astype(np.uint64)
+        # A service has one address family: that of its VIP.
+        is_ipv4 = layout.address_from(bytes(service.vip)).version == 4
+        return flowhash.slots(
+            (service.seed[0], service.seed[1]),
+            low & np.uint64(0xFFFFFFFF) if is_ipv4 else np.column_stack((high, low)),
+            self.keys["client_port"],
+            self.keys["vip_port"],
+            Affinity.CLIENT if service.affinity else Affinity.FLOW,
+        )
+
+
+def read(maps: Maps) -> list[Flows]:
+    """All flows that are remembered. Those that have only begun come first: a flow that gets further
+    meanwhile is then in both, not in neither."""
+    found = []
+    for source in (maps.embryonic, maps.conntrack):
+        keys, values = source.dump()
+        found.append(Flows(source, np.frombuffer(keys, _KEY), np.frombuffer(values, _FLOW)))
+    return found
+
+
+def calm(maps: Maps, number: int, slots: Slots, flows: list[Flows], idle: float, now: int) -> Slots:
+    """The service's slots with those quiet that can be; flows that are idle for so many jiffies are
+    dropped. Where all flows are remembered, or none, only open windows count."""
+    service = layout.Service.from_buffer_copy(
+        maps.services.get(number.to_bytes(4, sys.byteorder)) or bytes(ctypes.sizeof(layout.Service))
+    )
+    mine = [each.of(number) for each in flows]
+    if service.tracking != layout.TRACKING_NUMBER[Tracking.MOVING]:
+        mine = []
+    mine = [each.without_idle(now, idle) for each in mine]
+    at = np.concatenate([np.zeros(0, np.uint16), *(each.slots(service) for each in mine)])
+    went = np.concatenate([np.zeros(0, np.uint32), *(each.values["backend"] for each in mine)])
+    quiet = moves.calm(slots.backends, slots.moves, at, went, time.monotonic_ns())
+    return Slots(slots.backends, moves.quieten(slots.moves, quiet))
