@@ -16,13 +16,15 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 
+from lb.datapath.encode import index_key
+
 from bench.rows import Options, Row, interleaved, row, stopwatch
 from lb.core import slots
 from lb.core.nexthop import NextHop
 from lb.core.plan import Observed, plan
 from lb.core.state import BackendKey, DesiredState, parse
 from lb.datapath.bpf import Map
-from lb.datapath.kernel import Kernel, index_key
+from lb.datapath.kernel import Kernel
 from lb.datapath.maps import Maps, new_table
 from lb.model import keys
 from lb.model.objects import Address, Backend, ClusterConfig, Service

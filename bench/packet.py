@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from lb.datapath.encode import index_key
+
 from bench import frames
 from bench.frames import Target
 from bench.load import (
@@ -37,7 +39,7 @@ from lb.core import ids
 from lb.core.plan import plan
 from lb.datapath import layout
 from lb.datapath.bpf import possible_cpus
-from lb.datapath.kernel import index_key, read_owners
+from lb.datapath.kernel import read_owners
 from lb.errors import DatapathError
 from lb.model import keys
 from lb.model.objects import Mode, Protocol, Tracking

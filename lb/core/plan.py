@@ -6,7 +6,7 @@ Everything is still named here; ids, which differ between nodes, are given out b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lb.core import slots
@@ -72,13 +72,13 @@ def seed_of(cluster_seed: str, service: str) -> tuple[int, int]:
     return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
 
 
-def members_of(backends: list[Backend]) -> list[Member]:
+def members_of(backends: Sequence[Backend]) -> list[Member]:
     """Backends as the slot planner sees them: only what is up takes slots."""
     return [Member(b.name, b.pool, b.weight if b.admin is Admin.UP else 0) for b in backends]
 
 
 def base_table(
-    service: Service, backends: list[Backend], document: TableDocument | None, now: int
+    service: Service, backends: Sequence[Backend], document: TableDocument | None, now: int
 ) -> Table:
     """The service's table as people asked for it, moved least from the stored one; with the moves that
     this takes, if it is made at `now` (Unix seconds)."""
@@ -96,40 +96,73 @@ def base_table(
     return slots.Table(table.backends, table.slots, table.parts, previous.moves)
 
 
-def plan(
-    state: DesiredState,
+@dataclass(frozen=True)
+class ServicePlan:
+    """What one service is to be in the kernel."""
+
+    wanted: WantedService
+    backends: Mapping[BackendKey, WantedBackend]
+    problems: tuple[Problem, ...]
+
+
+def plan_service(
+    service: Service,
+    members: Sequence[Backend],
     observed: Observed,
-    bases: Mapping[str, Table],
-    lay_over: Callable[[Table, Sequence[Member], Mapping[str, float]], Table] = overlay,
-) -> Wanted:
-    """What the kernel should hold. `bases` has the base table of every service; `lay_over` is
-    `overlay`, or a version of it that remembers."""
-    seed = state.config.seed if state.config else "0" * 32
-    services: dict[str, WantedService] = {}
+    cluster_seed: str,
+    base: Table,
+) -> ServicePlan:
+    """What the kernel should hold of a service and its backends."""
     backends: dict[BackendKey, WantedBackend] = {}
     problems: list[Problem] = []
-    for name, service in state.services.items():
-        members = state.backends_of(name)
-        for backend in members:
-            hop = observed.next_hops.get(backend.address)
-            if hop is not None and (problem := _detour(service, backend, hop, observed.attached)):
-                problems.append(problem)
-                hop = None
-            backends[name, backend.name] = WantedBackend(
-                address=backend.address,
-                port=backend.port or service.port,
-                usable=backend.admin is not Admin.DOWN,
-                next_hop=hop,
-            )
-        # No traffic before the way to a backend is known.
-        unresolved = [b.name for b in members if backends[name, b.name].next_hop is None]
-        services[name] = WantedService(
-            service=service,
-            seed=seed_of(seed, name),
-            base=bases[name],
-            table=lay_over(bases[name], members_of(members), dict.fromkeys(unresolved, 0.0)),
+    for backend in members:
+        hop = observed.next_hops.get(backend.address)
+        if hop is not None and (problem := _detour(service, backend, hop, observed.attached)):
+            problems.append(problem)
+            hop = None
+        backends[service.name, backend.name] = WantedBackend(
+            address=backend.address,
+            port=backend.port or service.port,
+            usable=backend.admin is not Admin.DOWN,
+            next_hop=hop,
         )
-    return Wanted(services, backends, tuple(problems))
+    # No traffic before the way to a backend is known.
+    unresolved = [name for (_, name), each in backends.items() if each.next_hop is None]
+    wanted = WantedService(
+        service=service,
+        seed=seed_of(cluster_seed, service.name),
+        base=base,
+        table=overlay(base, members_of(members), dict.fromkeys(unresolved, 0.0)),
+    )
+    return ServicePlan(wanted, backends, tuple(problems))
+
+
+def seed_in_force(state: DesiredState) -> str:
+    """The cluster's seed; without a configuration it is all zeros."""
+    return state.config.seed if state.config else "0" * 32
+
+
+def join(plans: Mapping[str, ServicePlan]) -> Wanted:
+    """All services together."""
+    backends: dict[BackendKey, WantedBackend] = {}
+    for each in plans.values():
+        backends.update(each.backends)
+    return Wanted(
+        services={name: each.wanted for name, each in plans.items()},
+        backends=backends,
+        problems=tuple(problem for each in plans.values() for problem in each.problems),
+    )
+
+
+def plan(state: DesiredState, observed: Observed, bases: Mapping[str, Table]) -> Wanted:
+    """What the kernel should hold. `bases` has the base table of every service."""
+    seed = seed_in_force(state)
+    return join(
+        {
+            name: plan_service(service, state.backends_of(name), observed, seed, bases[name])
+            for name, service in state.services.items()
+        }
+    )
 
 
 def _detour(

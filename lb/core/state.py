@@ -8,7 +8,7 @@ state as it would be after a change, refuse bad input before it is written.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import TypeVar
@@ -58,9 +58,16 @@ class DesiredState:
             grouped.setdefault(backend.service, []).append(backend)
         return grouped
 
+    @cached_property
+    def addresses(self) -> frozenset[Address]:
+        """Of all backends."""
+        return frozenset(backend.address for backend in self.backends.values())
+
     @property
     def not_understood(self) -> set[str]:
         """Keys of services and backends that exist, but of which no version is in force."""
+        if not self.problems:
+            return set()
         in_force = {keys.service(name) for name in self.services}
         in_force |= {keys.backend(*key) for key in self.backends}
         stored = {k for k in self.versions if k.startswith((keys.SERVICES, keys.BACKENDS))}
@@ -134,6 +141,88 @@ def parse(
         problems=tuple(problems),
         versions=MappingProxyType(versions),
     )
+
+
+Change = tuple[str, str | None, int]  # key, JSON text (None = deleted), revision
+
+
+def advance(state: DesiredState, revision: int, changes: Iterable[Change]) -> DesiredState | None:
+    """The state after these changes, if they are plain: valid documents, of which an earlier version is
+    in force, and in which nothing differs that could contradict another one. That is so for weights,
+    splits and policies, and saves parsing everything. None: it has to be parsed.
+    """
+    if state.problems:
+        return None
+    services, backends = dict(state.services), dict(state.backends)
+    tables, nodes, versions = dict(state.tables), dict(state.nodes), dict(state.versions)
+    touched: set[str] = set()
+    try:
+        for key, text, version in changes:
+            if key.startswith(keys.NODES):
+                _node(nodes, key.removeprefix(keys.NODES), text)
+            elif text is None:
+                return None
+            elif key.startswith(keys.SERVICES):
+                service = Service.model_validate_json(text)
+                before = services.get(key.removeprefix(keys.SERVICES))
+                if before is None or _contested(service) != _contested(before):
+                    return None
+                services[service.name] = service
+            elif key.startswith(keys.BACKENDS):
+                backend = Backend.model_validate_json(text)
+                held = backends.get((backend.service, backend.name))
+                if (
+                    key != keys.backend(backend.service, backend.name)
+                    or held is None
+                    or (backend.address, backend.port) != (held.address, held.port)
+                ):
+                    return None
+                backends[backend.service, backend.name] = backend
+                touched.add(backend.service)
+            elif key.startswith(keys.TABLES):
+                table = TableDocument.model_validate_json(text)
+                if key != keys.table(table.service):
+                    return None
+                tables[table.service] = table
+            else:
+                return None
+            if text is None:
+                versions.pop(key, None)
+            else:
+                versions[key] = version
+    except ValueError:
+        return None
+    after = replace(
+        state,
+        revision=revision,
+        services=MappingProxyType(services),
+        backends=MappingProxyType(backends),
+        tables=MappingProxyType(tables),
+        nodes=MappingProxyType(nodes),
+        versions=MappingProxyType(versions),
+    )
+    # What is derived from ten thousand backends is carried over.
+    after.__dict__["addresses"] = state.addresses
+    after.__dict__["_grouped"] = state._grouped | {
+        service: [backends[service, each.name] for each in state._grouped[service]]
+        for service in touched
+    }
+    return after
+
+
+def _node(nodes: dict[str, NodeStatus], name: str, text: str | None) -> None:
+    if text is None:
+        nodes.pop(name, None)
+        return
+    status = NodeStatus.model_validate_json(text)
+    if status.node != name:
+        raise ValueError("the document has another node's name")
+    nodes[name] = status
+
+
+def _contested(service: Service) -> tuple[object, ...]:
+    """What of a service conflicts() compares with others."""
+    return service.name, service.endpoint, service.mode
 
 
 def _quarantined(key: str, text: str, good: Document | None) -> Problem:

@@ -278,9 +278,12 @@ class Map(Object):
         max_entries: int,
         *,
         inner: Map | None = None,
+        flags: int = 0,
     ) -> Map:
         """A new map. `name` is what bpftool shows: at most 15 characters."""
-        options = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), inner_map_fd=inner.fd if inner else 0)
+        options = _MapCreateOpts(
+            sz=ctypes.sizeof(_MapCreateOpts), inner_map_fd=inner.fd if inner else 0, map_flags=flags
+        )
         fd = _libbpf().bpf_map_create(
             int(kind), name.encode(), key_size, value_size, max_entries, ctypes.byref(options)
         )

@@ -16,27 +16,23 @@ from typing import TypeVar
 
 import numpy as np
 
-from lb.core import ids
+from lb.core import ids, moves
 from lb.core.diff import Difference, diff
 from lb.core.ids import Allocation
 from lb.core.moves import Moves
 from lb.core.plan import Wanted, WantedBackend, WantedService
 from lb.core.state import BackendKey
-from lb.datapath import layout, slotmaps, sweep
+from lb.datapath import encode, layout, slotmaps, sweep
 from lb.datapath.bpf import Map
 from lb.datapath.clock import Clock
-from lb.datapath.maps import Maps, new_origins, new_table
+from lb.datapath.encode import index_key
+from lb.datapath.maps import Maps
 from lb.datapath.slotmaps import Encoded, Slots
 from lb.model import keys
 from lb.model.objects import Mode, Service, Tracking
 
 # New tables that are open at the same time; each is a file descriptor.
 _TABLES_AT_ONCE = 200
-
-
-def index_key(number: int) -> bytes:
-    """Key of an array map."""
-    return number.to_bytes(4, sys.byteorder)
 
 
 def read_owners(owners: Map) -> dict[int, int]:
@@ -66,7 +62,12 @@ class Kernel:
     _backend_ids: dict[int, Allocation] = field(default_factory=dict)
     _programmed: dict[str, WantedService] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
-    _stirred: set[int] = field(default_factory=set)  # services that have an inner map in `origins`
+    _stirred: set[int] = field(default_factory=set)  # services with slots that aren't quiet
+    # Of the last time that all was looked at, and whether nothing was kept besides.
+    _is_whole: bool = False
+    _service_of: dict[str, int] = field(default_factory=dict)
+    _backend_of: dict[BackendKey, int] = field(default_factory=dict)
+    _wanted_backends: Mapping[BackendKey, WantedBackend] = field(default_factory=dict)
     _unsure: bool = False
 
     def adopt(self) -> None:
@@ -98,11 +99,11 @@ class Kernel:
         stirred = set()
         for number in self._service_ids:
             have.services[number] = maps.services.get(index_key(number)) or b""
-            table = slotmaps.read_inner(maps.tables, number)
-            origins = slotmaps.read_inner(maps.origins, number)
-            if table is not None:
-                have.tables[number] = _digest(table, origins)
-            if origins is not None:
+            held = slotmaps.read_raw(maps.tables, number)
+            if held is None:
+                continue
+            have.tables[number] = _digest(held)
+            if held[1] is not None:
                 stirred.add(number)
         self._have = have
         self._stirred = stirred
@@ -123,6 +124,10 @@ class Kernel:
         """
         if self._unsure:
             self.adopt()
+        few = [each for name, each in wanted.services.items() if self._programmed.get(name) is not each]
+        same = self._is_whole and not keep and wanted.services.keys() == self._programmed.keys()
+        if same and all(self._is_in_place(each, wanted) for each in few):
+            return self._apply_few(few, wanted)
         kept = {ids.uid(key) for key in keep}
         service_uids = {name: ids.uid(keys.service(name)) for name in wanted.services}
         backend_uids = {key: ids.uid(keys.backend(*key)) for key in wanted.backends}
@@ -144,16 +149,11 @@ class Kernel:
         tables: dict[int, Encoded] = {}
         for key, number in backend_of.items():
             generation = backend_ids[number].generation
-            want.backends[number] = self._backend_bytes(wanted.backends[key], generation)
+            want.backends[number] = encode.backend(wanted.backends[key], generation)
         for name, number in service_of.items():
             each = wanted.services[name]
-            self._add_service(want, number, each)
-            before = self._programmed.get(name)
-            if before and _is_same_table(before, each):
-                want.tables[number] = self._have.tables[number]
-            else:
-                tables[number] = self._slots_of(number, each, backend_of)
-                want.tables[number] = _digest(*tables[number])
+            self._add_vip(want, number, each.service)
+            self._add_service(want, tables, number, each, backend_of)
         for (service, name), number in backend_of.items():
             owner = wanted.services[service].service
             if owner.mode is Mode.NAT:
@@ -167,12 +167,14 @@ class Kernel:
         # Whatever fails from here on leaves maps that memory doesn't know.
         self._unsure = True
         changes = self._give_out(service_ids, backend_ids)
-        changes += self._write(want, tables)
+        changes += self._write(self._have, want, tables)
         self._take_back(service_ids, backend_ids)
         self._service_ids = {n: each for n, each in service_ids.items() if each.owner}
         self._backend_ids = backend_ids
         self._have = want
         self._programmed = dict(wanted.services)
+        self._service_of, self._backend_of, self._is_whole = service_of, backend_of, not kept
+        self._wanted_backends = wanted.backends
         self._unsure = False
         return changes
 
@@ -207,32 +209,68 @@ class Kernel:
                 bits |= int.from_bytes(want.vips.get(at, bytes(4)), sys.byteorder)
                 want.vips[at] = index_key(bits)
 
-    def _add_service(self, want: Contents, number: int, wanted: WantedService) -> None:
-        service = wanted.service
+    def _is_in_place(self, each: WantedService, wanted: Wanted) -> bool:
+        """Does the service differ from what is programmed in nothing but values: no id to give out, no
+        VIP and no way back to change?"""
+        before = self._programmed.get(each.service.name)
+        if before is None or _fixed(before.service) != _fixed(each.service):
+            return False
+        name = each.service.name
+        if before.base.backends != each.base.backends:
+            return False
+        backends = ((name, backend) for backend in each.base.backends)
+        return all(_where(self._wanted_backends[b]) == _where(wanted.backends[b]) for b in backends)
+
+    def _apply_few(self, few: list[WantedService], wanted: Wanted) -> int:
+        """Where only values of some services differ, nothing else needs a look."""
+        have, want = Contents(), Contents()
+        tables: dict[int, Encoded] = {}
+        for each in few:
+            name = each.service.name
+            number = self._service_of[name]
+            self._add_service(want, tables, number, each, self._backend_of)
+            have.services[number] = self._have.services[number]
+            have.tables[number] = self._have.tables[number]
+            for key in ((name, backend) for backend in each.base.backends):
+                at = self._backend_of[key]
+                generation = self._backend_ids[at].generation
+                want.backends[at] = encode.backend(wanted.backends[key], generation)
+                have.backends[at] = self._have.backends[at]
+        self._unsure = True
+        changes = self._write(have, want, tables)
+        self._have.services |= want.services
+        self._have.backends |= want.backends
+        self._have.tables |= want.tables
+        self._programmed = dict(wanted.services)
+        self._wanted_backends = wanted.backends
+        self._unsure = False
+        return changes
+
+    def _add_service(
+        self,
+        want: Contents,
+        tables: dict[int, Encoded],
+        number: int,
+        wanted: WantedService,
+        backend_of: Mapping[BackendKey, int],
+    ) -> None:
+        want.services[number] = encode.service(wanted.service, wanted.seed)
+        before = self._programmed.get(wanted.service.name)
+        if before and _is_same_table(before, wanted):
+            want.tables[number] = self._have.tables[number]
+        else:
+            tables[number] = self._slots_of(number, wanted, backend_of)
+            want.tables[number] = _digest(tables[number])
+
+    @staticmethod
+    def _add_vip(want: Contents, number: int, service: Service) -> None:
         protocol = layout.PROTOCOL_NUMBER[service.protocol]
-        want.services[number] = _service_bytes(service, wanted.seed)
         at = layout.endpoint(service.vip, service.port, protocol)
         want.vips[at] = index_key(number)
         # "This address is a VIP", for ICMP and for what has no ports.
         address = layout.endpoint(service.vip, 0, socket.IPPROTO_ICMP)
         bits = int.from_bytes(want.vips.get(address, bytes(4)), sys.byteorder)
         want.vips[address] = index_key(bits | layout.VIP_BIT[service.protocol])
-
-    @staticmethod
-    def _backend_bytes(backend: WantedBackend, generation: int) -> bytes:
-        raw = layout.Backend(
-            addr=(ctypes.c_uint8 * 16)(*layout.address_bytes(backend.address)),
-            generation=generation,
-            port=socket.htons(backend.port),
-            flags=layout.BackendFlag.USABLE if backend.usable else 0,
-        )
-        hop = backend.next_hop
-        if hop:
-            raw.flags |= layout.BackendFlag.RESOLVED
-            raw.ifindex = hop.ifindex
-            raw.dmac[:] = hop.destination_mac
-            raw.smac[:] = hop.source_mac
-        return bytes(raw)
 
     def _slots_of(
         self, number: int, wanted: WantedService, backend_of: Mapping[BackendKey, int]
@@ -243,12 +281,13 @@ class Kernel:
         lookup = np.array([*ids_of, slotmaps.EMPTY], dtype=np.uint32)
         after = lookup[wanted.table.slots]
         is_quiet = number not in self._stirred and not wanted.base.moves
-        quiet = after.tobytes(), None
+        quiet = slotmaps.encode(Slots(after, moves.none(after)))
+        had = self._have.tables.get(number)
         if wanted.service.tracking is Tracking.NEVER or (
-            is_quiet and _digest(*quiet) == self._have.tables.get(number)
+            is_quiet and (had is None or had == _digest(quiet))
         ):
             return quiet
-        before = slotmaps.read(self.maps.tables, self.maps.origins, number)
+        before = slotmaps.read(self.maps.tables, number)
         shared = wanted.base.past()
         past = slotmaps.follow_on(
             before, after, Moves(lookup[shared.origin], shared.closes), wanted.service.window
@@ -270,7 +309,7 @@ class Kernel:
         quiet = 0
         for name, wanted in self._programmed.items():
             number = by_uid[ids.uid(keys.service(name))]
-            before = slotmaps.read(self.maps.tables, self.maps.origins, number)
+            before = slotmaps.read(self.maps.tables, number)
             if number not in self._stirred or before is None:
                 continue
             idle = wanted.service.window * rate
@@ -281,7 +320,7 @@ class Kernel:
                 quiet += int(fewer)
         self._unsure = True
         self._swap(calmed)
-        self._have.tables |= {number: _digest(*encoded) for number, encoded in calmed.items()}
+        self._have.tables |= {number: _digest(encoded) for number, encoded in calmed.items()}
         self._unsure = False
         return quiet
 
@@ -306,15 +345,15 @@ class Kernel:
                     new += 1
         return new
 
-    def _write(self, want: Contents, tables: Mapping[int, Encoded]) -> int:
-        have, maps = self._have, self.maps
+    def _write(self, have: Contents, want: Contents, tables: Mapping[int, Encoded]) -> int:
+        maps = self.maps
         backends = diff(have.backends, want.backends)
         services = diff(have.services, want.services)
         swaps = diff(have.tables, want.tables)
         vips = diff(have.vips, want.vips)
         nat_back = diff(have.nat_back, want.nat_back)
         # A backend that becomes unusable must first lose its slots.
-        later = {n: raw for n, raw in backends.put.items() if not _usable(raw)}
+        later = {n: raw for n, raw in backends.put.items() if not encode.is_usable(raw)}
         _put(maps.backends, (item for item in backends.put.items() if item[0] not in later))
         _put_hash(maps.nat_back, nat_back, len(have.nat_back))
         _put(maps.services, services.put.items())
@@ -327,7 +366,6 @@ class Kernel:
             maps.vips.delete(endpoint)
         for number in swaps.delete:
             maps.tables.delete(index_key(number))
-            maps.origins.delete(index_key(number))
             self._stirred.discard(number)
         for number in services.delete:
             maps.services.put(index_key(number), bytes(maps.services.value_size))
@@ -342,21 +380,9 @@ class Kernel:
         )
 
     def _swap(self, fresh: Mapping[int, Encoded]) -> None:
-        """Put new tables in place, each with one update; their slots' past before them, as a word of the
-        table says whether there is one. The past of the old table is part of the new one's."""
-        tables = {number: new_table() for number in fresh}
-        origins = {number: new_origins() for number, (_, past) in fresh.items() if past is not None}
-        for number, (words, past) in fresh.items():
-            tables[number].put(index_key(0), words)
-            if past is not None:
-                origins[number].put(index_key(0), past)
-        for outer, inner in ((self.maps.origins, origins), (self.maps.tables, tables)):
-            outer.put_many(
-                [(index_key(n), each.fd.to_bytes(4, sys.byteorder)) for n, each in inner.items()]
-            )
-        for number in self._stirred & fresh.keys() - origins.keys():
-            self.maps.origins.delete(index_key(number))
-        self._stirred = self._stirred - fresh.keys() | origins.keys()
+        slotmaps.swap(self.maps.tables, fresh)
+        stirred = {number for number, (_, past) in fresh.items() if past is not None}
+        self._stirred = self._stirred - fresh.keys() | stirred
 
     def _take_back(
         self, service_ids: Mapping[int, Allocation], backend_ids: Mapping[int, Allocation]
@@ -398,12 +424,19 @@ def _chunks(numbers: list[int], size: int) -> Iterator[list[int]]:
         yield numbers[start : start + size]
 
 
-def _usable(raw: bytes) -> bool:
-    return bool(layout.Backend.from_buffer_copy(raw).flags & layout.BackendFlag.USABLE)
+def _digest(encoded: Encoded) -> bytes:
+    table, past = encoded
+    state = hashlib.blake2b(table, digest_size=16)
+    state.update(past or b"")
+    return state.digest()
 
 
-def _digest(table: bytes, origins: bytes | None) -> bytes:
-    return hashlib.blake2b(table + (origins or b""), digest_size=16).digest()
+def _where(backend: WantedBackend) -> tuple[object, ...]:
+    return backend.address, backend.port
+
+
+def _fixed(service: Service) -> tuple[object, ...]:
+    return service.endpoint, service.mode
 
 
 def _is_same_table(before: WantedService, after: WantedService) -> bool:
@@ -412,19 +445,4 @@ def _is_same_table(before: WantedService, after: WantedService) -> bool:
         before.table is after.table
         and before.base is after.base
         and (one.tracking, one.window) == (other.tracking, other.window)
-    )
-
-
-def _service_bytes(service: Service, seed: tuple[int, int]) -> bytes:
-    return bytes(
-        layout.Service(
-            seed=(ctypes.c_uint64 * 2)(*seed),
-            vip=(ctypes.c_uint8 * 16)(*layout.address_bytes(service.vip)),
-            port=socket.htons(service.port),
-            proto=layout.PROTOCOL_NUMBER[service.protocol],
-            mode=layout.MODE_NUMBER[service.mode],
-            affinity=layout.AFFINITY_NUMBER[service.affinity],
-            tracking=layout.TRACKING_NUMBER[service.tracking],
-            no_backend=layout.NO_BACKEND_NUMBER[service.no_backend],
-        )
     )

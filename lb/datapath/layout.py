@@ -15,10 +15,10 @@ from lb.model.objects import Address, Affinity, Mode, NoBackend, Protocol, Track
 
 SLOTS = 65536
 LINKS = 4096
-EPOCHS = 256
+EPOCHS = 128
 SLOT_BACKEND = 0x00FFFFFF  # the bits of a slot that are its backend's id
 SLOT_STIRRED = 0x80000000
-EPOCH_SHIFT = 24  # in an origin's word
+EPOCH_SHIFT = 24
 
 PROTOCOL_NUMBER = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_UDP}
 MODE_NUMBER = {Mode.DSR: 0, Mode.NAT: 1}
@@ -125,8 +125,8 @@ class Flow(ctypes.Structure):
     )
 
 
-class Origins(ctypes.Structure):
-    """struct lb_origins."""
+class Table(ctypes.Structure):
+    """struct lb_table."""
 
     _fields_ = (("closes", ctypes.c_uint64 * EPOCHS), ("slot", ctypes.c_uint32 * SLOTS))
 

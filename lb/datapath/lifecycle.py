@@ -26,7 +26,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 from lb.datapath import attach, compile, layout, sources
 from lb.datapath.attach import Interface, Ours
 from lb.datapath.bpf import Map, Program
-from lb.datapath.kernel import index_key
+from lb.datapath.encode import index_key
 from lb.datapath.maps import Maps
 from lb.errors import ConflictError, DatapathError, NotFoundError
 from lb.settings import Hook, Limits, Settings

@@ -39,7 +39,6 @@ def specs(limits: Limits) -> dict[str, MapSpec]:
         "services": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Service), limits.services),
         "tables": MapSpec(MapType.ARRAY_OF_MAPS, 4, 4, limits.services),
         "backends": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Backend), limits.backends),
-        "origins": MapSpec(MapType.ARRAY_OF_MAPS, 4, 4, limits.services),
         "conntrack": MapSpec(MapType.LRU_HASH, *flow, limits.conntrack),
         "embryonic": MapSpec(MapType.LRU_HASH, *flow, limits.embryonic),
         "senders": MapSpec(MapType.LRU_HASH, ctypes.sizeof(layout.Sender), link, limits.senders),
@@ -54,18 +53,15 @@ def specs(limits: Limits) -> dict[str, MapSpec]:
     }
 
 
-def new_table() -> Map:
+def new_table(with_past: bool = False) -> Map:
     """An inner map of `tables`: one element that is the whole table, so that one system call fills
-    it and one reads it."""
-    return Map.create(MapType.ARRAY, "lb_table", 4, 4 * layout.SLOTS, 1)
+    it and one reads it; and one for its past."""
+    size = ctypes.sizeof(layout.Table)
+    # Of one size all inner maps would have to be but for this flag (Linux 5.10).
+    return Map.create(MapType.ARRAY, "lb_table", 4, size, 2 if with_past else 1, flags=_F_INNER_MAP)
 
 
-def new_origins() -> Map:
-    """An inner map of `origins`, of the same make."""
-    return Map.create(MapType.ARRAY, "lb_origins", 4, ctypes.sizeof(layout.Origins), 1)
-
-
-_INNER = {"tables": new_table, "origins": new_origins}
+_F_INNER_MAP = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,7 @@ class Maps:
         """New, unpinned maps."""
         made: dict[str, Map] = {}
         for name, spec in specs(limits).items():
-            inner = _INNER[name]() if name in _INNER else None
+            inner = new_table() if spec.kind is MapType.ARRAY_OF_MAPS else None
             made[name] = Map.create(
                 spec.kind,
                 f"lb_{name}"[:15],

@@ -73,11 +73,16 @@ class Resolver:
     _links: dict[int, bytes] = field(default_factory=dict)
     _unrouted: set[Address] = field(default_factory=set)
     _fresh: set[Address] = field(default_factory=set)
+    _watched: frozenset[Address] = frozenset()
+    _hops: dict[Address, NextHop] = field(default_factory=dict)
+    _is_stale: bool = False  # is _hops older than what it is made of?
 
-    def watch(self, addresses: Iterable[Address]) -> None:
+    def watch(self, wanted: frozenset[Address]) -> None:
         """From now on these addresses are of interest, and no others. New ones are looked up, and
         the kernel is asked to resolve those that it doesn't know."""
-        wanted = set(addresses)
+        if wanted is self._watched:
+            return
+        self._watched, self._is_stale = wanted, True
         known = self._via.keys() | self._unrouted
         self._via = {address: via for address, via in self._via.items() if address in wanted}
         self._unrouted &= wanted
@@ -106,18 +111,23 @@ class Resolver:
         return self.hops() != before
 
     def hops(self) -> dict[Address, NextHop]:
-        """Next hop of each address that has one."""
+        """Next hop of each address that has one; the same object for as long as they are the same."""
+        if not self._is_stale:
+            return self._hops
+        self._is_stale = False
         found = {}
         for address, (ifindex, gateway) in self._via.items():
             mac = self._macs.get((ifindex, gateway))
             source = self._links.get(ifindex)
             if mac is not None and source is not None:
                 found[address] = NextHop(ifindex, source, mac, gateway != address)
-        return found
+        if found != self._hops:
+            self._hops = found
+        return self._hops
 
     def pending(self) -> bool:
         """Is the kernel still resolving an address that is new?"""
-        return bool(self._fresh & self._via.keys() - self.hops().keys())
+        return bool(self._fresh) and bool(self._fresh & self._via.keys() - self.hops().keys())
 
     def give_up(self) -> None:
         """Wait for the new ones no longer; they may still be resolved later."""
@@ -129,6 +139,7 @@ class Resolver:
 
     def _read_tables(self) -> None:
         """Links and neighbours as they are now; what is no gateway of ours is forgotten."""
+        self._is_stale = True
         self._links = {
             link["index"]: mac
             for link in self.ip.get_links()
@@ -143,6 +154,7 @@ class Resolver:
     def _route(self, addresses: Iterable[Address]) -> None:
         """An address that had a way keeps it while it has no other: a route that is gone for a moment
         (a link that flaps) must not stop established flows."""
+        self._is_stale = True
         for address in addresses:
             via = self._lookup(address)
             if via is None:
@@ -171,6 +183,7 @@ class Resolver:
         key = (entry["ifindex"], ip_address(target))
         if key not in used:
             return False
+        self._is_stale = True
         if entry["state"] & _NUD_CONFIRMED:
             self._confirmed.add(key)
         if self._macs.get(key) == mac:

@@ -1,13 +1,13 @@
-"""A service's slots as the kernel holds them: a map of words, and one of their past where they moved.
+"""A service's slots as the kernel holds them: a table of words, and one of their past where they moved.
 
 Backends are ids here, times are nanoseconds of CLOCK_MONOTONIC (bpf_ktime_get_ns).
 """
 
 from __future__ import annotations
 
-import ctypes
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +17,13 @@ from lb.core import moves
 from lb.core.moves import QUIET, Moves
 from lb.datapath import layout
 from lb.datapath.bpf import Map
+from lb.datapath.maps import new_table
 
 EMPTY = 0  # an id that no backend has
-_ZERO = bytes(4)
+_FIRST, _SECOND = (n.to_bytes(4, sys.byteorder) for n in range(2))
 
 U32 = NDArray[np.uint32]
-Encoded = tuple[bytes, bytes | None]  # values of the inner maps of `tables` and `origins`
+Encoded = tuple[bytes, bytes | None]  # the two elements of an inner map of `tables`
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,35 +44,39 @@ def encode(slots: Slots) -> Encoded:
     """What the kernel is given; no past if all slots are quiet."""
     stirred = slots.moves.stirred
     if not stirred.any():
-        return slots.backends.tobytes(), None
-    words = slots.backends | np.where(stirred, layout.SLOT_STIRRED, 0).astype(np.uint32)
+        return _table(_NO_EPOCHS, slots.backends), None
     ends = _epochs(np.unique(slots.moves.closes[stirred]))
     # A window closes with its epoch: never early.
-    epochs = np.where(stirred, np.searchsorted(ends, slots.moves.closes), 0).astype(np.uint32)
+    epochs = np.searchsorted(ends, slots.moves.closes).astype(np.uint32)
+    marks = epochs << np.uint32(layout.EPOCH_SHIFT) | np.uint32(layout.SLOT_STIRRED)
+    words = slots.backends | np.where(stirred, marks, 0).astype(np.uint32)
     origins = np.where(stirred, slots.moves.origin, 0).astype(np.uint32)
     closes = np.zeros(layout.EPOCHS, dtype=np.uint64)
     closes[: len(ends)] = ends
-    packed: U32 = origins | epochs << np.uint32(layout.EPOCH_SHIFT)
-    return words.tobytes(), closes.tobytes() + packed.tobytes()
+    return _table(closes, words), _table(_NO_EPOCHS, origins)
 
 
-def decode(table: bytes, origins: bytes | None) -> Slots:
+def decode(table: bytes, past: bytes | None) -> Slots:
     """The opposite of encode(); windows that shared an epoch close together from then on."""
-    words = np.frombuffer(table, dtype=np.uint32)
+    closes, words = _split(table)
     backends = words & np.uint32(layout.SLOT_BACKEND)
-    if origins is None:
+    if past is None:
         return Slots(backends, moves.none(backends))
-    split = ctypes.sizeof(layout.Origins) - 4 * layout.SLOTS
-    closes = np.frombuffer(origins[:split], dtype=np.uint64).astype(np.int64)
-    packed = np.frombuffer(origins[split:], dtype=np.uint32)
     stirred = (words & np.uint32(layout.SLOT_STIRRED)) != 0
-    return Slots(
-        backends,
-        Moves(
-            origin=packed & np.uint32(layout.SLOT_BACKEND),
-            closes=np.where(stirred, closes[packed >> np.uint32(layout.EPOCH_SHIFT)], QUIET),
-        ),
-    )
+    epochs = words >> np.uint32(layout.EPOCH_SHIFT) & np.uint32(layout.EPOCHS - 1)
+    return Slots(backends, Moves(_split(past)[1], np.where(stirred, closes[epochs], QUIET)))
+
+
+_NO_EPOCHS = np.zeros(layout.EPOCHS, dtype=np.uint64)
+
+
+def _table(closes: NDArray[np.uint64], words: U32) -> bytes:
+    return closes.tobytes() + words.tobytes()
+
+
+def _split(table: bytes) -> tuple[NDArray[np.int64], U32]:
+    at = _NO_EPOCHS.nbytes
+    return np.frombuffer(table[:at], dtype=np.int64), np.frombuffer(table[at:], dtype=np.uint32)
 
 
 def follow_on(before: Slots | None, after: U32, shared: Moves, window: int) -> Moves:
@@ -96,18 +101,34 @@ def follow_on(before: Slots | None, after: U32, shared: Moves, window: int) -> M
     )
 
 
-def read(tables: Map, origins: Map, service: int) -> Slots | None:
+def read(tables: Map, service: int) -> Slots | None:
     """What the kernel holds for a service id; None if it has no table."""
-    table = read_inner(tables, service)
-    return None if table is None else decode(table, read_inner(origins, service))
+    held = read_raw(tables, service)
+    return None if held is None else decode(*held)
 
 
-def read_inner(outer: Map, service: int) -> bytes | None:
-    """The one value of an inner map; None if there is none for this service."""
-    inner = outer.get(service.to_bytes(4, sys.byteorder))
-    if inner is None:
+def read_raw(tables: Map, service: int) -> Encoded | None:
+    """The same, as bytes."""
+    found = tables.get(service.to_bytes(4, sys.byteorder))
+    if found is None:
         return None
-    return Map.by_id(int.from_bytes(inner, sys.byteorder)).get(_ZERO)
+    inner = Map.by_id(int.from_bytes(found, sys.byteorder))
+    past = inner.get(_SECOND) if inner.max_entries > 1 else None
+    return inner.get(_FIRST) or b"", past
+
+
+def swap(tables: Map, fresh: Mapping[int, Encoded]) -> None:
+    """Put new tables in place of the present ones: filled off to the side, then one update each. The
+    system call returns when no packet sees the old ones any more (10 ms); packets see the new ones at
+    once."""
+    made = {service: new_table(with_past=past is not None) for service, (_, past) in fresh.items()}
+    for service, (table, past) in fresh.items():
+        made[service].put(_FIRST, table)
+        if past is not None:
+            made[service].put(_SECOND, past)
+    tables.put_many(
+        [(n.to_bytes(4, sys.byteorder), each.fd.to_bytes(4, sys.byteorder)) for n, each in made.items()]
+    )
 
 
 def _epochs(ends: NDArray[np.int64]) -> NDArray[np.int64]:

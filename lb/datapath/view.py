@@ -19,7 +19,8 @@ from lb.core.moves import QUIET
 from lb.core.state import DesiredState
 from lb.datapath import layout, slotmaps
 from lb.datapath.bpf import Map
-from lb.datapath.kernel import index_key, read_owners
+from lb.datapath.encode import index_key
+from lb.datapath.kernel import read_owners
 from lb.datapath.maps import Maps
 from lb.datapath.slotmaps import Slots
 from lb.model import keys
@@ -141,7 +142,7 @@ class KernelView:
 
     def _slots(self, service: str) -> Slots | None:
         number = self._service_ids.get(ids.uid(keys.service(service)))
-        return slotmaps.read(self._maps.tables, self._maps.origins, number) if number else None
+        return slotmaps.read(self._maps.tables, number) if number else None
 
     def trace(
         self, protocol: Protocol, client: Address, client_port: int, vip: Address, vip_port: int
@@ -157,7 +158,7 @@ class KernelView:
         affinity = Affinity.CLIENT if raw.affinity else Affinity.FLOW
         seed = (raw.seed[0], raw.seed[1])
         slot = flowhash.slot(seed, client, client_port, vip_port, affinity)
-        held = slotmaps.read(self._maps.tables, self._maps.origins, service) or slotmaps.empty()
+        held = slotmaps.read(self._maps.tables, service) or slotmaps.empty()
         slot_id = int(held.backends[slot])
         why = [
             f"the VIP belongs to service {self._service_name(service)!r}",

@@ -15,14 +15,13 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 import lb
-from lb.core.plan import Observed, Wanted, plan
-from lb.core.state import DesiredState, parse
+from lb.core.plan import Observed, Wanted
+from lb.core.state import DesiredState, advance, parse
 from lb.datapath import lifecycle, neighbours
 from lb.datapath.kernel import Kernel
 from lb.datapath.lifecycle import Attachment
@@ -31,10 +30,11 @@ from lb.datapath.neighbours import Resolver
 from lb.errors import ConflictError, LbError, RevisionCompacted, StoreUnavailable
 from lb.model import keys
 from lb.model.objects import ClusterConfig, LinkStatus, NodeStatus, Problem, TableDocument
-from lb.node.planning import Bases, Overlays
+from lb.node.happenings import Happening, NetlinkChanged, Stop, StoreChanged, Timer
+from lb.node.planning import Bases, Plans
 from lb.node.reporter import Reporter
 from lb.settings import Settings
-from lb.store.base import Compare, Delete, Put, Store, iterate
+from lb.store.base import Batch, Compare, Delete, Put, Store, iterate
 
 log = logging.getLogger("lbd")
 
@@ -51,46 +51,6 @@ TABLES_A_COMMIT = 50
 _RETRIED = (LbError, NetlinkError, OSError)
 
 
-@dataclass(frozen=True)
-class StoreChanged:
-    """The desired state may have changed."""
-
-
-@dataclass(frozen=True)
-class NetlinkChanged:
-    """A notification of the kernel."""
-
-    message: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Stop:
-    """A signal asks lbd to end."""
-
-
-@dataclass(frozen=True)
-class Audit:
-    """A signal asks lbd to compare with the kernel now, not at the next turn."""
-
-
-Happening = StoreChanged | NetlinkChanged | Stop | Audit
-
-
-@dataclass
-class Timer:
-    """Says every `period` seconds (monotonic clock) that it is time."""
-
-    period: float
-    due: float = 0.0
-
-    def is_due(self, now: float) -> bool:
-        """True once per period."""
-        if now < self.due:
-            return False
-        self.due = now + self.period
-        return True
-
-
 @dataclass
 class Daemon:
     """One node's lbd."""
@@ -105,7 +65,7 @@ class Daemon:
     state: DesiredState = field(default_factory=DesiredState)
     _started: float = field(default_factory=time.time)
     _bases: Bases = field(default_factory=Bases)
-    _overlays: Overlays = field(default_factory=Overlays)
+    _plans: Plans = field(default_factory=Plans)
     _renew: Timer = field(default_factory=lambda: Timer(RENEW_SECONDS))
     _refresh: Timer = field(default_factory=lambda: Timer(REFRESH_SECONDS))
     _audit: Timer = field(default_factory=lambda: Timer(AUDIT_SECONDS))
@@ -188,7 +148,7 @@ class Daemon:
             if isinstance(each, NetlinkChanged):
                 stale |= self._notice(each)
             elif isinstance(each, StoreChanged):
-                stale |= self._read_store()
+                stale |= self._take_in(each.batch) if each.batch else self._read_store()
             else:
                 audit = True
         if self._topology_changed and self._topology.is_due(now):
@@ -230,6 +190,22 @@ class Daemon:
         self.state = parse(snapshot.revision, items, self.state)
         return True
 
+    def _take_in(self, batch: Batch) -> bool:
+        """Bring the state up to date with what a watch delivered, which is every change; those that a
+        read has brought already are left out."""
+        news = [
+            (event.key, event.value, event.revision)
+            for event in batch.events
+            if event.revision > self.state.revision
+        ]
+        if not news:
+            return False
+        state = advance(self.state, batch.revision, news)
+        if state is None:
+            return self._read_store()
+        self.state = state
+        return True
+
     def _watch_store(self) -> None:
         """Thread: say when something other than a node's status changed."""
         after = self.state.revision
@@ -239,7 +215,7 @@ class Daemon:
                     for batch in iterate(watch):
                         after = batch.revision
                         if any(not event.key.startswith(keys.NODES) for event in batch.events):
-                            self.inbox.put(StoreChanged())
+                            self.inbox.put(StoreChanged(batch))
                     return
             except RevisionCompacted:
                 after = 0  # read below: what is newer than that is watched again
@@ -288,16 +264,15 @@ class Daemon:
 
     def _reconcile(self) -> None:
         """Make the kernel maps what they should be, and report."""
-        self.resolver.watch({backend.address for backend in self.state.backends.values()})
+        self.resolver.watch(self.state.addresses)
         self._await_next_hops()
         if self.state.config is None:
             self._without_config()
             return
         bases = self._bases.update(self.state)
         attached = frozenset(link.index for link in self.attachment.interfaces)
-        wanted = plan(self.state, Observed(self.resolver.hops(), attached), bases, self._overlays)
+        wanted = self._plans.update(self.state, Observed(self.resolver.hops(), attached), bases)
         changes = self.kernel.apply(wanted, keep=self.state.not_understood)
-        self._overlays.forget_unused()
         if changes:
             log.info("applied revision=%d entries=%d", self.state.revision, changes)
         self._report(wanted, (*self.state.problems, *wanted.problems))

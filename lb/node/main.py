@@ -21,7 +21,8 @@ from lb.datapath import attach, lifecycle
 from lb.datapath.lifecycle import Lock
 from lb.errors import ExitCode, LbError, UserError
 from lb.model.objects import Problem
-from lb.node.daemon import Audit, Daemon, Stop
+from lb.node.daemon import Daemon
+from lb.node.happenings import Audit, Stop
 from lb.settings import Hook, Settings
 from lb.store.opening import open_store
 

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lb.core import slots
-from lb.core.overlay import overlay
-from lb.core.plan import base_table
-from lb.core.slots import Member, Table
+from lb.core.plan import Observed, ServicePlan, Wanted, base_table, join, plan_service, seed_in_force
+from lb.core.slots import Table
 from lb.core.state import DesiredState
 from lb.model.objects import Backend, Service, TableDocument
 
-_Inputs = tuple[Service, list[Backend], TableDocument | None]
+_BaseInputs = tuple[Service, list[Backend], TableDocument | None]
+_Inputs = tuple[Service, list[Backend], Table]
 
 
 @dataclass
 class Bases:
     """The base table of each service."""
 
-    _known: dict[str, tuple[_Inputs, Table]] = field(default_factory=dict)
+    _known: dict[str, tuple[_BaseInputs, Table]] = field(default_factory=dict)
     _documents: dict[str, tuple[Table, TableDocument]] = field(default_factory=dict)
 
     def update(self, state: DesiredState) -> dict[str, Table]:
         """Base tables for this state. A table stays the same object while its content is the same."""
-        known: dict[str, tuple[_Inputs, Table]] = {}
+        known: dict[str, tuple[_BaseInputs, Table]] = {}
         for name, service in state.services.items():
             members = state.backends_of(name)
             inputs = (service, members, state.tables.get(name))
@@ -56,20 +56,32 @@ class Bases:
 
 
 @dataclass
-class Overlays:
-    """`overlay`, remembered for as long as it is asked for again."""
+class Plans:
+    """The plan of each service. It stays the same object while nothing that it depends on changes."""
 
-    _known: dict[object, tuple[Table, Table]] = field(default_factory=dict)
-    _used: dict[object, tuple[Table, Table]] = field(default_factory=dict)
+    _known: dict[str, tuple[_Inputs, ServicePlan]] = field(default_factory=dict)
+    _observed: Observed = field(default_factory=Observed)
+    _seed: str = ""
 
-    def __call__(self, base: Table, members: Sequence[Member], fitness: Mapping[str, float]) -> Table:
-        """The overlay of this base table."""
-        key = (id(base), tuple(members), tuple(sorted(fitness.items())))
-        # The base is remembered, too, so that its id isn't given to another table.
-        known = self._known.get(key) or (base, overlay(base, members, fitness))
-        self._used[key] = known
-        return known[1]
-
-    def forget_unused(self) -> None:
-        """Keep only what was asked for since the last call."""
-        self._known, self._used = self._used, {}
+    def update(self, state: DesiredState, observed: Observed, bases: Mapping[str, Table]) -> Wanted:
+        """As lb.core.plan.plan() says, but only for services that changed."""
+        seed = seed_in_force(state)
+        if observed != self._observed or seed != self._seed:
+            # Rare, and then most services may be concerned.
+            self._known, self._observed, self._seed = {}, observed, seed
+        known: dict[str, tuple[_Inputs, ServicePlan]] = {}
+        for name, service in state.services.items():
+            members, base = state.backends_of(name), bases[name]
+            before = self._known.get(name)
+            if (
+                before is not None
+                and before[0][0] is service
+                and before[0][2] is base
+                and before[0][1] == members
+            ):
+                known[name] = before
+            else:
+                made = plan_service(service, members, observed, seed, base)
+                known[name] = (service, members, base), made
+        self._known = known
+        return join({name: each for name, (_, each) in known.items()})

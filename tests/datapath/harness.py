@@ -121,12 +121,10 @@ class Kernel:
             maps.senders.put(layout.address_bytes(address), bytes(at))
         self._world = world
 
-    def use_tables(self, tables: Mapping[int, Map], origins: Mapping[int, Map] | None = None) -> None:
+    def use_tables(self, tables: Mapping[int, Map]) -> None:
         """Give services their slot tables. Slow: the kernel waits for all programs to be done."""
         for number, table in tables.items():
             self.maps.tables.put(u32(number), u32(table.fd))
-        for number, each in (origins or {}).items():
-            self.maps.origins.put(u32(number), u32(each.fd))
 
     def run(self, frame: bytes, ifindex: int, *, flags: int = 0) -> Seen:
         """One frame through the program."""
@@ -299,17 +297,19 @@ class Pasts(Mapping[int, Past]):
         return sum(1 for _ in self)
 
 
-def fill_table(table: Map, slots: Sequence[int], origins: Map, pasts: Pasts | None = None) -> None:
-    """Write a service's slots and their past."""
+def fill_table(table: Map, slots: Sequence[int], pasts: Pasts | None = None) -> None:
+    """Write a service's slots and their past. The table has room for both."""
     pattern = pasts.pattern if pasts else (None,)
     ends = sorted({past.closes for past in pattern if past})
-    past = [p.origin | ends.index(p.closes) << layout.EPOCH_SHIFT if p else 0 for p in pattern]
-    flags = [layout.SLOT_STIRRED if p else 0 for p in pattern]
+    past = [p.origin if p else 0 for p in pattern]
+    flags = [
+        layout.SLOT_STIRRED | ends.index(p.closes) << layout.EPOCH_SHIFT if p else 0 for p in pattern
+    ]
     words = np.asarray(slots, dtype=np.uint32) | np.resize(np.array(flags, np.uint32), layout.SLOTS)
-    table.put(u32(0), words.tobytes())
     closes = np.array(ends + [0] * (layout.EPOCHS - len(ends)), dtype=np.uint64)
     packed = np.resize(np.array(past, dtype=np.uint32), layout.SLOTS)
-    origins.put(u32(0), closes.tobytes() + packed.tobytes())
+    table.put(u32(1), bytes(closes.nbytes) + packed.tobytes())
+    table.put(u32(0), closes.tobytes() + words.tobytes())
 
 
 class _BatchOpts(ctypes.Structure):

@@ -17,7 +17,7 @@ from lb.core.reference import Flow, Outcome, Result, World, process
 from lb.core.reference.pick import SEEN_STEP
 from lb.core.reference.world import FlowKey
 from lb.datapath.clock import Clock
-from lb.datapath.maps import new_origins, new_table
+from lb.datapath.maps import new_table
 
 from . import harness
 from .harness import Kernel
@@ -98,10 +98,9 @@ def hypothesis_settings(packets: int):
 @pytest.mark.timeout(0)
 def test_kernel_does_what_the_model_says(kernels: dict[str, Kernel], record_property) -> None:
     clock = Clock()
-    tables = {n: new_table() for n in range(1, MAX_SERVICES + 1)}
-    origins = {n: new_origins() for n in tables}
+    tables = {n: new_table(with_past=True) for n in range(1, MAX_SERVICES + 1)}
     for kernel in kernels.values():
-        kernel.use_tables(tables, origins)
+        kernel.use_tables(tables)
     outcomes: Counter[Outcome] = Counter()
     reached: Counter[str] = Counter()
 
@@ -110,7 +109,7 @@ def test_kernel_does_what_the_model_says(kernels: dict[str, Kernel], record_prop
     def run(encounter: tuple[Scene, list[bytes]]) -> None:
         scene, arriving = encounter
         for number, slots in scene.world.tables.items():
-            harness.fill_table(tables[number], slots, origins[number], scene.world.pasts[number])
+            harness.fill_table(tables[number], slots, scene.world.pasts[number])
         pairs = [Pair(kernel, scene, clock) for kernel in kernels.values()]
         for frame in (f for whole in arriving for f in (whole, *damaged_copies(whole, COPIES))):
             placed = []

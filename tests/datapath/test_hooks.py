@@ -32,7 +32,7 @@ from lb.core.reference import (
     process,
 )
 from lb.datapath.bpf import Map
-from lb.datapath.maps import new_origins, new_table
+from lb.datapath.maps import new_table
 from lb.model.objects import Affinity, Mode, NoBackend, Tracking
 
 from . import harness, netns
@@ -44,7 +44,6 @@ VIPS = {4: ip_address("10.0.0.1"), 6: ip_address("2001:db8::1")}
 REALS = {4: "10.1.0.{}", 6: "2001:db8:b::{}"}
 CLIENTS = {4: "198.51.100.2", 6: "2001:db8:a::2"}
 HOOKS = ["xdp", "tc"]
-Tables = tuple[Map, Map]
 
 
 def one_service(version: int, proto: int = 6, **policy: object) -> World:
@@ -73,19 +72,18 @@ def one_service(version: int, proto: int = 6, **policy: object) -> World:
 
 
 @pytest.fixture
-def table(kernels: dict[str, Kernel]) -> Iterator[Tables]:
-    """Service 1's table and its past, in both kernels."""
-    shared = new_table(), new_origins()
+def table(kernels: dict[str, Kernel]) -> Iterator[Map]:
+    """Service 1's table, in both kernels."""
+    shared = new_table(with_past=True)
     for kernel in kernels.values():
-        kernel.use_tables({1: shared[0]}, {1: shared[1]})
+        kernel.use_tables({1: shared})
     yield shared
-    for each in shared:
-        each.close()
+    shared.close()
 
 
-def install(kernel: Kernel, world: World, table: Tables) -> None:
+def install(kernel: Kernel, world: World, table: Map) -> None:
     kernel.install(world)
-    harness.fill_table(table[0], world.tables[1], table[1])
+    harness.fill_table(table, world.tables[1])
 
 
 def frame(l4: Packet, version: int, *, src: str = "", dst: str = "", ttl: int = 64) -> bytes:
@@ -97,7 +95,7 @@ def frame(l4: Packet, version: int, *, src: str = "", dst: str = "", ttl: int = 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("affinity", list(Affinity))
 def test_the_same_packets_get_the_same_backend(
-    kernels: dict[str, Kernel], table: Tables, version: int, affinity: Affinity
+    kernels: dict[str, Kernel], table: Map, version: int, affinity: Affinity
 ) -> None:
     world = one_service(version, affinity=affinity, tracking=Tracking.NEVER)
     for kernel in kernels.values():
@@ -163,7 +161,7 @@ RARE = {
 
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize("name", RARE)
-def test_rare_frames(kernels: dict[str, Kernel], table: Tables, hook: str, name: str) -> None:
+def test_rare_frames(kernels: dict[str, Kernel], table: Map, hook: str, name: str) -> None:
     """What chance may not come upon, with a backend and without."""
     ip = RARE[name].copy()
     ip.src = ip.fields.get("src", CLIENTS[6])
@@ -190,7 +188,7 @@ def test_rare_frames(kernels: dict[str, Kernel], table: Tables, hook: str, name:
 )
 def test_way_back_to_a_client_without_neighbour_entry(
     kernels: dict[str, Kernel],
-    table: Tables,
+    table: Map,
     hook: str,
     version: int,
     ifindex: int,
@@ -210,7 +208,7 @@ def test_way_back_to_a_client_without_neighbour_entry(
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("size", [0, 1446, 3400])
 def test_frames_of_all_sizes(
-    kernels: dict[str, Kernel], table: Tables, hook: str, version: int, size: int
+    kernels: dict[str, Kernel], table: Map, hook: str, version: int, size: int
 ) -> None:
     kernel = kernels[hook]
     world = one_service(version, proto=17, mode=Mode.NAT, tracking=Tracking.NEVER)
@@ -225,7 +223,7 @@ def test_frames_of_all_sizes(
 @pytest.mark.parametrize("resolved", [True, False])
 @pytest.mark.parametrize("ttl", [2, 64, 255])
 def test_the_sum_that_a_card_computed_stays_right(
-    kernels: dict[str, Kernel], table: Tables, version: int, mode: Mode, resolved: bool, ttl: int
+    kernels: dict[str, Kernel], table: Map, version: int, mode: Mode, resolved: bool, ttl: int
 ) -> None:
     """CHECKSUM_COMPLETE: the kernel compares skb->csum with the packet after the run, and fails it if
     they differ. (Not where VLAN tags are cut off: the helper takes a test run for egress, where the
@@ -264,7 +262,7 @@ def test_the_verifier_has_room_left(kernels: dict[str, Kernel], hook: str) -> No
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize(("version", "client"), [(4, "192.0.2.77"), (6, "2001:db8:d::77")])
 def test_answers_larger_than_the_route_takes_are_for_the_kernel(
-    kernels: dict[str, Kernel], table: Tables, hook: str, version: int, client: str
+    kernels: dict[str, Kernel], table: Map, hook: str, version: int, client: str
 ) -> None:
     """The route's MTU (600 and 1,300) is smaller than its interface's."""
     world = one_service(version, mode=Mode.NAT, tracking=Tracking.NEVER)

@@ -20,7 +20,8 @@ from lb.core.nexthop import NextHop
 from lb.core.plan import Observed, Wanted, base_table, plan, seed_of
 from lb.core.state import DesiredState
 from lb.datapath import layout
-from lb.datapath.kernel import Kernel, index_key, read_owners
+from lb.datapath.encode import index_key
+from lb.datapath.kernel import Kernel, read_owners
 from lb.datapath.maps import Maps
 from lb.datapath.view import KernelView
 from lb.errors import CapacityError, DatapathError
@@ -190,11 +191,11 @@ def test_after_a_failure_in_the_middle_the_kernel_is_read_again(
     kernel = Kernel(maps)
     first, second = state_of({"s1": {"b1": 1}}), state_of({"s1": {"b2": 1}})
 
-    def fail() -> None:
+    def fail(**_: object) -> None:
         raise DatapathError("no memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr("lb.datapath.kernel.new_table", fail)
+        patch.setattr("lb.datapath.slotmaps.new_table", fail)
         with pytest.raises(DatapathError):
             kernel.apply(wanted_of(first))
     half = layout.Backend.from_buffer_copy(maps.backends.get(index_key(1)) or b"")

@@ -25,7 +25,7 @@ from lb.core import flowhash
 from lb.core.moves import QUIET, calm, quieten, stir
 from lb.core.reference import Backend, Endpoint, FlowKey, Past, Service, World, process
 from lb.datapath import layout, slotmaps
-from lb.datapath.maps import new_origins, new_table
+from lb.datapath.maps import new_table
 from lb.datapath.slotmaps import Slots
 from lb.model.objects import Affinity, Tracking
 
@@ -134,8 +134,8 @@ class KernelNode:
 
     def __init__(self, kernel: harness.Kernel) -> None:
         self.kernel = kernel
-        self.table, self.origins = new_table(), new_origins()
-        kernel.use_tables({1: self.table}, {1: self.origins})
+        self.table = new_table(with_past=True)
+        kernel.use_tables({1: self.table})
         kernel.install(world_of({}))
 
     def program(self, slots: Slots, backends: dict[int, Backend], now: int) -> None:
@@ -143,12 +143,12 @@ class KernelNode:
         ahead = time.monotonic_ns() - now
         stirred = slots.moves.stirred
         moves = replace(slots.moves, closes=np.where(stirred, slots.moves.closes + ahead, 0))
-        table, origins = slotmaps.encode(Slots(slots.backends, moves))
+        table, past = slotmaps.encode(Slots(slots.backends, moves))
         for number, backend in backends.items():
             raw = bytes(harness.backend_struct(backend))
             self.kernel.maps.backends.put(harness.u32(number), raw)
-        if origins:
-            self.origins.put(harness.u32(0), origins)
+        if past:
+            self.table.put(harness.u32(1), past)
         self.table.put(harness.u32(0), table)
 
     def send(self, flow: int, flags: str) -> int | None:

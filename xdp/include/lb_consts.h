@@ -27,8 +27,8 @@
 #define LB_SLOT_MASK (LB_SLOTS - 1)
 #define LB_SLOT_EMPTY 0u    /* backend id 0 is never allocated: an empty slot names it */
 #define LB_SLOT_BACKEND 0x00ffffffu /* a slot's bits that are its backend's id */
-#define LB_SLOT_STIRRED 0x80000000u /* it moved lately: origins has its past */
-#define LB_EPOCHS 256u      /* different times at which windows of one service may close */
+#define LB_SLOT_STIRRED 0x80000000u /* it moved lately: the table's second element has its origin */
+#define LB_EPOCHS 128u      /* different times at which windows of one service may close */
 #define LB_LINKS 4096u      /* attached interfaces, hashed by ifindex; collisions are refused at attach */
 
 #define LB_VLAN_DEPTH 2     /* 802.1Q inside 802.1ad */

@@ -9,9 +9,8 @@
 
 #define lb_vips LB_MAP(LB_FD_VIPS)                   /* hash: lb_endpoint -> u32 service */
 #define lb_services LB_MAP(LB_FD_SERVICES)           /* array: lb_service */
-#define lb_tables LB_MAP(LB_FD_TABLES)               /* array of maps: service -> array[1] of lb_table */
+#define lb_tables LB_MAP(LB_FD_TABLES)               /* array of maps: service -> array[1 or 2] of lb_table */
 #define lb_backends LB_MAP(LB_FD_BACKENDS)           /* array: lb_backend */
-#define lb_origins_map LB_MAP(LB_FD_ORIGINS)         /* array of maps: service -> array[1] of lb_origins */
 #define lb_conntrack LB_MAP(LB_FD_CONNTRACK)         /* LRU hash: lb_flow_key -> lb_flow */
 #define lb_embryonic LB_MAP(LB_FD_EMBRYONIC)         /* the same: flows of which only the begin was seen */
 #define lb_senders LB_MAP(LB_FD_SENDERS)             /* LRU hash: lb_sender -> lb_link */

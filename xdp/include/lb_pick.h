@@ -51,38 +51,29 @@ static __always_inline struct lb_service *find_service(const struct lb_packet *p
 	return bpf_map_lookup_elem(lb_services, id);
 }
 
-/* The slot's backend, and LB_SLOT_STIRRED if it isn't quiet. */
-static __always_inline __u32 slot_word(__u32 service, __u32 slot)
+/* The slot's word, and its past if it isn't quiet: in one lookup of the table, so that both are of the
+ * same table. */
+static __always_inline __u32 slot_word(__u32 service, __u32 slot, struct lb_past *past)
 {
 	void *inner = bpf_map_lookup_elem(lb_tables, &service);
 	struct lb_table *table;
-	__u32 zero = 0;
-
-	if (!inner)
-		return LB_SLOT_EMPTY;
-	table = bpf_map_lookup_elem(inner, &zero);
-	if (!table)
-		return LB_SLOT_EMPTY;
-	return table->slot[slot & LB_SLOT_MASK];
-}
-
-static __always_inline struct lb_past slot_past(__u32 service, __u32 slot)
-{
-	void *inner = bpf_map_lookup_elem(lb_origins_map, &service);
-	struct lb_past past = {};
-	struct lb_origins *origins;
-	__u32 zero = 0;
+	__u32 at = 0;
 	__u32 word;
 
 	if (!inner)
-		return past;
-	origins = bpf_map_lookup_elem(inner, &zero);
-	if (!origins)
-		return past;
-	word = origins->slot[slot & LB_SLOT_MASK];
-	past.origin = word & LB_SLOT_BACKEND;
-	past.moving = origins->closes[word >> 24] > bpf_ktime_get_ns();
-	return past;
+		return LB_SLOT_EMPTY;
+	table = bpf_map_lookup_elem(inner, &at);
+	if (!table)
+		return LB_SLOT_EMPTY;
+	word = table->slot[slot & LB_SLOT_MASK];
+	if (!(word & LB_SLOT_STIRRED))
+		return word;
+	past->moving = table->closes[(word >> 24) & (LB_EPOCHS - 1)] > bpf_ktime_get_ns();
+	at = 1;
+	table = bpf_map_lookup_elem(inner, &at);
+	if (table)
+		past->origin = table->slot[slot & LB_SLOT_MASK];
+	return word;
 }
 
 /* May flows go to this backend, if it is of that generation (0 = whichever)? */
@@ -162,11 +153,11 @@ static __always_inline struct lb_choice choose_backend(const struct lb_service *
 						       const struct lb_packet *p)
 {
 	__u32 slot = flow_slot(svc, p);
-	__u32 word = slot_word(id, slot);
+	struct lb_past past = {};
+	__u32 word = slot_word(id, slot, &past);
 	__u32 own = word & LB_SLOT_BACKEND;
 	struct lb_choice choice = {};
 	struct lb_flow_key key = {};
-	struct lb_past past = {};
 	int known = 0;
 	int older;
 
@@ -187,8 +178,6 @@ static __always_inline struct lb_choice choose_backend(const struct lb_service *
 	if (choice.backend != LB_SLOT_EMPTY)
 		return choice;
 
-	if (word & LB_SLOT_STIRRED)
-		past = slot_past(id, slot);
 	/* Nobody saw it begin, and it doesn't begin now: it is older than the move. Where each datagram
 	 * is remembered, one that isn't begins a flow. */
 	older = !p->begins && (p->proto == IPPROTO_TCP || svc->tracking == LB_TRACK_MOVING);

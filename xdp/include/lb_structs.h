@@ -44,14 +44,12 @@ struct lb_owner {
 	__u64 uid; /* BLAKE2b-64 of the object's key in the store; 0 = free */
 };
 
+/* A service's slots. If some moved lately there is a second one of these, their past: in it a slot is
+ * the id of the backend that it had before. It means something only where the first says
+ * LB_SLOT_STIRRED. */
 struct lb_table {
-	__u32 slot[LB_SLOTS]; /* backend id, and LB_SLOT_STIRRED */
-};
-
-/* The past of a service's slots. It means something only where the table says LB_SLOT_STIRRED. */
-struct lb_origins {
 	__u64 closes[LB_EPOCHS]; /* when windows close: CLOCK_MONOTONIC in ns (bpf_ktime_get_ns) */
-	__u32 slot[LB_SLOTS];    /* id of the backend before the move, and in bits 24..31 the epoch */
+	__u32 slot[LB_SLOTS];    /* backend id, in bits 24..30 the epoch, and LB_SLOT_STIRRED */
 };
 
 struct lb_flow_key {

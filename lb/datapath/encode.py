@@ -1,0 +1,54 @@
+"""Services and backends as the bytes that the kernel maps hold."""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import sys
+
+from lb.core.plan import WantedBackend
+from lb.datapath import layout
+from lb.model.objects import Service
+
+
+def index_key(number: int) -> bytes:
+    """Key of an array map."""
+    return number.to_bytes(4, sys.byteorder)
+
+
+def service(document: Service, seed: tuple[int, int]) -> bytes:
+    """A struct lb_service."""
+    return bytes(
+        layout.Service(
+            seed=(ctypes.c_uint64 * 2)(*seed),
+            vip=(ctypes.c_uint8 * 16)(*layout.address_bytes(document.vip)),
+            port=socket.htons(document.port),
+            proto=layout.PROTOCOL_NUMBER[document.protocol],
+            mode=layout.MODE_NUMBER[document.mode],
+            affinity=layout.AFFINITY_NUMBER[document.affinity],
+            tracking=layout.TRACKING_NUMBER[document.tracking],
+            no_backend=layout.NO_BACKEND_NUMBER[document.no_backend],
+        )
+    )
+
+
+def backend(wanted: WantedBackend, generation: int) -> bytes:
+    """A struct lb_backend."""
+    raw = layout.Backend(
+        addr=(ctypes.c_uint8 * 16)(*layout.address_bytes(wanted.address)),
+        generation=generation,
+        port=socket.htons(wanted.port),
+        flags=layout.BackendFlag.USABLE if wanted.usable else 0,
+    )
+    hop = wanted.next_hop
+    if hop:
+        raw.flags |= layout.BackendFlag.RESOLVED
+        raw.ifindex = hop.ifindex
+        raw.dmac[:] = hop.destination_mac
+        raw.smac[:] = hop.source_mac
+    return bytes(raw)
+
+
+def is_usable(raw: bytes) -> bool:
+    """May flows go to this struct lb_backend?"""
+    return bool(layout.Backend.from_buffer_copy(raw).flags & layout.BackendFlag.USABLE)

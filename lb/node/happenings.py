@@ -1,0 +1,51 @@
+"""What lbd's loop is told: messages from its threads and from signals, and the time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lb.store.base import Batch
+
+
+@dataclass(frozen=True)
+class StoreChanged:
+    """The desired state has changed so; None: somehow, so it has to be read."""
+
+    batch: Batch | None = None
+
+
+@dataclass(frozen=True)
+class NetlinkChanged:
+    """A notification of the kernel."""
+
+    message: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A signal asks lbd to end."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A signal asks lbd to compare with the kernel now, not at the next turn."""
+
+
+Happening = StoreChanged | NetlinkChanged | Stop | Audit
+
+
+@dataclass
+class Timer:
+    """Says every `period` seconds (monotonic clock) that it is time."""
+
+    period: float
+    due: float = 0.0
+
+    def is_due(self, now: float) -> bool:
+        """True once per period."""
+        if now < self.due:
+            return False
+        self.due = now + self.period
+        return True
