@@ -34,6 +34,10 @@ lab-down: root venv ## Remove the lab
 test: root venv ## Install what is missing and run the whole suite
 	@$(BIN)/python -m pytest -q
 
+.PHONY: check-slots
+check-slots: root venv ## Measure the promises of slot tables (minutes; the last line says PASS or FAIL)
+	@$(BIN)/python -m tests.checks.slots
+
 .PHONY: bench
 bench: root venv ## Measure (SUITES="slots packet control" QUICK=1)
 	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(SUITES)

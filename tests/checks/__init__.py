@@ -1,0 +1,1 @@
+"""The headline checks: `make check-…` runs one. The last line says PASS or FAIL, with figures."""
