@@ -11,12 +11,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from lb.datapath.encode import index_key
 from numpy.typing import NDArray
 
 from bench.netns import MAC
 from lb.datapath import headers, layout, sources
 from lb.datapath.bpf import Map, MapType, Program, _libbpf
+from lb.datapath.encode import index_key
 from lb.datapath.kernel import Kernel
 from lb.datapath.maps import Maps
 from lb.errors import DatapathError

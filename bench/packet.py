@@ -4,7 +4,8 @@ Each case goes through the same wrapper (wrapper.c) three times: empty, parse + 
 floor), and the balancer. Only ratios within one run are comparable: the guest's clock has phases.
 
 `tracking always` is a flow with a conntrack entry; the other ways of tracking go by the slot table
-alone. What a case claims (the verdict, whether flows were new) is checked against the counters.
+alone, `moving` as long as nothing moves. What a case claims (the verdict, whether flows were new) is
+checked against the counters.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ import os
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-
-from lb.datapath.encode import index_key
+from dataclasses import dataclass, replace
 
 from bench import frames
 from bench.frames import Target
@@ -35,10 +34,11 @@ from bench.load import (
 )
 from bench.netns import INGRESS, namespace
 from bench.rows import Options, Row, interleaved, row
-from lb.core import ids
+from lb.core import ids, slots
 from lb.core.plan import plan
 from lb.datapath import layout
 from lb.datapath.bpf import possible_cpus
+from lb.datapath.encode import index_key
 from lb.datapath.kernel import read_owners
 from lb.errors import DatapathError
 from lb.model import keys
@@ -84,9 +84,37 @@ class Session:
         self._next: dict[tuple[str, str], int] = {}
         self._inserted = uniform_flows()
         self._walked = shuffled(self._inserted, (1, SOME))
-        state, observed = frames.world()
-        bench.kernel.apply(plan(state, observed, Bases().update(state)))
+        self._state, self._observed = frames.world()
+        self._bases = Bases()
+        self._apply()
         self._ids = {uid: number for number, uid in read_owners(bench.maps.service_owners).items()}
+
+    def _apply(self) -> None:
+        tables = self._bases.update(self._state)
+        self.bench.kernel.apply(plan(self._state, self._observed, tables))
+        stored = {name: slots.to_document(name, table) for name, table in tables.items()}
+        self._state = replace(self._state, tables=stored)
+
+    def move(self) -> float:
+        """Give the heaviest backends less weight; the share of slots that moves."""
+        before = self._bases.update(self._state)
+        heaviest = f"b{frames.BACKENDS}"
+        self._state = replace(
+            self._state,
+            backends={
+                key: each.model_copy(update={"weight": 40}) if key[1] == heaviest else each
+                for key, each in self._state.backends.items()
+            },
+        )
+        after = self._bases.update(self._state)
+        self._apply()
+        moved = [slots.moved(before[name], after[name]) for name in before]
+        return statistics.mean(moved) / slots.SLOTS
+
+    def entries(self) -> int:
+        """How many flows are remembered."""
+        maps = self.bench.maps
+        return sum(len(each.dump()[0]) // each.key_size for each in (maps.conntrack, maps.embryonic))
 
     def run(self, case: Case, peer: str, packets: int) -> float:
         """Send so many packets, going on with the flow after the last one; ns per packet."""
@@ -110,6 +138,7 @@ class Session:
         """No flow is known any more. In a full LRU those that were used again would stay in the way of
         all that are not yet, whose flows then evict each other."""
         empty(self.bench.maps.conntrack)
+        empty(self.bench.maps.embryonic)
 
     def _send(self, case: Case, peer: str, packets: int, first: int) -> tuple[float, BenchRun]:
         state = BenchRun(
@@ -225,6 +254,36 @@ def other_cases() -> list[Case]:
     return found
 
 
+def while_slots_move(session: Session, options: Options) -> list[Row]:
+    """1 M established flows, remembered all the time or only while something moves: before a change of
+    weights that moves a tenth of the slots, and after it."""
+    wanted = (Tracking.MOVING, Tracking.ALWAYS)
+    targets = [Target(Mode.DSR, 4, tracking) for tracking in wanted]
+    found: list[Row] = []
+    for when in ("nothing moves", "10 % of the slots move"):
+        if when != "nothing moves":
+            share = session.move()
+            if not 0.09 < share < 0.11:
+                raise DatapathError(f"bench: {share:.1%} of the slots moved, not 10 %")
+        cases = []
+        for target in targets:
+            case = Case(
+                name=f"tracking {target.tracking}, {when}",
+                frame=frames.tcp(frames.vip(target)),
+                version=4,
+                verdict=verdict(target),
+                flows=FLOWS,
+                service=target.name,
+            )
+            before = session.entries()
+            session.warm(case)
+            used = session.entries() - before
+            cases.append(case)
+            found.append(row(SUITE, f"{case.label}, entries added", "lb", "entries", [used]))
+        found += measure(session, cases, options)
+    return found
+
+
 def chosen(cases: Sequence[Case], options: Options) -> list[Case]:
     """Warming 1 M flows takes a second for each case."""
     return [each for each in cases if not options.quick or "dsr IPv4 TCP" in each.name]
@@ -253,9 +312,11 @@ def run(options: Options) -> list[Row]:
                 session.forget()
                 found += measure(session, [case], options)
         # Twice as many entries as flows: a full LRU evicts by approximation.
-        with load(Limits(conntrack=2 * FLOWS)) as bench:
+        with load(Limits(conntrack=2 * FLOWS, embryonic=2 * FLOWS)) as bench:
             session = Session(bench)
             for case in chosen(flow_cases(FLOWS), options):
                 session.forget()
                 found += measure(session, [case], options)
+            session.forget()
+            found += while_slots_move(session, options)
     return found

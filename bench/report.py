@@ -21,7 +21,7 @@ _PROSE = {
     " the *empty wrapper*, and is part of all figures. ...x is the ratio to *parse + swap + TX*,"
     " the median of the rounds. `dsr` goes back out of the interface it came in by (XDP_TX), `nat`"
     " out of another (XDP_REDIRECT). Flows are uniform, walked in another order than inserted;"
-    " conntrack has 262,144 entries, and 2 M where 1 M flows are known. That packets met the"
+    " conntrack has 131,072 entries, and 2 M where 1 M flows are known. That packets met the"
     " verdict, and flows were known or new as stated, is checked by the programs' own counters."
     " Nothing is sent.",
     "control": "From desired state to kernel maps, on unpinned maps of the default limits.",

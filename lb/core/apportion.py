@@ -8,7 +8,6 @@ shares. All arithmetic is in integers, so that every machine rounds alike.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
+_Cost = tuple[int, int, int]  # against the direction of the split, moves, distance from exact shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,19 +55,22 @@ def apportion(slots: int, pools: Sequence[Pool]) -> list[IntArray]:
         _options(slots, pool, whole, previous) if pool.part and pool.weights.any() else [_nothing(pool)]
         for pool in pools
     ]
-    best = min(
-        (combination for combination in itertools.product(*choices) if _size(combination) == slots),
-        key=lambda options: (
-            sum(option.rising for option in options),
-            sum(option.moves for option in options),
-            sum(option.error for option in options),
-        ),
-    )
-    return [option.targets for option in best]
-
-
-def _size(options: tuple[_Option, ...]) -> int:
-    return sum(option.size for option in options)
+    # The cheapest way to each size of all pools so far; all combinations would be 3^pools.
+    best: dict[int, tuple[_Cost, tuple[_Option, ...]]] = {0: ((0, 0, 0), ())}
+    for options in choices:
+        longer: dict[int, tuple[_Cost, tuple[_Option, ...]]] = {}
+        for so_far, (cost, chosen) in best.items():
+            for option in options:
+                size = so_far + option.size
+                price = (
+                    cost[0] + option.rising,
+                    cost[1] + option.moves,
+                    cost[2] + option.error,
+                )
+                if size not in longer or price < longer[size][0]:
+                    longer[size] = price, (*chosen, option)
+        best = longer
+    return [option.targets for option in best[slots][1]]
 
 
 def _nothing(pool: Pool) -> _Option:

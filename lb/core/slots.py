@@ -6,7 +6,7 @@ planned from the table before, so that a change moves as few slots as any even t
 1. apportion.py says how many slots each backend gets: even, and as near as that allows to what it
    holds;
 2. backends that hold more than their target give up their last slots, those that hold fewer take
-   them in order. Nothing else moves.
+   them in order, from their own pool first. Nothing else moves.
 
 As both look at the table before, that table is part of the shared state (TableDocument in the store),
 and every node plans from the same one.
@@ -21,6 +21,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +59,7 @@ class Table:
     ) -> None:
         """`slots` has shape (65536,): index into `backends`, or EMPTY. `parts` is each pool's share
         that it was planned for, in millionths of a per cent. `moves`: see TableDocument."""
-        starts = np.flatnonzero(np.diff(slots, prepend=slots[0] + 1))
+        starts = _starts(slots)
         self.backends = backends
         self.parts: Mapping[str, int] = parts or {}
         self.moves = moves
@@ -122,15 +123,16 @@ def plan(members: Sequence[Member], split: Mapping[str, float], previous: Table 
         Pool(parts.get(pool, 0), before.get(pool), weights[pools == pool], held[pools == pool])
         for pool in order
     ]
-    targets = np.zeros(len(names), dtype=np.int64)
-    for pool, counts in zip(order, apportion.apportion(SLOTS, choices), strict=True):
-        targets[pools == pool] = counts
+    targets, pool_of = (np.zeros(len(names), dtype=np.int64) for _ in range(2))
+    for number, counts in enumerate(apportion.apportion(SLOTS, choices)):
+        inside = pools == order[number]
+        targets[inside], pool_of[inside] = counts, number
     served = {
         pool: choice.part
         for pool, choice in zip(order, choices, strict=True)
         if choice.part and choice.weights.any()
     }
-    return Table(names, _deal(slots, targets), served)
+    return Table(names, _deal(slots, targets, pool_of), served)
 
 
 def equal(one: Table, other: Table) -> bool:
@@ -198,10 +200,19 @@ def remember(previous: Table, table: Table, now: int, window: int) -> Table:
 def _runs(past: Moves, now: int) -> tuple[MoveRun, ...]:
     closes = np.where(past.is_moving(now), past.closes, moves.QUIET)
     origin = np.where(closes == moves.QUIET, EMPTY, past.origin)
-    starts = np.flatnonzero((np.diff(closes, prepend=-1) != 0) | (np.diff(origin, prepend=-2) != 0))
+    starts = _starts(closes, origin)
     lengths = np.diff(starts, append=SLOTS)
     columns = (each.tolist() for each in (starts, lengths, origin[starts], closes[starts]))
     return tuple(run for run in zip(*columns, strict=True) if run[3] != moves.QUIET)
+
+
+def _starts(*columns: NDArray[Any]) -> NDArray[np.int64]:
+    """Where the runs begin in which none of these arrays changes."""
+    changes = np.zeros(SLOTS, dtype=bool)
+    changes[0] = True
+    for column in columns:
+        changes[1:] |= column[1:] != column[:-1]
+    return np.flatnonzero(changes)
 
 
 def _held(slots: NDArray[np.int32], backends: int) -> IntArray:
@@ -221,13 +232,19 @@ def _lookup(old: tuple[str, ...], new: tuple[str, ...]) -> NDArray[np.int32]:
     return np.array([*(index.get(name, EMPTY) for name in old), EMPTY], np.int32)
 
 
-def _deal(slots: NDArray[np.int32], targets: IntArray) -> NDArray[np.int32]:
+def _deal(slots: NDArray[np.int32], targets: IntArray, pool_of: IntArray) -> NDArray[np.int32]:
     """Move surplus slots to those in need; nothing else."""
+    held = _held(slots, len(targets))
+    if np.array_equal(held, targets) and held.sum() in (0, SLOTS):
+        return slots  # nobody has too many: nothing to sort
+    if not held.any():
+        dealt = np.full(SLOTS, EMPTY, dtype=np.int32)
+        dealt[: int(targets.sum())] = np.repeat(np.arange(len(targets), dtype=np.int32), targets)
+        return dealt
     # uint16 lets NumPy use its radix sort; EMPTY becomes the last owner.
     owners = slots.astype(np.uint16) if len(targets) < 65535 else slots
     order = np.argsort(owners, kind="stable")
     sorted_owner = slots[order]
-    held = _held(slots, len(targets))
     first = np.concatenate(([0], np.cumsum(held)))
     is_empty = sorted_owner == EMPTY
     rank = np.arange(SLOTS) - first[sorted_owner]
@@ -236,7 +253,26 @@ def _deal(slots: NDArray[np.int32], targets: IntArray) -> NDArray[np.int32]:
     free = np.sort(order[surplus])
     need = np.maximum(targets - held, 0)
     takers = np.repeat(np.arange(len(targets), dtype=np.int32), need)
+    if pool_of.any():
+        # Else two pools could swap slots, and one that grows would lose some on the way.
+        left = np.append(pool_of, EMPTY)[slots[free]]
+        of_free, of_takers = _pool_by_pool(left, pool_of[takers], int(pool_of.max()) + 1)
+        free, takers = free[of_free], takers[of_takers]
     result = slots.copy()
     result[free] = EMPTY
     result[free[: len(takers)]] = takers
     return result
+
+
+def _pool_by_pool(left: IntArray, wanted: IntArray, pools: int) -> tuple[IntArray, IntArray]:
+    """In which order to pair slots with takers: first within each pool as far as it goes, then the rest.
+    `left` is the pool that each slot comes from, or EMPTY, `wanted` that of each taker."""
+    counts = (np.bincount(each + 1, minlength=pools + 1) for each in (left, wanted))
+    both = np.minimum(*counts)
+    orders = []
+    for pool in (left, wanted):
+        order = np.argsort(pool, kind="stable")
+        rank = np.arange(len(pool)) - np.searchsorted(pool[order], pool[order])
+        stays = rank < both[pool[order] + 1]
+        orders.append(np.concatenate((order[stays], np.sort(order[~stays]))))
+    return orders[0], orders[1]

@@ -47,16 +47,16 @@ class DesiredState:
     problems: tuple[Problem, ...] = ()
     versions: Mapping[str, int] = field(default_factory=dict)
 
-    def backends_of(self, service: str) -> list[Backend]:
+    def backends_of(self, service: str) -> tuple[Backend, ...]:
         """The service's backends, sorted by name."""
-        return list(self._grouped.get(service, ()))
+        return self._grouped.get(service, ())
 
     @cached_property
-    def _grouped(self) -> dict[str, list[Backend]]:
+    def _grouped(self) -> dict[str, tuple[Backend, ...]]:
         grouped: dict[str, list[Backend]] = {}
         for _, backend in sorted(self.backends.items()):
             grouped.setdefault(backend.service, []).append(backend)
-        return grouped
+        return {service: tuple(backends) for service, backends in grouped.items()}
 
     @cached_property
     def addresses(self) -> frozenset[Address]:
@@ -96,6 +96,7 @@ def parse(
     for key, text, version in items:
         texts[key], versions[key] = text, version
     old = previous or DesiredState()
+    doubtful = {problem.where for problem in old.problems}
     problems: list[Problem] = []
 
     def load(
@@ -107,6 +108,9 @@ def parse(
                 continue
             name = key.removeprefix(prefix)
             good = last_good(name)
+            if good is not None and old.versions.get(key) == versions[key] and key not in doubtful:
+                found[name] = good
+                continue
             try:
                 document = kind.model_validate_json(text)
                 if named(document) != name:
@@ -153,8 +157,8 @@ def advance(state: DesiredState, revision: int, changes: Iterable[Change]) -> De
     """
     if state.problems:
         return None
-    services, backends = dict(state.services), dict(state.backends)
-    tables, nodes, versions = dict(state.tables), dict(state.nodes), dict(state.versions)
+    services, backends = _copy(state.services), _copy(state.backends)
+    tables, nodes, versions = _copy(state.tables), _copy(state.nodes), _copy(state.versions)
     touched: set[str] = set()
     try:
         for key, text, version in changes:
@@ -204,10 +208,19 @@ def advance(state: DesiredState, revision: int, changes: Iterable[Change]) -> De
     # What is derived from ten thousand backends is carried over.
     after.__dict__["addresses"] = state.addresses
     after.__dict__["_grouped"] = state._grouped | {
-        service: [backends[service, each.name] for each in state._grouped[service]]
+        service: tuple(backends[service, each.name] for each in state._grouped[service])
         for service in touched
     }
     return after
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _copy(mapping: Mapping[K, V]) -> dict[K, V]:
+    # dict() of a proxy looks each key up again: ten times slower.
+    return mapping.copy() if isinstance(mapping, MappingProxyType) else dict(mapping)
 
 
 def _node(nodes: dict[str, NodeStatus], name: str, text: str | None) -> None:

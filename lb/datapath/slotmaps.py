@@ -89,9 +89,11 @@ def follow_on(before: Slots | None, after: U32, shared: Moves, window: int) -> M
     now = time.monotonic_ns()
     whole = now + window * 1_000_000_000
     ahead = now - time.time_ns()
+    held = before or empty()
+    if not shared.stirred.any():
+        return moves.stir(held.backends, held.moves, after, whole, now, EMPTY)
     told = np.minimum(shared.closes * 1_000_000_000 + ahead, whole)
     is_told = shared.stirred & (told > now)
-    held = before or empty()
     closes = np.where(is_told, told, whole)
     past = moves.stir(held.backends, held.moves, after, closes, now, EMPTY)
     missed = is_told & ~past.stirred

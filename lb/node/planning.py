@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lb.core import slots
@@ -12,8 +12,8 @@ from lb.core.slots import Table
 from lb.core.state import DesiredState
 from lb.model.objects import Backend, Service, TableDocument
 
-_BaseInputs = tuple[Service, list[Backend], TableDocument | None]
-_Inputs = tuple[Service, list[Backend], Table]
+_BaseInputs = tuple[Service, tuple[Backend, ...], TableDocument | None]
+_Inputs = tuple[Service, tuple[Backend, ...], Table]
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Bases:
             inputs = (service, members, state.tables.get(name))
             before = self._known.get(name)
             if before is not None and before[0] == inputs:
-                known[name] = before
+                known[name] = inputs, before[1]
                 continue
             table = base_table(service, members, inputs[2], int(time.time()))
             if before is not None and slots.equal(before[1], table):
@@ -62,6 +62,7 @@ class Plans:
     _known: dict[str, tuple[_Inputs, ServicePlan]] = field(default_factory=dict)
     _observed: Observed = field(default_factory=Observed)
     _seed: str = ""
+    _joined: Wanted = field(default_factory=lambda: Wanted({}, {}))
 
     def update(self, state: DesiredState, observed: Observed, bases: Mapping[str, Table]) -> Wanted:
         """As lb.core.plan.plan() says, but only for services that changed."""
@@ -70,18 +71,30 @@ class Plans:
             # Rare, and then most services may be concerned.
             self._known, self._observed, self._seed = {}, observed, seed
         known: dict[str, tuple[_Inputs, ServicePlan]] = {}
+        changed: list[ServicePlan] = []
         for name, service in state.services.items():
-            members, base = state.backends_of(name), bases[name]
+            inputs = service, state.backends_of(name), bases[name]
             before = self._known.get(name)
-            if (
-                before is not None
-                and before[0][0] is service
-                and before[0][2] is base
-                and before[0][1] == members
-            ):
-                known[name] = before
+            if before is not None and before[0] == inputs:
+                known[name] = inputs, before[1]  # equal: identical ones are compared faster
             else:
-                made = plan_service(service, members, observed, seed, base)
-                known[name] = (service, members, base), made
+                known[name] = inputs, plan_service(*inputs[:2], observed, seed, inputs[2])
+                changed.append(known[name][1])
+        self._joined = self._join({name: each for name, (_, each) in known.items()}, changed)
         self._known = known
-        return join({name: each for name, (_, each) in known.items()})
+        return self._joined
+
+    def _join(self, plans: Mapping[str, ServicePlan], changed: Sequence[ServicePlan]) -> Wanted:
+        """All of them; where only values differ, what was joined before with what changed."""
+        before = self._joined
+        fresh = {key: backend for each in changed for key, backend in each.backends.items()}
+        if (
+            before.problems
+            or any(each.problems for each in changed)
+            or plans.keys() != before.services.keys()
+            or len(before.backends) != sum(len(each.backends) for each in plans.values())
+            or not fresh.keys() <= before.backends.keys()
+        ):
+            return join(plans)
+        services = {each.wanted.service.name: each.wanted for each in changed}
+        return Wanted({**before.services, **services}, {**before.backends, **fresh})
