@@ -24,6 +24,7 @@ from lb.cli import words
 from lb.cli.difference import Difference, between
 from lb.cli.moves import Move, moves
 from lb.cli.output import note
+from lb.cli.rehash import rehashes
 from lb.cli.session import Session, state_of
 from lb.cli.wait import until_applied
 from lb.core.state import DesiredState
@@ -176,6 +177,8 @@ def perform(session: Session, edit: Edit) -> None:
     for text in proposal.draft.notes:
         note(text)
     lines = [each.text for each in proposal.differences] or ["unchanged"]
+    rehashed = rehashes(proposal.before, proposal.after)
+    lines += [each.text for each in rehashed]
     slots: list[Move] | None = None
     if session.dry_run:
         slots = moves(proposal.before, proposal.after)
@@ -194,6 +197,7 @@ def perform(session: Session, edit: Edit) -> None:
             "revision": revision,
             "changes": [each.as_dict() for each in proposal.differences],
             "slots": None if slots is None else [each.as_dict() for each in slots],
+            "rehashed": [each.as_dict() for each in rehashed],
             "applied_by": applied,
             "notes": proposal.draft.notes,
         },

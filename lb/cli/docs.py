@@ -75,8 +75,24 @@ CHANGE_KEYS = """\
 list alone |
 | `slots` | with `--dry-run`: per service `moved`, `filled`, `emptied`, `of` 65536, `least_possible`; \
 else null |
+| `rehashed` | services whose `affinity` changes, which hashes all flows anew: `service`, `before`, \
+`after`, `breaks_established`, `other_backend_percent` (share of the flows that find another backend) |
 | `applied_by` | with `--wait`: the nodes; else null |
 | `notes` | remarks; on standard error for people |
+
+### What `service slots` prints
+
+| key | meaning |
+|---|---|
+| `service` | its name |
+| `source` | `kernel`, or `planned` with `--planned` |
+| `slots` | the backend of each of the 65,536 slots, in order; null = none |
+| `moving` | slots in a row that moved lately: `first`, `length`, `origin` (the backend before, null = \
+none), `closes` (when the window ends, Unix seconds) |
+| `digest` | of the table, as nodes report it in `status` |
+
+With `--changes`: `moved`, `filled`, `emptied`, `of` 65536, `least_possible`; `pairs` (`from`, `to`, \
+`slots`), `runs` (`first`, `length`, `from`, `to`), and `rehashed` as a change prints it.
 
 ### What `status` prints
 

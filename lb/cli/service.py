@@ -20,7 +20,10 @@ app = typer.Typer(help="Services: VIPs and their policies.", no_args_is_help=Tru
 
 ProtocolOption = Annotated[Protocol, typer.Option("--protocol", help="Transport protocol.")]
 ModeHelp = "dsr: the server answers the client itself; nat: answers come back through the node."
-AffinityHelp = "What picks the backend: the 5-tuple, or the client's address alone."
+AffinityHelp = (
+    "What picks the backend: the 5-tuple, or the client's address alone. To change it hashes all flows"
+    " anew."
+)
 TrackingHelp = (
     "Which flows are remembered, so that they stay where they are: those whose slot moved lately, all,"
     " or none."

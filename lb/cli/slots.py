@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +14,8 @@ from lb.cli.declarative import edit_of, read_manifest
 from lb.cli.moves import SLOTS, moves, tables
 from lb.cli.options import ServiceName
 from lb.cli.output import Block, Table, number, percent
+from lb.cli.rehash import rehashes
+from lb.cli.rows import planned_shares
 from lb.cli.session import Session
 from lb.errors import DatapathError, NotFoundError, UserError
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from lb.core.state import DesiredState
 
 _NOBODY = "(nobody)"
+_FIGURES = ("SLOTS", "HELD%", "SHARE%", "MOVED HERE", "MOVED AWAY")
 
 
 def slots(
@@ -41,8 +44,9 @@ def slots(
 ) -> None:
     """Show which backend each of the 65,536 slots names, and which slots moved lately.
 
-    With `-o json` there is one entry for each slot, in order. What the kernel of this node holds differs
-    from what is planned where a backend can't be used at the moment.
+    HELD% is the share of the slots, SHARE% the exact one that was asked for. With `-o json` there is one
+    entry for each slot, in order. What the kernel of this node holds differs from what is planned where
+    a backend can't be used at the moment.
     """
     if planned and changes is not None:
         raise UserError("--planned and --changes are two questions", hint="ask one at a time")
@@ -52,15 +56,20 @@ def slots(
     if changes is not None:
         _show_changes(session, service, changes)
     elif planned:
-        _show(session, service, *_planned(state, service), source="planned")
+        _show(session, state, service, *_planned(state, service), source="planned")
     else:
-        _show(session, service, *_held(session, state, service), source="kernel")
+        _show(session, state, service, *_held(session, state, service), source="kernel")
 
 
 def _held(
     session: Session, state: DesiredState, service: str
 ) -> tuple[Sequence[str | None], Sequence[Moving]]:
-    view = kernel.open_kernel(session.settings, state)
+    try:
+        view = kernel.open_kernel(session.settings, state)
+    except DatapathError as error:
+        raise DatapathError(
+            error.message, hint=f"{error.hint}; or see what is planned, with --planned"
+        ) from None
     held, moving = view.slots(service), view.moving(service)
     if held is None or moving is None:
         raise DatapathError(
@@ -84,12 +93,16 @@ def _planned(state: DesiredState, service: str) -> tuple[Sequence[str | None], S
 
 def _show(
     session: Session,
+    state: DesiredState,
     service: str,
     held: Sequence[str | None],
     moving: Sequence[Moving],
     *,
     source: str,
 ) -> None:
+    backends = state.backends_of(service)
+    digest = _digest(held, [each.name for each in backends])
+    shares = planned_shares(state.services[service].split, backends)
     data = {
         "service": service,
         "source": source,
@@ -103,12 +116,26 @@ def _show(
             }
             for run in moving
         ],
+        "digest": digest,
     }
-    session.emit(data, *_summary(held, moving))
+    session.emit(data, *_summary(held, moving, shares), f"digest {digest}")
 
 
-def _summary(held: Sequence[str | None], moving: Sequence[Moving]) -> list[Block]:
-    counts, arrived, left = (dict.fromkeys({*held}, 0) for _ in range(3))
+def _digest(held: Sequence[str | None], backends: Iterable[str]) -> str:
+    """As a node makes it of the table that it plans, but of what is there."""
+    import numpy as np
+
+    from lb.core.slots import EMPTY, Table
+
+    names = sorted({*backends, *filter(None, held)})
+    index: dict[str | None, int] = {None: EMPTY} | {name: at for at, name in enumerate(names)}
+    return Table(tuple(names), np.array([index[name] for name in held], dtype=np.int32)).digest
+
+
+def _summary(
+    held: Sequence[str | None], moving: Sequence[Moving], shares: Mapping[str, float]
+) -> list[Block]:
+    counts, arrived, left = (dict.fromkeys({*held, *shares}, 0) for _ in range(3))
     for name in held:
         counts[name] += 1
     for run in moving:
@@ -121,15 +148,16 @@ def _summary(held: Sequence[str | None], moving: Sequence[Moving]) -> list[Block
             name or _NOBODY,
             number(counts.get(name, 0)),
             percent(100 * counts.get(name, 0) / SLOTS),
+            percent(shares[name]) if name is not None and name in shares else "-",
             number(arrived.get(name, 0)),
             number(left.get(name, 0)),
         )
         for name in names
     ]
     table = Table(
-        ("BACKEND", "SLOTS", "SHARE%", "MOVED HERE", "MOVED AWAY"),
+        ("BACKEND", *_FIGURES),
         rows,
-        right=frozenset({"SLOTS", "SHARE%", "MOVED HERE", "MOVED AWAY"}),
+        right=frozenset(_FIGURES),
     )
     if not moving:
         return [table, "no slot moved lately"]
@@ -159,11 +187,13 @@ def _show_changes(session: Session, service: str, file: str) -> None:
             last["length"] += 1
         else:
             runs.append({"first": slot, "length": 1, "from": pair[0], "to": pair[1]})
+    rehashed = [each for each in rehashes(proposal.before, proposal.after) if each.service == service]
     said = [move for move in moves(proposal.before, proposal.after) if move.service == service]
     data = {
         **(said[0].as_dict() if said else {"service": service, "moved": 0, "of": SLOTS}),
         "pairs": [{"from": old, "to": new, "slots": n} for (old, new), n in pairs.items()],
         "runs": runs,
+        "rehashed": [each.as_dict() for each in rehashed],
     }
     rows = [
         (old or _NOBODY, new or _NOBODY, number(count))
@@ -172,5 +202,6 @@ def _show_changes(session: Session, service: str, file: str) -> None:
     session.emit(
         data,
         said[0].text if said else f"service {service}: no slot moves",
+        *(each.text for each in rehashed),
         *([Table(("FROM", "TO", "SLOTS"), rows, right=frozenset({"SLOTS"}))] if rows else []),
     )

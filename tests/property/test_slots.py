@@ -325,6 +325,51 @@ def test_monotone(group: list[Member], split: dict[str, float], pool: str, by: i
         assert (lost if rising else won) == 0
 
 
+def against(before: Table, after: Table, group: Sequence[Member], split: dict[str, float]) -> int:
+    """Slots that pools lost though their share grew, or won though it fell."""
+    pool_of = {m.name: m.pool for m in group}
+    was, now = (
+        np.array([pool_of.get(n, "") for n in (*each.backends, "")])[each.slots]
+        for each in (before, after)
+    )
+    pools, _ = exact_shares(group, split)
+    whole, found = sum(before.parts.values()), 0
+    for pool, share in pools.items():
+        trend = share / SLOTS - Fraction(before.parts.get(pool, 0), whole)
+        lost, won = (was == pool) & (now != pool), (was != pool) & (now == pool)
+        found += int((lost if trend > 0 else won if trend < 0 else lost & won).sum())
+    return found
+
+
+@pytest.mark.parametrize("pools", [2, 3, 8])
+@pytest.mark.parametrize("count", [8, 240, 1000])
+def test_no_pool_moves_against_its_split(count: int, pools: int) -> None:
+    """All pools at once, with so many backends that their rounding adds up to whole slots."""
+    dice = random.Random(count + pools)
+    weights = [1, 10, 100, 100, 100, 65535]
+    group = [Member(f"b{i}", POOLS[i % pools], dice.choice(weights)) for i in range(count)]
+    table = None
+    for _ in range(40):
+        cuts = sorted(dice.sample(range(1, 1000), pools - 1))
+        tenths = [b - a for a, b in zip([0, *cuts], [*cuts, 1000], strict=True)]
+        split = dict.fromkeys(POOLS, 0.0) | {
+            pool: n / 10 for pool, n in zip(POOLS, tenths, strict=False)
+        }
+        after = slots.plan(group, split, table)
+        if table is not None:
+            assert against(table, after, group, split) == 0
+        table = after
+
+
+def test_many_pools() -> None:
+    """As many ways to round as 3 to the power of 40 don't matter."""
+    pools = [f"p{i}" for i in range(40)]
+    group = [Member(f"{pool}-{i}", pool, 1 + i) for pool in pools for i in range(3)]
+    table = slots.plan(group, dict.fromkeys(pools, 2.5), None)
+    assert sum(table.counts().values()) == SLOTS
+    assert max(table.counts().values()) - SLOTS / 80 <= 1
+
+
 @settings(max_examples=100, deadline=None)
 @given(members, splits(), st.data())
 def test_the_overlay_moves_only_what_must_and_gives_it_back(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from lb.core.slots import Member, plan
 from lb.datapath.view import Moving
 
 WEIGHTS = {"b1": 100, "b2": 100}
@@ -54,10 +55,11 @@ def test_what_the_kernel_holds(two, kernel):
         "closes": kernel.runs[0].closes,
     }
     lines = two.ok("service", "slots", "web").out.splitlines()
-    assert lines[1].split() == ["b1", "40,000", "61.04", "10", "0"]
-    assert lines[2].split() == ["b2", "25,500", "38.91", "5", "10"]
-    assert lines[3].split() == ["(nobody)", "36", "0.05", "0", "5"]
-    assert "15 slots are moving" in lines[-1]
+    assert lines[1].split() == ["b1", "40,000", "61.04", "50", "10", "0"]
+    assert lines[2].split() == ["b2", "25,500", "38.91", "50", "5", "10"]
+    assert lines[3].split() == ["(nobody)", "36", "0.05", "-", "0", "5"]
+    assert "15 slots are moving" in lines[-2]
+    assert lines[-1] == f"digest {data['digest']}"
 
 
 @pytest.mark.usefixtures("kernel")
@@ -111,3 +113,34 @@ def test_window(two):
     assert two.json("service", "show", "web")["service"]["window"] == 60
     assert "moving (window 60 s)" in two.ok("service", "show", "web").out
     assert two("service", "set", "web", "--window", "0").code == 2
+
+
+def test_the_digest_is_the_one_that_nodes_report(two):
+    """Of the backends that the table names, whether or not each has a slot."""
+    two.ok("backend", "weight", "web", "b1", "0")
+    data = two.json("service", "slots", "web", "--planned")
+    backends = [Member(name, "stable", weight) for name, weight in (("b1", 0), ("b2", 100))]
+    assert data["digest"] == plan(backends, {"stable": 100.0}, None).digest
+
+
+def test_a_change_of_affinity_says_what_it_breaks(two):
+    changed = two.json("service", "set", "web", "--affinity", "client", "--dry-run")
+    assert changed["rehashed"] == [
+        {
+            "service": "web",
+            "before": "flow",
+            "after": "client",
+            "breaks_established": True,
+            "other_backend_percent": 50.0,
+        }
+    ]
+    said = two.ok("service", "set", "web", "--affinity", "client").out
+    assert "hashes all flows anew: about 50 % of the established flows go to another backend" in said
+    two.ok("service", "set", "web", "--tracking", "always")
+    kept = two.ok("service", "set", "web", "--affinity", "flow").out
+    assert "established flows stay where their entries say" in kept
+
+
+def test_a_service_with_nobody_breaks_nothing(lbctl):
+    lbctl.ok("service", "add", "web", "--vip", "10.0.0.1:80")
+    assert lbctl.json("service", "set", "web", "--affinity", "client")["rehashed"] == []
