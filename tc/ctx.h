@@ -72,7 +72,7 @@ static __always_inline int ctx_is_tagged(lb_ctx *ctx, __u16 l3)
 
 /* The outer tag normally stands beside the packet (skb->vlan_tci) and the inner one inside;
  * bpf_skb_vlan_pop() takes the outermost one, wherever it is. */
-static __always_inline int ctx_strip_vlan(lb_ctx *ctx, __u16 l3)
+static __always_inline int ctx_strip_vlan(lb_ctx *ctx, __u32 l3, __u16 ethertype)
 {
 #pragma unroll
 	for (int i = 0; i < LB_VLAN_DEPTH; i++) {
@@ -98,7 +98,7 @@ static __always_inline int ctx_update_l4_csum(lb_ctx *ctx, const struct lb_packe
 					      __u32 ports)
 {
 	int udp = p->proto == IPPROTO_UDP;
-	__u32 offset = p->l4 + (udp ? offsetof(struct udphdr, check) : offsetof(struct tcphdr, check));
+	__u32 offset = at_l4(p) + (udp ? offsetof(struct udphdr, check) : offsetof(struct tcphdr, check));
 	__u64 keep_none = udp ? BPF_F_MARK_MANGLED_0 : 0;
 
 	if (bpf_l4_csum_replace(ctx, offset, 0, pseudo, BPF_F_PSEUDO_HDR | keep_none))

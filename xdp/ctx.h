@@ -69,24 +69,18 @@ static __always_inline int ctx_is_tagged(lb_ctx *ctx, __u16 l3)
 
 /* Cuts the VLAN tags out, so that the IP header stands at sizeof(struct ethhdr) again. The caller
  * writes the MAC addresses anew. */
-static __always_inline int ctx_strip_vlan(lb_ctx *ctx, __u16 l3)
+static __always_inline int ctx_strip_vlan(lb_ctx *ctx, __u32 l3, __u16 ethertype)
 {
 	struct ethhdr *eth;
-	__u16 proto;
-	void *data = ctx_data(ctx);
 
 	if (l3 == sizeof(*eth))
 		return 0;
-	if (data + l3 > ctx_data_end(ctx) || l3 < sizeof(*eth) ||
-	    l3 > sizeof(*eth) + LB_VLAN_DEPTH * sizeof(struct lb_vlan))
-		return -1;
-	proto = *(__u16 *)(data + l3 - sizeof(proto));
-	if (bpf_xdp_adjust_head(ctx, l3 - (int)sizeof(*eth)))
+	if (bpf_xdp_adjust_head(ctx, (int)l3 - (int)sizeof(*eth)))
 		return -1;
 	eth = ctx_data(ctx);
 	if ((void *)(eth + 1) > ctx_data_end(ctx))
 		return -1;
-	eth->h_proto = proto;
+	eth->h_proto = ethertype;
 	return 0;
 }
 
@@ -96,7 +90,7 @@ static __always_inline int ctx_update_l4_csum(lb_ctx *ctx, const struct lb_packe
 					      __u32 ports)
 {
 	int udp = p->proto == IPPROTO_UDP;
-	__u16 *check = ctx_data(ctx) + p->l4 +
+	__u16 *check = ctx_data(ctx) + at_l4(p) +
 		       (udp ? offsetof(struct udphdr, check) : offsetof(struct tcphdr, check));
 
 	if ((void *)(check + 1) > ctx_data_end(ctx))

@@ -16,6 +16,7 @@ from lb.model.objects import Address, Affinity, Mode, NoBackend, Protocol, Track
 SLOTS = 65536
 LINKS = 4096
 EPOCHS = 128
+SCRATCH = 128  # bytes: room for what the programs note of a packet while they look at it
 SLOT_BACKEND = 0x00FFFFFF  # the bits of a slot that are its backend's id
 SLOT_STIRRED = 0x80000000
 EPOCH_SHIFT = 24

@@ -45,6 +45,7 @@ def specs(limits: Limits) -> dict[str, MapSpec]:
         "nat_back": MapSpec(MapType.HASH, endpoint, ctypes.sizeof(layout.NatBack), limits.backends),
         "links": MapSpec(MapType.ARRAY, 4, link, layout.LINKS),
         "egress": MapSpec(MapType.DEVMAP_HASH, 4, 4, 256),
+        "scratch": MapSpec(MapType.PERCPU_ARRAY, 4, layout.SCRATCH, 1),
         "outcomes": MapSpec(MapType.PERCPU_ARRAY, 4, ctypes.sizeof(layout.Counter), len(layout.Outcome)),
         "service_stats": MapSpec(MapType.PERCPU_ARRAY, 4, stats, limits.services),
         "backend_stats": MapSpec(MapType.PERCPU_ARRAY, 4, stats, limits.backends),

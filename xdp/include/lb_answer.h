@@ -9,12 +9,12 @@
 static __always_inline int answer_echo(lb_ctx *ctx, const struct lb_packet *p)
 {
 	void *data = ctx_data(ctx), *end = ctx_data_end(ctx);
-	struct icmphdr *icmp = data + p->l4;
+	struct icmphdr *icmp = data + at_l4(p);
 
 	if ((void *)(icmp + 1) > end)
 		return drop(p, LB_DROP_MALFORMED);
 	if (p->ipv6) {
-		struct ipv6hdr *ip = data + p->l3;
+		struct ipv6hdr *ip = data + at_l3(p);
 
 		if ((void *)(ip + 1) > end)
 			return drop(p, LB_DROP_MALFORMED);
@@ -28,7 +28,7 @@ static __always_inline int answer_echo(lb_ctx *ctx, const struct lb_packet *p)
 					    csum_diff_u16(lb_htons(ICMPV6_ECHO_REQUEST << 8),
 							  lb_htons(ICMPV6_ECHO_REPLY << 8)));
 	} else {
-		struct iphdr *ip = data + p->l3;
+		struct iphdr *ip = data + at_l3(p);
 
 		if ((void *)(ip + 1) > end)
 			return drop(p, LB_DROP_MALFORMED);
@@ -69,7 +69,7 @@ static __always_inline __u64 csum_pseudo(const struct lb_packet *p, __u16 l4_byt
 /* An IP header from the VIP back to the client, written over the old one. */
 static __always_inline int write_ip(lb_ctx *ctx, const struct lb_packet *p, __u8 proto, __u16 l4_bytes)
 {
-	void *l3 = ctx_data(ctx) + p->l3;
+	void *l3 = ctx_data(ctx) + at_l3(p);
 
 	if (p->ipv6) {
 		struct ipv6hdr *ip = l3;
@@ -107,9 +107,9 @@ static __always_inline int write_ip(lb_ctx *ctx, const struct lb_packet *p, __u8
 static __always_inline int reject_tcp(lb_ctx *ctx, const struct lb_packet *p)
 {
 	__u16 ip_bytes = p->ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
-	__u16 l4 = p->l3 + ip_bytes;
+	__u16 l4 = at_l3(p) + ip_bytes;
 	__u32 segment_bytes = p->l3 + p->l3_bytes - p->l4;
-	struct tcphdr *tcp = ctx_data(ctx) + p->l4;
+	struct tcphdr *tcp = ctx_data(ctx) + at_l4(p);
 	struct tcphdr rst = {
 		.source = p->dport,
 		.dest = p->sport,
@@ -175,7 +175,7 @@ struct lb_unreach6 {
  * quoted but dropped: the quote has a fixed size. */
 static __always_inline int reject_udp(lb_ctx *ctx, const struct lb_packet *p)
 {
-	void *l3 = ctx_data(ctx) + p->l3;
+	void *l3 = ctx_data(ctx) + at_l3(p);
 
 	if (p->ipv6) {
 		struct lb_unreach6 error = {}, *out;
@@ -191,7 +191,7 @@ static __always_inline int reject_udp(lb_ctx *ctx, const struct lb_packet *p)
 		if (ctx_resize(ctx, p->l3 + sizeof(struct ipv6hdr) + sizeof(error)) ||
 		    write_ip(ctx, p, IPPROTO_ICMPV6, sizeof(error)))
 			return drop(p, LB_DROP_NO_SPACE);
-		out = ctx_data(ctx) + p->l3 + sizeof(struct ipv6hdr);
+		out = ctx_data(ctx) + at_l3(p) + sizeof(struct ipv6hdr);
 		if ((void *)(out + 1) > ctx_data_end(ctx))
 			return drop(p, LB_DROP_NO_SPACE);
 		*out = error;
@@ -208,7 +208,7 @@ static __always_inline int reject_udp(lb_ctx *ctx, const struct lb_packet *p)
 		if (ctx_resize(ctx, p->l3 + sizeof(struct iphdr) + sizeof(error)) ||
 		    write_ip(ctx, p, IPPROTO_ICMP, sizeof(error)))
 			return drop(p, LB_DROP_NO_SPACE);
-		out = ctx_data(ctx) + p->l3 + sizeof(struct iphdr);
+		out = ctx_data(ctx) + at_l3(p) + sizeof(struct iphdr);
 		if ((void *)(out + 1) > ctx_data_end(ctx))
 			return drop(p, LB_DROP_NO_SPACE);
 		*out = error;

@@ -29,7 +29,7 @@ static __always_inline int portless(const struct lb_packet *p)
 /* ICMP to a VIP: echo is answered here; everything else, and what is in pieces, is for the kernel. */
 static __always_inline int icmp(lb_ctx *ctx, const struct lb_packet *p)
 {
-	struct icmphdr *hdr = ctx_data(ctx) + p->l4;
+	struct icmphdr *hdr = ctx_data(ctx) + at_l4(p);
 	__u8 echo = p->ipv6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO;
 
 	if ((void *)(hdr + 1) > ctx_data_end(ctx) || hdr->type != echo || hdr->code || p->fragment ||
@@ -64,37 +64,41 @@ static __always_inline int forward(lb_ctx *ctx, const struct lb_packet *p, const
 
 static __always_inline int process_packet(lb_ctx *ctx)
 {
-	struct lb_packet p = {};
+	__u32 zero = 0;
+	/* In a map rather than on the stack: it leaves room there, and the verifier, which doesn't
+	 * remember what is in maps, walks what follows once and not once for each way of parsing. */
+	struct lb_packet *p = bpf_map_lookup_elem(lb_scratch, &zero);
 	struct lb_service *svc;
 	struct lb_choice choice;
 	__u32 id;
 	int parsed;
 
+	if (!p)
+		return LB_VERDICT_PASS;
+	__builtin_memset(p, 0, sizeof(*p));
 	ctx_make_readable(ctx);
-	p.ifindex = ctx_ifindex(ctx);
-	p.bytes = ctx_bytes(ctx);
-	parsed = parse_packet(ctx_data(ctx), ctx_data_end(ctx), &p);
-	lb_forget(p.proto, p.bytes);
-	lb_forget(p.begins, p.bytes);
-	lb_forget(p.fragment, p.bytes);
-	lb_forget(p.fault, p.bytes);
-	if (parsed == LB_PARSED_OTHER || !is_for_us(ctx_data(ctx), ctx_data_end(ctx), p.ifindex))
-		return pass(&p, LB_PASS_NOT_OURS);
+	p->ifindex = ctx_ifindex(ctx);
+	p->bytes = ctx_bytes(ctx);
+	p->parsed = parse_packet(ctx_data(ctx), ctx_data_end(ctx), p);
+	barrier();
+	parsed = p->parsed;
+	if (parsed == LB_PARSED_OTHER || !is_for_us(ctx_data(ctx), ctx_data_end(ctx), p->ifindex))
+		return pass(p, LB_PASS_NOT_OURS);
 	if (parsed == LB_PARSED_ADDRESS)
-		return portless(&p);
-	if (p.proto == IPPROTO_ICMP || p.proto == IPPROTO_ICMPV6)
-		return icmp(ctx, &p);
+		return portless(p);
+	if (p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMPV6)
+		return icmp(ctx, p);
 
-	svc = find_service(&p, &id);
+	svc = find_service(p, &id);
 	if (!svc)
-		return nat_reply(ctx, &p);
-	choice = choose_backend(svc, id, &p);
-	lb_forget(choice.is_new, p.bytes);
-	count_stats(lb_service_stats, id, &p, choice.is_new);
+		return nat_reply(ctx, p);
+	choice = choose_backend(svc, id, p);
+	lb_forget(choice.is_new, p->bytes);
+	count_stats(lb_service_stats, id, p, choice.is_new);
 	if (choice.backend == LB_SLOT_EMPTY)
-		return refuse(ctx, &p, svc);
-	count_stats(lb_backend_stats, choice.backend, &p, choice.is_new);
-	return forward(ctx, &p, svc, choice.backend);
+		return refuse(ctx, p, svc);
+	count_stats(lb_backend_stats, choice.backend, p, choice.is_new);
+	return forward(ctx, p, svc, choice.backend);
 }
 
 #endif

@@ -17,6 +17,7 @@
 #define lb_nat_back_map LB_MAP(LB_FD_NAT_BACK)       /* hash: lb_endpoint -> lb_nat_back */
 #define lb_links LB_MAP(LB_FD_LINKS)                 /* array: lb_link, at ifindex % LB_LINKS */
 #define lb_egress LB_MAP(LB_FD_EGRESS)               /* devmap hash: ifindex -> ifindex */
+#define lb_scratch LB_MAP(LB_FD_SCRATCH)             /* per-CPU array: one struct lb_packet */
 #define lb_outcomes LB_MAP(LB_FD_OUTCOMES)           /* per-CPU array: lb_counter */
 #define lb_service_stats LB_MAP(LB_FD_SERVICE_STATS) /* per-CPU array: lb_stats */
 #define lb_backend_stats LB_MAP(LB_FD_BACKEND_STATS) /* per-CPU array: lb_stats */

@@ -20,19 +20,19 @@ static __always_inline int nat_rewrite(lb_ctx *ctx, const struct lb_packet *p, i
 		return -1;
 
 	data = ctx_data(ctx);
-	ports = data + p->l4;
+	ports = data + at_l4(p);
 	if ((void *)(ports + 2) > ctx_data_end(ctx))
 		return -1;
 	ports[source ? 0 : 1] = port;
 
 	if (p->ipv6) {
-		struct ipv6hdr *ip = data + p->l3;
+		struct ipv6hdr *ip = data + at_l3(p);
 
 		if ((void *)(ip + 1) > ctx_data_end(ctx))
 			return -1;
 		__builtin_memcpy(source ? &ip->saddr : &ip->daddr, addr, 16);
 	} else {
-		struct iphdr *ip = data + p->l3;
+		struct iphdr *ip = data + at_l3(p);
 
 		if ((void *)(ip + 1) > ctx_data_end(ctx))
 			return -1;

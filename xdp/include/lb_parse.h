@@ -32,12 +32,26 @@ struct lb_packet {
 	__u16 l3_bytes; /* length that the IP header states; never beyond the frame */
 	__u16 sport;
 	__u16 dport;
+	__u16 ethertype; /* behind the tags */
 	__u8 proto;
 	__u8 ipv6;
 	__u8 begins;   /* this packet can only be the first of its flow: TCP SYN, QUIC Initial */
 	__u8 fragment; /* the first part of a datagram that comes in several */
 	__u8 fault;    /* enum lb_outcome: why ports are missing */
+	__u8 parsed;   /* enum lb_parsed */
 };
+
+/* Offsets of the IP header and of what it carries, with bounds that the verifier can see: behind two
+ * tags, and behind the longest extension headers that we walk. */
+static __always_inline __u32 at_l3(const struct lb_packet *p)
+{
+	return p->l3 & 0x1f;
+}
+
+static __always_inline __u32 at_l4(const struct lb_packet *p)
+{
+	return p->l4 & 0x3fff;
+}
 
 struct lb_vlan {
 	__u16 tci;
@@ -225,6 +239,7 @@ static __always_inline int parse_packet(void *data, void *data_end, struct lb_pa
 		proto = vlan->proto;
 		p->l3 += sizeof(*vlan);
 	}
+	p->ethertype = proto;
 	if (proto == lb_htons(ETH_P_IP))
 		return parse_ipv4(data, data_end, p);
 	if (proto == lb_htons(ETH_P_IPV6))

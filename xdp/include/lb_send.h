@@ -28,7 +28,7 @@ static __always_inline int drop(const struct lb_packet *p, __u32 outcome)
 /* Are there hops left for us to take one (RFC 1812, 5.3.1)? */
 static __always_inline int may_hop(lb_ctx *ctx, const struct lb_packet *p)
 {
-	void *l3 = ctx_data(ctx) + p->l3;
+	void *l3 = ctx_data(ctx) + at_l3(p);
 
 	if (l3 + sizeof(struct ipv6hdr) > ctx_data_end(ctx))
 		return !p->ipv6 && l3 + sizeof(struct iphdr) <= ctx_data_end(ctx) &&
@@ -38,7 +38,7 @@ static __always_inline int may_hop(lb_ctx *ctx, const struct lb_packet *p)
 
 static __always_inline int take_hop(lb_ctx *ctx, const struct lb_packet *p)
 {
-	void *l3 = ctx_data(ctx) + p->l3;
+	void *l3 = ctx_data(ctx) + at_l3(p);
 
 	if (p->ipv6) {
 		struct ipv6hdr *ip = l3;
@@ -67,7 +67,7 @@ static __always_inline int send_frame(lb_ctx *ctx, const struct lb_packet *p, __
 	int back = ifindex == p->ifindex;
 	struct ethhdr *eth;
 
-	if (take_hop(ctx, p) || (!back && ctx_strip_vlan(ctx, p->l3)))
+	if (take_hop(ctx, p) || (!back && ctx_strip_vlan(ctx, at_l3(p), p->ethertype)))
 		return drop(p, LB_DROP_NO_SPACE);
 	eth = ctx_data(ctx);
 	if ((void *)(eth + 1) > ctx_data_end(ctx))
