@@ -75,7 +75,8 @@ def world() -> tuple[DesiredState, Observed]:
             backends[target.name, f"b{i}"] = Backend(
                 service=target.name, name=f"b{i}", address=address, weight=10 * i
             )
-            hops[address] = NextHop(out, MAC[out], _NEIGHBOUR)
+            own = ip_address("10.99.0.1" if target.version == 4 else "2001:db8:99::1")
+            hops[address] = NextHop(out, MAC[out], _NEIGHBOUR, source=own)
     config = ClusterConfig(seed="000102030405060708090a0b0c0d0e0f")
     state = DesiredState(config=config, services=services, backends=backends)
     return state, Observed(hops, frozenset({INGRESS, OTHER}))

@@ -41,7 +41,21 @@ class Limits(BaseModel):
     backends: int = Field(default=16384, ge=2, le=1 << 20)
     conntrack: int = Field(default=131072, ge=1024, le=1 << 24)
     embryonic: int = Field(default=65536, ge=1024, le=1 << 24)
+    translations: int = Field(default=131072, ge=1024, le=1 << 24)
     senders: int = Field(default=16384, ge=1024, le=1 << 24)
+
+
+class Timeouts(BaseModel):
+    """Mode fullnat: after how many seconds of silence a flow loses its port, by what was seen of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tcp_opening: int = Field(default=30, ge=1, description="SYN, not answered.")
+    tcp_established: int = Field(default=7440, ge=1, description="RFC 5382, REQ-5: 2 h 4 min or more.")
+    tcp_closing: int = Field(default=240, ge=1, description="One side is done (FIN).")
+    tcp_closed: int = Field(default=10, ge=1, description="Both are done, or one has reset it.")
+    udp: int = Field(default=300, ge=1, description="RFC 4787, REQ-5: 5 min.")
+    udp_unanswered: int = Field(default=30, ge=1, description="Only the client has sent.")
 
 
 class Settings(BaseModel):
@@ -57,6 +71,7 @@ class Settings(BaseModel):
     interfaces: tuple[str, ...] = Field(default=(), description="Interfaces that lbd attaches to.")
     hook: Hook = Field(default=Hook.AUTO, description="auto | xdp | xdp-generic | tc")
     limits: Limits = Field(default=Limits(), description="Capacity of the kernel maps.")
+    timeouts: Timeouts = Field(default=Timeouts(), description="Of flows in mode fullnat.")
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:

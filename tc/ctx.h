@@ -14,17 +14,6 @@ typedef struct __sk_buff lb_ctx;
 /* Ethernet, two tags, IPv6, some extension headers, TCP. */
 #define LB_READABLE 192u
 
-/* LLVM likes to compute &ctx->data once and load through it; the verifier allows no arithmetic on
- * the context pointer. Inline assembly keeps the load in one piece. */
-#define ctx_read(ctx, field)                                                                     \
-	({                                                                                       \
-		__u64 value_;                                                                    \
-		asm volatile("%0 = *(u32 *)(%1 + %2)"                                            \
-			     : "=r"(value_)                                                      \
-			     : "r"(ctx), "i"(offsetof(struct __sk_buff, field)));                \
-		value_;                                                                          \
-	})
-
 static __always_inline void *ctx_data(lb_ctx *ctx)
 {
 	return (void *)(long)ctx_read(ctx, data);
@@ -56,6 +45,38 @@ static __always_inline void ctx_make_readable(lb_ctx *ctx)
 static __always_inline int ctx_resize(lb_ctx *ctx, __u32 bytes)
 {
 	return bpf_skb_change_tail(ctx, bytes, 0);
+}
+
+/* What ctx_push() pushes. */
+#define LB_PUSH_IPV4 BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
+#define LB_PUSH_IPV6 BPF_F_ADJ_ROOM_ENCAP_L3_IPV6
+#define LB_PUSH_UDP BPF_F_ADJ_ROOM_ENCAP_L4_UDP
+
+/* Size of the IP packet, or of the largest of the packets that it is cut into on its way out (GSO). */
+static __always_inline __u32 ctx_segment_bytes(lb_ctx *ctx, const struct lb_packet *p)
+{
+	__u32 segment = ctx_read(ctx, gso_size);
+
+	return segment ? segment + p->l4 - p->l3 + p->l4_bytes : p->l3_bytes;
+}
+
+/* Puts an outer header between the Ethernet header and the IP header. The kernel finds the latter only
+ * where no tag stands inside the frame. */
+static __always_inline int ctx_push(lb_ctx *ctx, struct lb_packet *p, const void *header, __u32 bytes,
+				    __u32 flags)
+{
+	__u16 type = flags & LB_PUSH_IPV4 ? lb_htons(ETH_P_IP) : lb_htons(ETH_P_IPV6);
+	struct ethhdr *eth;
+
+	if (p->l3 != sizeof(struct ethhdr) || bpf_skb_adjust_room(ctx, bytes, BPF_ADJ_ROOM_MAC, flags))
+		return -1;
+	if (bpf_skb_store_bytes(ctx, sizeof(struct ethhdr), (void *)header, bytes, BPF_F_RECOMPUTE_CSUM))
+		return -1;
+	eth = ctx_data(ctx);
+	if ((void *)(eth + 1) > ctx_data_end(ctx))
+		return -1;
+	eth->h_proto = type;
+	return 0;
 }
 
 /* What the routing lookup shall compare with the route's MTU. 0: the kernel looks at the socket buffer

@@ -11,8 +11,11 @@
 #include "ctx.h"
 #include "lb_send.h"
 #include "lb_answer.h"
-#include "lb_nat.h"
+#include "lb_tunnel.h"
+#include "lb_errors.h"
 #include "lb_pick.h"
+#include "lb_fullnat.h"
+#include "lb_nat.h"
 #include "lb_core.h"
 
 int lb(struct __sk_buff *ctx)

@@ -10,22 +10,22 @@ typedef struct xdp_md lb_ctx;
 
 static __always_inline void *ctx_data(lb_ctx *ctx)
 {
-	return (void *)(long)ctx->data;
+	return (void *)(long)ctx_read(ctx, data);
 }
 
 static __always_inline void *ctx_data_end(lb_ctx *ctx)
 {
-	return (void *)(long)ctx->data_end;
+	return (void *)(long)ctx_read(ctx, data_end);
 }
 
 static __always_inline __u32 ctx_bytes(lb_ctx *ctx)
 {
-	return ctx->data_end - ctx->data;
+	return ctx_data_end(ctx) - ctx_data(ctx);
 }
 
 static __always_inline __u32 ctx_ifindex(lb_ctx *ctx)
 {
-	return ctx->ingress_ifindex;
+	return ctx_read(ctx, ingress_ifindex);
 }
 
 /* XDP sees the whole frame in one piece. */
@@ -33,17 +33,13 @@ static __always_inline void ctx_make_readable(lb_ctx *ctx)
 {
 }
 
-/* Shrinks at the tail but grows at the head, where every driver leaves room; the Ethernet header and
- * tags stay in front, what follows them is for the caller to write. */
-static __always_inline int ctx_resize(lb_ctx *ctx, __u32 bytes)
+/* Room between the front of the frame (Ethernet header and tags) and the rest, for the caller to write. */
+static __always_inline int ctx_resize_head(lb_ctx *ctx, int more)
 {
 	struct {
 		__u16 word[(sizeof(struct ethhdr) + LB_VLAN_DEPTH * sizeof(struct lb_vlan)) / 2];
 	} l2, *front = ctx_data(ctx);
-	int more = (int)bytes - (int)ctx_bytes(ctx);
 
-	if (more <= 0)
-		return bpf_xdp_adjust_tail(ctx, more);
 	if ((void *)(front + 1) > ctx_data_end(ctx))
 		return -1;
 	l2 = *front;
@@ -53,6 +49,53 @@ static __always_inline int ctx_resize(lb_ctx *ctx, __u32 bytes)
 	if ((void *)(front + 1) > ctx_data_end(ctx))
 		return -1;
 	*front = l2;
+	return 0;
+}
+
+/* Shrinks at the tail but grows at the head, where every driver leaves room; what follows the tags is
+ * for the caller to write. */
+static __always_inline int ctx_resize(lb_ctx *ctx, __u32 bytes)
+{
+	int more = (int)bytes - (int)ctx_bytes(ctx);
+
+	return more <= 0 ? bpf_xdp_adjust_tail(ctx, more) : ctx_resize_head(ctx, more);
+}
+
+/* What ctx_push() pushes. */
+#define LB_PUSH_IPV4 0x1
+#define LB_PUSH_IPV6 0x2
+#define LB_PUSH_UDP 0x4
+
+/* Size of the IP packet, for the largest piece of it that goes over a wire. */
+static __always_inline __u32 ctx_segment_bytes(lb_ctx *ctx, const struct lb_packet *p)
+{
+	return p->l3_bytes;
+}
+
+/* Puts an outer header between the Ethernet header (with its tags) and the IP header. */
+static __always_inline int ctx_push(lb_ctx *ctx, struct lb_packet *p, const void *header, __u32 bytes,
+				    __u32 flags)
+{
+	__u16 type = flags & LB_PUSH_IPV4 ? lb_htons(ETH_P_IP) : lb_htons(ETH_P_IPV6);
+	const __u32 *from = header;
+	__u32 *to;
+	void *at;
+
+	/* To the compiler, words can't be where half-words were written. */
+	asm volatile("" : "+r"(from) : : "memory");
+	if (ctx_resize_head(ctx, bytes))
+		return -1;
+	at = ctx_data(ctx) + ((p->l3 - sizeof(type)) & 0x1f);
+	if (at + sizeof(type) > ctx_data_end(ctx))
+		return -1;
+	*(__u16 *)at = type;
+	to = ctx_data(ctx) + at_l3(p);
+	lb_keep(to);
+	if ((void *)to + bytes > ctx_data_end(ctx))
+		return -1;
+#pragma unroll
+	for (int i = 0; i < bytes / 4; i++)
+		to[i] = from[i];
 	return 0;
 }
 

@@ -41,7 +41,7 @@ class ServiceRow(Counters):
     vip: Address = Field(description="Address that clients connect to.")
     port: int = Field(description="Port that clients connect to.")
     protocol: Protocol = Field(description="tcp or udp.")
-    mode: Mode = Field(description="dsr or nat.")
+    mode: Mode = Field(description="dsr, nat, fullnat, ipip or gue.")
     affinity: Affinity = Field(description="What the flow hash covers.")
     tracking: Tracking = Field(description="Which flows are remembered.")
     window: int = Field(description="Seconds for which a slot that moved remembers where it was.")

@@ -19,7 +19,11 @@ from lb.model.objects import DEFAULT_WINDOW, Affinity, Mode, NoBackend, Protocol
 app = typer.Typer(help="Services: VIPs and their policies.", no_args_is_help=True)
 
 ProtocolOption = Annotated[Protocol, typer.Option("--protocol", help="Transport protocol.")]
-ModeHelp = "dsr: the server answers the client itself; nat: answers come back through the node."
+ModeHelp = (
+    "dsr: the server, on a shared segment, answers the client itself; ipip, gue: the same through a"
+    " tunnel, over routers; nat: answers come back through the node; fullnat: the same,"
+    " and the server sees the node as its client."
+)
 AffinityHelp = (
     "What picks the backend: the 5-tuple, or the client's address alone. To change it hashes all flows"
     " anew."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from ipaddress import ip_address
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -12,7 +13,7 @@ from lb.core.state import DesiredState
 from lb.errors import LbError, NotFoundError, UserError
 from lb.model import keys
 from lb.model.manifest import explain
-from lb.model.objects import Document
+from lb.model.objects import Address, Document
 
 D = TypeVar("D", bound=Document)
 
@@ -54,6 +55,16 @@ def endpoint(text: str, what: str) -> tuple[str, str | None]:
             f"{what}: there is no port behind the colon of {text!r}", hint=f"for example {address}:80"
         )
     return address, port or None
+
+
+def address(text: str, what: str) -> Address:
+    """An IPv4 or IPv6 address. Raises UserError."""
+    try:
+        return ip_address(text)
+    except ValueError:
+        raise UserError(
+            f"{what}: {text!r} is not an IP address", hint="for example 198.51.100.100 or 2001:db8::100"
+        ) from None
 
 
 def socket(text: str, what: str) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from lb.core.slots import Member, Table
 from lb.core.state import BackendKey, DesiredState
 from lb.model import keys
 from lb.model.objects import (
+    TUNNELS,
     Address,
     Admin,
     Backend,
@@ -24,6 +25,8 @@ from lb.model.objects import (
     Service,
     TableDocument,
 )
+
+GUE_PORT = 6080  # UDP, registered with IANA
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class WantedBackend:
     """A backend as the kernel should know it."""
 
     address: Address
-    port: int  # host order
+    port: int  # host order; in mode gue, where its tunnel ends
     usable: bool  # established flows may go on here
     next_hop: NextHop | None
 
@@ -122,7 +125,7 @@ def plan_service(
             hop = None
         backends[service.name, backend.name] = WantedBackend(
             address=backend.address,
-            port=backend.port or service.port,
+            port=GUE_PORT if service.mode is Mode.GUE else backend.port or service.port,
             usable=backend.admin is not Admin.DOWN,
             next_hop=hop,
         )
@@ -183,6 +186,13 @@ def _detour(
             where=where,
             message=f"{backend.address} is behind a router, which mode dsr can't pass: it gets no"
             " traffic",
-            hint="use mode nat, or an address of the server on a segment of this node",
+            hint="use mode ipip, gue or nat, or an address of the server on a segment of this node",
+        )
+    if service.mode in (*TUNNELS, Mode.FULLNAT) and hop.source is None:
+        return Problem(
+            where=where,
+            message=f"this node has no address of its own on the way to {backend.address}, which packets"
+            " could come from: it gets no traffic",
+            hint="give the interface an address of that family, or the route a source (ip route … src)",
         )
     return None

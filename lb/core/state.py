@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from lb.model import keys
 from lb.model.objects import (
+    TRANSLATIONS,
     Address,
     Backend,
     ClusterConfig,
@@ -271,6 +272,7 @@ def conflicts(
 
     vips = {service.vip for service in services.values()}
     sockets: dict[tuple[Address, int, Protocol, str], str] = {}
+    translated: dict[tuple[Address, int, Protocol], Mode] = {}
 
     def in_force(path: str) -> bool:
         service, _, name = path.partition("/")
@@ -291,10 +293,22 @@ def conflicts(
         if problem:
             refuse(key, *problem)
             continue
-        # In nat mode the way back is one lookup, so a socket may belong to one service only.
+        # In nat mode the way back is one lookup, so a socket may belong to one service only. In fullnat
+        # it may belong to several, as each flow has a port of ours there; but not to one of nat as well.
         port = backend.port or owner.port
         scope = "" if owner.mode is Mode.NAT else owner.name
-        holder = sockets.setdefault((backend.address, port, owner.protocol, scope), path)
+        at = (backend.address, port, owner.protocol)
+        if owner.mode in TRANSLATIONS:
+            other = translated.setdefault(at, owner.mode)
+            if other is not owner.mode:
+                refuse(
+                    key,
+                    f"{describe_socket(backend.address, port)}/{owner.protocol} is a backend in mode"
+                    f" {other} already",
+                    f"use one mode for both services, or another port than {port}",
+                )
+                continue
+        holder = sockets.setdefault((*at, scope), path)
         if holder != path:
             refuse(
                 key,
@@ -312,14 +326,14 @@ def _misfit(service: Service, backend: Backend, vips: set[Address]) -> tuple[str
             f"address {backend.address} is a VIP itself",
             "give the address of the server's own interface",
         )
-    if service.mode is Mode.DSR and backend.port not in (None, service.port):
+    if service.mode not in TRANSLATIONS and backend.port not in (None, service.port):
         return (
-            f"mode dsr can't change the port from {service.port} to {backend.port}",
-            "leave the port out, or use mode nat",
+            f"mode {service.mode} can't change the port from {service.port} to {backend.port}",
+            "leave the port out, or use mode nat or fullnat",
         )
-    if service.mode is Mode.NAT and backend.address.version != service.vip.version:
+    if service.mode in TRANSLATIONS and backend.address.version != service.vip.version:
         return (
-            f"mode nat can't turn IPv{service.vip.version} into IPv{backend.address.version}",
+            f"mode {service.mode} can't turn IPv{service.vip.version} into IPv{backend.address.version}",
             f"give the server's IPv{service.vip.version} address",
         )
     return None

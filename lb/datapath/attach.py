@@ -27,8 +27,8 @@ _XDP_REPLACE = 1 << 4
 
 # Our filter on clsact ingress: before the usual default priorities, at a handle of its own.
 _TC_INGRESS = 0xFFFFFFF2  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)
-_TC_PRIORITY = 50
 _TC_HANDLE = 0x1B
+BALANCER, DECAPSULATOR = 50, 40  # priorities: a tunnel's packet is opened first
 _ETH_P_ALL = 0x0003
 
 _IFF_LOOPBACK = 0x8
@@ -156,7 +156,7 @@ def check_foreign(interface: Interface, ours: Ours) -> None:
 def attach(ip: IPRoute, interface: Interface, hook: Hook, program: Program, ours: Ours) -> None:
     """Attach `program`, replacing one of ours if it is there."""
     if hook is Hook.TC:
-        _attach_tc(ip, interface, program, ours)
+        attach_filter(ip, interface, program, ours.name)
         return
     check_foreign(interface, ours)
     attrs: list[list[object]] = [["IFLA_XDP_FD", program.fd]]
@@ -188,7 +188,7 @@ def detach(ip: IPRoute, interface: Interface, ours: Ours) -> bool:
 def detach_from(ip: IPRoute, interface: Interface, hook: Hook, ours: Ours) -> None:
     """Take our program off one hook."""
     if hook is Hook.TC:
-        _detach_tc(ip, interface)
+        detach_filter(ip, interface)
     elif interface.xdp_program in ours.programs:
         detach_xdp(ip, interface)
 
@@ -205,7 +205,7 @@ def attached_hooks(ip: IPRoute, interface: Interface, ours: Ours) -> set[Hook]:
     hooks = set()
     if interface.xdp_program in ours.programs:
         hooks.add(Hook.XDP_GENERIC if interface.xdp_generic else Hook.XDP)
-    if _filter_name(ip, interface) == ours.name:
+    if filter_name(ip, interface) == ours.name:
         hooks.add(Hook.TC)
     return hooks
 
@@ -226,11 +226,11 @@ def program_name(number: int) -> str:
         return f"with id {number}"
 
 
-def _filter_name(ip: IPRoute, interface: Interface) -> str:
+def filter_name(ip: IPRoute, interface: Interface, priority: int = BALANCER) -> str:
     """Name of the filter at our place; "" = none. (It tells whose it is: pyroute2 doesn't decode the
     program's id.)"""
     for each in ip.get_filters(index=interface.index, parent=_TC_INGRESS):
-        if each.get("info", 0) >> 16 == _TC_PRIORITY and each.get("handle") == _TC_HANDLE:
+        if each.get("info", 0) >> 16 == priority and each.get("handle") == _TC_HANDLE:
             return str(each.get_attr("TCA_OPTIONS").get_attr("TCA_BPF_NAME"))
     return ""
 
@@ -239,9 +239,12 @@ def _has_clsact(ip: IPRoute, interface: Interface) -> bool:
     return any(each.get_attr("TCA_KIND") == "clsact" for each in ip.get_qdiscs(index=interface.index))
 
 
-def _attach_tc(ip: IPRoute, interface: Interface, program: Program, ours: Ours) -> None:
-    present = _filter_name(ip, interface)
-    if present and present != ours.name:
+def attach_filter(
+    ip: IPRoute, interface: Interface, program: Program, name: str, priority: int = BALANCER
+) -> None:
+    """Attach `program` to clsact ingress, replacing one of this name."""
+    present = filter_name(ip, interface, priority)
+    if present and present != name:
         raise DatapathError(
             f"interface {interface.name!r} carries another lbd's tc filter {present!r}",
             hint="lbd --detach that one first; two balancers on one interface can't work",
@@ -255,9 +258,9 @@ def _attach_tc(ip: IPRoute, interface: Interface, program: Program, ours: Ours) 
             interface.index,
             _TC_HANDLE,
             fd=program.fd,
-            name=ours.name,
+            name=name,
             parent=_TC_INGRESS,
-            prio=_TC_PRIORITY,
+            prio=priority,
             protocol=_ETH_P_ALL,
             direct_action=True,
         )
@@ -268,8 +271,9 @@ def _attach_tc(ip: IPRoute, interface: Interface, program: Program, ours: Ours) 
         ) from None
 
 
-def _detach_tc(ip: IPRoute, interface: Interface) -> None:
-    ip.tc("del-filter", "bpf", interface.index, _TC_HANDLE, parent=_TC_INGRESS, prio=_TC_PRIORITY)
+def detach_filter(ip: IPRoute, interface: Interface, priority: int = BALANCER) -> None:
+    """Take the filter at our place off."""
+    ip.tc("del-filter", "bpf", interface.index, _TC_HANDLE, parent=_TC_INGRESS, prio=priority)
     # clsact may be shared; the last one out turns off the light.
     egress = _TC_INGRESS + 1
     if not any(ip.get_filters(index=interface.index, parent=p) for p in (_TC_INGRESS, egress)):

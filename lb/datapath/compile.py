@@ -17,13 +17,15 @@ from lb.datapath import headers, sources
 from lb.errors import DatapathError
 
 
-def load(hook: str, pin_dir: Path, pin_to: Path) -> dict[str, int]:
-    """Compile the program for `hook` against the maps pinned in `pin_dir` and pin it at `pin_to`.
+def load(hook: str, pin_dir: Path, pin_to: Path, name: str = "lb") -> dict[str, int]:
+    """Compile a program for `hook` against the maps pinned in `pin_dir` and pin it at `pin_to`. `name`
+    is that of its file and of its function.
 
     Returns {"instructions": N}. Raises DatapathError with the compiler's or verifier's words.
     """
     request = {
         "hook": hook,
+        "name": name,
         "maps": str(pin_dir / "maps"),
         "pin_to": str(pin_to),
         "headers": str(headers.find().path),
@@ -40,7 +42,7 @@ def load(hook: str, pin_dir: Path, pin_to: Path) -> dict[str, int]:
         if os.environ.get("LB_DEBUG"):
             sys.stderr.write(child.stderr)
         raise DatapathError(
-            f"the {hook} program could not be loaded: {_verdict(lines)}",
+            f"the {hook} program {name!r} could not be loaded: {_verdict(lines)}",
             hint="run lbctl doctor; LB_DEBUG=1 shows the whole log",
         )
     answer: dict[str, int] = json.loads(child.stdout)
@@ -79,12 +81,13 @@ def _main() -> None:
         "-Wno-ignored-attributes",
         *(f"-DLB_FD_{name.upper()}={each.fd}" for name, each in pinned.items()),
     ]
-    module = BPF(text=(source / "lb.c").read_text(), cflags=flags)
+    name = request["name"]
+    module = BPF(text=(source / f"{name}.c").read_text(), cflags=flags)
     kind = BPF.SCHED_CLS if source.name == "tc" else BPF.XDP
-    function = module.load_func("lb", kind)
+    function = module.load_func(name, kind)
     program = Program(os.dup(function.fd))
     program.pin(Path(request["pin_to"]))
-    answer = {"instructions": len(module.dump_func("lb")) // 8}
+    answer = {"instructions": len(module.dump_func(name)) // 8}
     os.write(answer_fd, json.dumps(answer).encode())
 
 

@@ -46,6 +46,9 @@ def backend(wanted: WantedBackend, generation: int) -> bytes:
         raw.ifindex = hop.ifindex
         raw.dmac[:] = hop.destination_mac
         raw.smac[:] = hop.source_mac
+        raw.mtu = min(hop.mtu, 65535)
+        if hop.source:
+            raw.source[:] = layout.address_bytes(hop.source)
     return bytes(raw)
 
 

@@ -22,14 +22,15 @@ from lb.core.ids import Allocation
 from lb.core.moves import Moves
 from lb.core.plan import Wanted, WantedBackend, WantedService
 from lb.core.state import BackendKey
-from lb.datapath import encode, layout, slotmaps, sweep
+from lb.datapath import encode, expiry, layout, slotmaps, sweep
 from lb.datapath.bpf import Map
 from lb.datapath.clock import Clock
 from lb.datapath.encode import index_key
 from lb.datapath.maps import Maps
 from lb.datapath.slotmaps import Encoded, Slots
 from lb.model import keys
-from lb.model.objects import Mode, Service, Tracking
+from lb.model.objects import TRANSLATIONS, Mode, Service, Tracking
+from lb.settings import Timeouts
 
 # New tables that are open at the same time; each is a file descriptor.
 _TABLES_AT_ONCE = 200
@@ -156,7 +157,7 @@ class Kernel:
             self._add_service(want, tables, number, each, backend_of)
         for (service, name), number in backend_of.items():
             owner = wanted.services[service].service
-            if owner.mode is Mode.NAT:
+            if owner.mode in TRANSLATIONS:
                 backend = wanted.backends[service, name]
                 protocol = layout.PROTOCOL_NUMBER[owner.protocol]
                 at = layout.endpoint(backend.address, backend.port, protocol)
@@ -323,6 +324,16 @@ class Kernel:
         self._have.tables |= {number: _digest(encoded) for number, encoded in calmed.items()}
         self._unsure = False
         return quiet
+
+    @property
+    def translates(self) -> bool:
+        """Is there a service in mode fullnat, whose flows have to be expired?"""
+        return any(each.service.mode is Mode.FULLNAT for each in self._programmed.values())
+
+    def expire(self, timeouts: Timeouts) -> int:
+        """Give back the ports of flows that are over (mode fullnat); returns how many flows."""
+        rate = self.clock.rate()
+        return expiry.expire(self.maps, timeouts, self.clock.jiffies(), rate).flows if rate else 0
 
     @property
     def is_stirred(self) -> bool:

@@ -22,7 +22,7 @@ SLOT_STIRRED = 0x80000000
 EPOCH_SHIFT = 24
 
 PROTOCOL_NUMBER = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_UDP}
-MODE_NUMBER = {Mode.DSR: 0, Mode.NAT: 1}
+MODE_NUMBER = {Mode.DSR: 0, Mode.NAT: 1, Mode.IPIP: 2, Mode.GUE: 3, Mode.FULLNAT: 4}
 AFFINITY_NUMBER = {Affinity.FLOW: 0, Affinity.CLIENT: 1}
 TRACKING_NUMBER = {Tracking.NEVER: 0, Tracking.ALWAYS: 1, Tracking.MOVING: 2}
 NO_BACKEND_NUMBER = {NoBackend.REJECT: 0, NoBackend.DROP: 1}
@@ -54,6 +54,18 @@ class Outcome(IntEnum):
     DROP_TTL = 12
     DROP_NO_SPACE = 13
     DROP_UNRESOLVED = 14
+    REJECT_TOO_BIG = 15
+    DROP_TOO_BIG = 16
+    REJECT_NAT_FULL = 17
+    DROP_NAT_FULL = 18
+
+
+class NatState(IntFlag):
+    """LB_NAT_*: what was seen of a translated connection."""
+
+    ANSWERED = 1
+    FIN = 2
+    RST = 4
 
 
 class Endpoint(ctypes.Structure):
@@ -94,8 +106,9 @@ class Backend(ctypes.Structure):
         ("dmac", ctypes.c_uint8 * 6),
         ("smac", ctypes.c_uint8 * 6),
         ("port", ctypes.c_uint16),
+        ("mtu", ctypes.c_uint16),
         ("flags", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8 * 9),
+        ("pad", ctypes.c_uint8 * 7),
     )
 
 
@@ -142,6 +155,45 @@ class NatBack(ctypes.Structure):
     """struct lb_nat_back."""
 
     _fields_ = (("service", ctypes.c_uint32), ("backend", ctypes.c_uint32))
+
+
+class Binding(ctypes.Structure):
+    """struct lb_binding."""
+
+    _fields_ = (
+        ("source", ctypes.c_uint8 * 16),
+        ("backend", ctypes.c_uint32),
+        ("generation", ctypes.c_uint32),
+        ("seen", ctypes.c_uint32),
+        ("port", ctypes.c_uint16),
+        ("state", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8),
+    )
+
+
+class Translated(ctypes.Structure):
+    """struct lb_translated."""
+
+    _fields_ = (
+        ("backend", ctypes.c_uint8 * 16),
+        ("source", ctypes.c_uint8 * 16),
+        ("backend_port", ctypes.c_uint16),
+        ("port", ctypes.c_uint16),
+        ("proto", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 3),
+    )
+
+
+class Client(ctypes.Structure):
+    """struct lb_client."""
+
+    _fields_ = (
+        ("flow", FlowKey),
+        ("backend", ctypes.c_uint32),
+        ("seen", ctypes.c_uint32),
+        ("state", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 3),
+    )
 
 
 class Link(ctypes.Structure):

@@ -16,6 +16,8 @@ from lb.datapath.bpf import Map, MapType
 from lb.errors import DatapathError
 from lb.settings import Limits
 
+_F_NO_PREALLOC = 1 << 0  # memory for the entries that there are, not for all that there may be
+
 
 @dataclass(frozen=True)
 class MapSpec:
@@ -25,6 +27,7 @@ class MapSpec:
     key_size: int
     value_size: int
     max_entries: int
+    flags: int = 0
 
 
 def specs(limits: Limits) -> dict[str, MapSpec]:
@@ -43,9 +46,23 @@ def specs(limits: Limits) -> dict[str, MapSpec]:
         "embryonic": MapSpec(MapType.LRU_HASH, *flow, limits.embryonic),
         "senders": MapSpec(MapType.LRU_HASH, ctypes.sizeof(layout.Sender), link, limits.senders),
         "nat_back": MapSpec(MapType.HASH, endpoint, ctypes.sizeof(layout.NatBack), limits.backends),
+        "bindings": MapSpec(
+            MapType.HASH,
+            ctypes.sizeof(layout.FlowKey),
+            ctypes.sizeof(layout.Binding),
+            limits.translations,
+            _F_NO_PREALLOC,
+        ),
+        "translations": MapSpec(
+            MapType.HASH,
+            ctypes.sizeof(layout.Translated),
+            ctypes.sizeof(layout.Client),
+            limits.translations,
+            _F_NO_PREALLOC,
+        ),
         "links": MapSpec(MapType.ARRAY, 4, link, layout.LINKS),
         "egress": MapSpec(MapType.DEVMAP_HASH, 4, 4, 256),
-        "scratch": MapSpec(MapType.PERCPU_ARRAY, 4, layout.SCRATCH, 1),
+        "scratch": MapSpec(MapType.PERCPU_ARRAY, 4, layout.SCRATCH, 2),
         "outcomes": MapSpec(MapType.PERCPU_ARRAY, 4, ctypes.sizeof(layout.Counter), len(layout.Outcome)),
         "service_stats": MapSpec(MapType.PERCPU_ARRAY, 4, stats, limits.services),
         "backend_stats": MapSpec(MapType.PERCPU_ARRAY, 4, stats, limits.backends),
@@ -114,6 +131,7 @@ class Maps:
                 spec.value_size,
                 spec.max_entries,
                 inner=inner,
+                flags=spec.flags,
             )
         return cls(made)
 

@@ -68,9 +68,12 @@ class Resolver:
 
     ip: IPRoute
     _via: dict[Address, _Gateway] = field(default_factory=dict)
+    _sources: dict[Address, Address] = field(default_factory=dict)
+    _route_mtus: dict[Address, int] = field(default_factory=dict)
     _macs: dict[_Gateway, bytes] = field(default_factory=dict)
     _confirmed: set[_Gateway] = field(default_factory=set)
     _links: dict[int, bytes] = field(default_factory=dict)
+    _mtus: dict[int, int] = field(default_factory=dict)
     _unrouted: set[Address] = field(default_factory=set)
     _fresh: set[Address] = field(default_factory=set)
     _watched: frozenset[Address] = frozenset()
@@ -120,7 +123,14 @@ class Resolver:
             mac = self._macs.get((ifindex, gateway))
             source = self._links.get(ifindex)
             if mac is not None and source is not None:
-                found[address] = NextHop(ifindex, source, mac, gateway != address)
+                found[address] = NextHop(
+                    ifindex,
+                    source,
+                    mac,
+                    gateway != address,
+                    self._sources.get(address),
+                    self._route_mtus.get(address) or self._mtus.get(ifindex, 0),
+                )
         if found != self._hops:
             self._hops = found
         return self._hops
@@ -140,11 +150,13 @@ class Resolver:
     def _read_tables(self) -> None:
         """Links and neighbours as they are now; what is no gateway of ours is forgotten."""
         self._is_stale = True
+        links = list(self.ip.get_links())
         self._links = {
             link["index"]: mac
-            for link in self.ip.get_links()
+            for link in links
             if (mac := _mac(link.get_attr("IFLA_ADDRESS"))) is not None
         }
+        self._mtus = {link["index"]: link.get_attr("IFLA_MTU") or 0 for link in links}
         used = set(self._via.values())
         self._macs = {key: mac for key, mac in self._macs.items() if key in used}
         self._confirmed.clear()
@@ -173,6 +185,10 @@ class Resolver:
         ifindex, gateway = route.get_attr("RTA_OIF"), route.get_attr("RTA_GATEWAY")
         if ifindex is None or route["type"] != _RTN_UNICAST:
             return None
+        if source := route.get_attr("RTA_PREFSRC"):
+            self._sources[address] = ip_address(source)
+        metrics = route.get_attr("RTA_METRICS")
+        self._route_mtus[address] = (metrics.get_attr("RTAX_MTU") or 0) if metrics else 0
         return ifindex, ip_address(gateway) if gateway else address
 
     def _learn(self, entry: Mapping[str, Any], used: Container[_Gateway]) -> bool:

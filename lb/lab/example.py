@@ -7,6 +7,7 @@ from collections.abc import Callable
 from lb.lab.lab import Lab
 from lb.lab.shell import wait_until
 from lb.lab.topology import VIP4
+from lb.model.objects import TUNNELS
 
 SERVICE = "web"
 WEIGHTS = (50, 30, 20, 0)
@@ -30,6 +31,9 @@ def weights(lab: Lab) -> dict[str, int]:
 def create_web(lab: Lab, mode: str, say: Say) -> dict[str, int]:
     """Create the service with its backends, and wait until it answers; returns the weights."""
     asked = weights(lab)
+    if mode in TUNNELS:
+        say("the backends get a program that opens the tunnels: lbctl backend-node attach")
+        lab.open_tunnels()
     lbctl(lab, say, "service", "add", SERVICE, "--vip", f"{VIP4}:80", "--protocol", "tcp",
           "--mode", mode)  # fmt: skip
     for name, weight in asked.items():

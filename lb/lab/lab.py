@@ -50,6 +50,7 @@ class Lab:
         self._ledger = Ledger(self.folder)
         self._children: list[subprocess.Popen[str]] = []
         self._udp_ports: set[int] = set()
+        self._has_open_tunnels = False
 
     # -- up and down --
 
@@ -122,6 +123,18 @@ class Lab:
                     f"{name} at {address}",
                     lambda n=name, a=address: self.answer(a) == n,  # type: ignore[misc]
                 )
+
+    def open_tunnels(self) -> None:
+        """Let the backends take modes ipip and gue, without tunnel devices."""
+        if self._has_open_tunnels:
+            return
+        self._has_open_tunnels = True
+        vips = [option for vip in (VIP4, VIP6) for option in ("--vip", str(vip))]
+        for name in self.topology.backends:
+            self._ledger.add_bpf_mount(self.folder / name / "bpf")
+            pins = ["--pin-dir", str(self.folder / name / "bpf" / "lb")]
+            command = [*program("lbctl"), "backend-node", "attach", "--interface", "back0"]
+            run(in_namespace(name, [*command, *vips, *pins]), env=environment(self.lb_environment))
 
     def _receive_xdp(self) -> None:
         """Let the switch take what the node sends by XDP. GRO is enough for XDP_REDIRECT, but the

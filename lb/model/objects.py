@@ -41,10 +41,22 @@ class Protocol(StrEnum):
 
 
 class Mode(StrEnum):
-    """How a packet travels to its backend (DESIGN: forwarding modes)."""
+    """How a packet travels to its backend.
+
+    dsr: unchanged but for the MAC addresses, on a shared segment. nat: with the backend's address;
+    answers come back through the node. ipip: in an IP packet of either family (RFC 2003, 2473, 4213).
+    gue: in UDP to port 6080 (GUE, variant 1). fullnat: between the node's own address and the backend's.
+    """
 
     DSR = "dsr"
     NAT = "nat"
+    IPIP = "ipip"
+    GUE = "gue"
+    FULLNAT = "fullnat"
+
+
+TUNNELS = frozenset({Mode.IPIP, Mode.GUE})
+TRANSLATIONS = frozenset({Mode.NAT, Mode.FULLNAT})  # that write the backend's address into packets
 
 
 class Affinity(StrEnum):

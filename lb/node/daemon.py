@@ -44,6 +44,7 @@ AUDIT_SECONDS = 30.0
 RESOLVE_SECONDS = 1.0  # how long a change waits for the next hops of new backends
 RETRY_SECONDS = 1.0  # after a failure
 TOPOLOGY_SECONDS = 1.0  # at most one look at all routes in this time, however many change
+EXPIRY_SECONDS = 2.0  # between two looks at which flows in mode fullnat are over
 SWEEP_SECONDS = 10.0  # between two looks at which flows still need to be remembered
 TABLES_A_COMMIT = 50
 
@@ -70,6 +71,7 @@ class Daemon:
     _refresh: Timer = field(default_factory=lambda: Timer(REFRESH_SECONDS))
     _audit: Timer = field(default_factory=lambda: Timer(AUDIT_SECONDS))
     _sweep: Timer = field(default_factory=lambda: Timer(SWEEP_SECONDS))
+    _expiry: Timer = field(default_factory=lambda: Timer(EXPIRY_SECONDS))
     _retry_at: float = float("inf")
     _failing: str = ""
     _topology: Timer = field(default_factory=lambda: Timer(TOPOLOGY_SECONDS))
@@ -114,6 +116,8 @@ class Daemon:
             due = min(due, self._topology.due)
         if self.kernel.is_stirred:
             due = min(due, self._sweep.due)
+        if self.kernel.translates:
+            due = min(due, self._expiry.due)
         try:
             happened = [self.inbox.get(timeout=max(0.0, due - time.monotonic()))]
         except queue.Empty:
@@ -168,6 +172,8 @@ class Daemon:
             return True
         if self.kernel.is_stirred and self._sweep.is_due(now) and (quiet := self.kernel.calm()):
             log.info("quiet slots=%d", quiet)
+        if self.kernel.translates and self._expiry.is_due(now):
+            self.kernel.expire(self.settings.timeouts)
         return False
 
     def _notice(self, change: NetlinkChanged) -> bool:

@@ -18,7 +18,21 @@ from pathlib import Path
 
 import numpy as np
 
-from lb.core.reference import Flow, FlowKey, Outcome, Past, Result, Sender, Stats, Verdict, World
+from lb.core.reference import (
+    Binding,
+    Client,
+    Flow,
+    FlowKey,
+    NatState,
+    Outcome,
+    Past,
+    Result,
+    Sender,
+    Stats,
+    Translated,
+    Verdict,
+    World,
+)
 from lb.core.reference.world import Backend, Endpoint, Service
 from lb.datapath import compile as compiler
 from lb.datapath import layout
@@ -83,7 +97,8 @@ class Kernel:
         which are in tables that the kernels share.
         """
         maps, old = self.maps, self._world
-        for name in ("vips", "nat_back", "conntrack", "embryonic", "senders"):
+        hashes = ("vips", "nat_back", "conntrack", "embryonic", "senders", "bindings", "translations")
+        for name in hashes:
             each = maps.by_name[name]
             for found in list(each.keys()):
                 each.delete(found)
@@ -119,6 +134,10 @@ class Kernel:
         for address, sender in world.senders.items():
             at = layout.Link(ifindex=sender.ifindex, mac=array(6, sender.mac))
             maps.senders.put(layout.address_bytes(address), bytes(at))
+        for key, binding in world.bindings.items():
+            maps.bindings.put(flow_key(key), binding_struct(binding))
+        for back, client in world.translations.items():
+            maps.translations.put(translated(back), client_struct(client))
         self._world = world
 
     def use_tables(self, tables: Mapping[int, Map]) -> None:
@@ -175,14 +194,39 @@ class Kernel:
         found = {}
         for raw_key, raw in self.maps.by_name[where].items():
             key = layout.FlowKey.from_buffer_copy(raw_key)
-            found[
-                FlowKey(
-                    layout.address_from(bytes(key.client)),
-                    key.service,
-                    socket.ntohs(key.client_port),
-                    socket.ntohs(key.vip_port),
-                )
-            ] = flow_from(raw)
+            found[flow_key_from(key)] = flow_from(raw)
+        return found
+
+    def bindings(self) -> dict[FlowKey, Binding]:
+        """The whole bindings map."""
+        found = {}
+        for raw_key, raw in self.maps.bindings.items():
+            each = layout.Binding.from_buffer_copy(raw)
+            found[flow_key_from(layout.FlowKey.from_buffer_copy(raw_key))] = Binding(
+                layout.address_from(bytes(each.source)),
+                each.backend,
+                each.generation,
+                each.seen,
+                socket.ntohs(each.port),
+                NatState(each.state),
+            )
+        return found
+
+    def translations(self) -> dict[Translated, Client]:
+        """The whole translations map."""
+        found = {}
+        for raw_key, raw in self.maps.translations.items():
+            key = layout.Translated.from_buffer_copy(raw_key)
+            each = layout.Client.from_buffer_copy(raw)
+            back = Translated(
+                layout.address_from(bytes(key.backend)),
+                socket.ntohs(key.backend_port),
+                layout.address_from(bytes(key.source)),
+                socket.ntohs(key.port),
+                key.proto,
+            )
+            state = NatState(each.state)
+            found[back] = Client(flow_key_from(each.flow), each.backend, each.seen, state)
         return found
 
     def senders(self) -> dict[Address, Sender]:
@@ -253,7 +297,11 @@ def backend_struct(backend: Backend) -> layout.Backend:
         generation=backend.generation,
         dmac=array(6, backend.dmac),
         smac=array(6, backend.smac),
+        source=array(16, layout.address_bytes(backend.source))
+        if backend.source
+        else array(16, bytes(16)),
         port=socket.htons(backend.port),
+        mtu=backend.mtu,
         flags=flags,
     )
 
@@ -267,6 +315,45 @@ def flow_key(key: FlowKey) -> bytes:
             vip_port=socket.htons(key.vip_port),
         )
     )
+
+
+def flow_key_from(key: layout.FlowKey) -> FlowKey:
+    return FlowKey(
+        layout.address_from(bytes(key.client)),
+        key.service,
+        socket.ntohs(key.client_port),
+        socket.ntohs(key.vip_port),
+    )
+
+
+def binding_struct(binding: Binding) -> bytes:
+    return bytes(
+        layout.Binding(
+            source=array(16, layout.address_bytes(binding.source)),
+            backend=binding.backend,
+            generation=binding.generation,
+            seen=binding.seen,
+            port=socket.htons(binding.port),
+            state=binding.state.value,
+        )
+    )
+
+
+def translated(key: Translated) -> bytes:
+    return bytes(
+        layout.Translated(
+            backend=array(16, layout.address_bytes(key.backend)),
+            source=array(16, layout.address_bytes(key.source)),
+            backend_port=socket.htons(key.backend_port),
+            port=socket.htons(key.port),
+            proto=key.proto,
+        )
+    )
+
+
+def client_struct(client: Client) -> bytes:
+    flow = layout.FlowKey.from_buffer_copy(flow_key(client.flow))
+    return bytes(layout.Client(flow, client.backend, client.seen, client.state.value))
 
 
 def flow_struct(flow: Flow) -> bytes:

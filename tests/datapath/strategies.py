@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from ipaddress import IPv4Address, ip_address
@@ -17,9 +18,11 @@ import numpy as np
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP, IPOption_RR, IPOption_Timestamp
 from scapy.layers.inet6 import (
+    ICMPv6DestUnreach,
     ICMPv6EchoRequest,
     ICMPv6ND_NS,
     ICMPv6PacketTooBig,
+    ICMPv6TimeExceeded,
     IPv6,
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
@@ -31,16 +34,21 @@ from scapy.packet import Packet, Raw
 
 from lb.core.reference import (
     Backend,
+    Binding,
+    Client,
     Endpoint,
     Flow,
     FlowKey,
     NatBack,
+    NatState,
     Past,
     Sender,
     Service,
+    Translated,
     World,
+    fullnat,
 )
-from lb.model.objects import Address, Affinity, Mode, NoBackend, Tracking
+from lb.model.objects import TRANSLATIONS, TUNNELS, Address, Affinity, Mode, NoBackend, Tracking
 
 from . import harness, netns
 from .harness import Pasts
@@ -55,6 +63,8 @@ UNREACHED = 40  # an interface that is in no devmap
 VIPS = {4: ["10.0.0.1", "10.0.0.2"], 6: ["2001:db8::1", "2001:db8::2"]}
 NOT_VIPS = {4: "10.0.0.3", 6: "2001:db8::3"}
 REALS = {4: ["10.1.0.1", "10.1.0.2", "10.1.0.3"], 6: ["2001:db8:b::1", "2001:db8:b::2"]}
+SOURCES = {4: "10.1.0.100", 6: "2001:db8:b::100"}
+GUE_PORT = 6080
 VIP_PORTS = [80, 53]
 CLIENT_PORTS = [4000, 4001, 65535]
 BACKEND_PORTS = [0, 8080]
@@ -87,7 +97,22 @@ class Scene:
             {key: replace(flow, seen=(now - self.ages[key]) % 2**32) for key, flow in flows.items()}
             for flows in (self.world.conntrack, self.world.embryonic)
         )
-        return replace(self.world, conntrack=conntrack, embryonic=embryonic, now=now)
+        bindings = {
+            key: replace(binding, seen=(now - self.ages[key]) % 2**32)
+            for key, binding in self.world.bindings.items()
+        }
+        translations = {
+            back: replace(client, seen=(now - self.ages.get(client.flow, 0)) % 2**32)
+            for back, client in self.world.translations.items()
+        }
+        return replace(
+            self.world,
+            conntrack=conntrack,
+            embryonic=embryonic,
+            bindings=bindings,
+            translations=translations,
+            now=now,
+        )
 
 
 @st.composite
@@ -121,11 +146,15 @@ def services(draw: st.DrawFn) -> dict[int, Service]:
 
 
 @st.composite
-def backends(draw: st.DrawFn, version: int) -> Backend:
+def backends(draw: st.DrawFn, version: int, mode: Mode) -> Backend:
     ifindex = draw(st.sampled_from([INGRESS, netns.B, netns.C, UNREACHED]))
+    if mode in TUNNELS:
+        version = draw(st.sampled_from([4, 6]))
     return Backend(
         ip_address(draw(st.sampled_from(REALS[version]))),
-        draw(st.sampled_from(BACKEND_PORTS)),
+        GUE_PORT if mode is Mode.GUE else draw(st.sampled_from(BACKEND_PORTS)),
+        source=ip_address(SOURCES[version]) if mode in (*TUNNELS, Mode.FULLNAT) else None,
+        mtu=draw(st.sampled_from([0, 0, 9000, 1500, 1400, 700])),
         generation=draw(st.integers(1, 3)),
         usable=draw(st.sampled_from([True] * 6 + [False])),
         resolved=draw(st.sampled_from([True] * 5 + [False])),
@@ -152,6 +181,48 @@ def memories(draw: st.DrawFn, origins: list[int]) -> Pasts:
     return Pasts(tuple(draw(st.lists(st.none() | one, min_size=1, max_size=4))))
 
 
+STATES = [
+    NatState(0),
+    NatState.ANSWERED,
+    NatState.FIN,
+    NatState.RST,
+    NatState.ANSWERED | NatState.FIN,
+]
+
+
+def _bind(
+    draw: st.DrawFn,
+    key: FlowKey,
+    backend: int,
+    generation: int,
+    service: Service,
+    server: Backend,
+    bindings: dict[FlowKey, Binding],
+    translations: dict[Translated, Client],
+) -> None:
+    """A flow of mode fullnat, with its way back (most of the time)."""
+    port = draw(st.sampled_from([1024, 2000, 32767]))
+    states = draw(st.sampled_from(STATES)), draw(st.sampled_from(STATES))
+    back = Translated(server.address, server.port or service.port, server.source, port, service.proto)
+    if back in translations:
+        return
+    bindings[key] = Binding(server.source, backend, generation, 0, port, states[0])
+    translations[back] = Client(key, backend, 0, states[1])
+
+
+def _taken(
+    service: Service, client: Address, number: int, server: Backend
+) -> Iterator[tuple[Translated, Client]]:
+    """All the ports that new flows of a client could get at a server, in somebody else's hands."""
+    other = FlowKey(client, MAX_SERVICES + 1, 1, 1)
+    for sport in CLIENT_PORTS:
+        for port in fullnat.candidates(service.seed, client, sport, service.port):
+            back = Translated(
+                server.address, server.port or service.port, server.source, port, service.proto
+            )
+            yield back, Client(other, number, 0)
+
+
 @st.composite
 def scenes(draw: st.DrawFn) -> Scene:
     """Services, each with up to three backends, and some conntrack entries."""
@@ -163,20 +234,26 @@ def scenes(draw: st.DrawFn) -> Scene:
     embryonic: dict[FlowKey, Flow] = {}
     senders: dict[Address, Sender] = {}
     ages: dict[FlowKey, int] = {}
+    bindings: dict[FlowKey, Binding] = {}
+    translations: dict[Translated, Client] = {}
     served = draw(services())
     for number, service in served.items():
-        own = draw(st.lists(backends(service.vip.version), min_size=1, max_size=3))
+        own = draw(st.lists(backends(service.vip.version, service.mode), min_size=1, max_size=3))
         ids = range(len(by_id) + 1, len(by_id) + 1 + len(own))
         by_id.update(zip(ids, own, strict=True))
         for one, backend in zip(ids, own, strict=True):
             where = Endpoint(backend.address, backend.port or service.port, service.proto)
-            if service.mode is Mode.NAT:
+            if service.mode in TRANSLATIONS:
                 nat_back.setdefault(where, NatBack(number, one))
         # Some slots are empty, some name an id that nobody has.
         pattern = draw(st.lists(st.sampled_from([*ids] * 4 + [0, 63]), min_size=0, max_size=6))
         # An empty list: a table without any backend.
         tables[number] = np.array(pattern or [0], dtype=np.uint32)[slots_modulo(len(pattern) or 1)]
         pasts[number] = draw(memories([*ids, *ids, 0, 63]))
+        if service.mode is Mode.FULLNAT and draw(st.booleans()):
+            for one in ids:
+                for client in set(CLIENTS[service.vip.version]):
+                    translations.update(_taken(service, client, one, by_id[one]))
         for _ in range(draw(st.integers(0, 3))):
             key = FlowKey(
                 draw(st.sampled_from(CLIENTS[service.vip.version])),
@@ -188,6 +265,10 @@ def scenes(draw: st.DrawFn) -> Scene:
             generation = by_id[target].generation if target in by_id else 1
             if draw(st.sampled_from([False, False, True])):
                 generation += 1  # the id has been given to somebody else since
+            if service.mode is Mode.FULLNAT and target in by_id:
+                _bind(draw, key, target, generation, service, by_id[target], bindings, translations)
+                ages[key] = draw(st.sampled_from([0, 5, 5000]))
+                continue
             where = draw(st.sampled_from([[conntrack], [embryonic], [conntrack, embryonic]]))
             for flows in where:
                 flows[key] = Flow(target, generation, 0)
@@ -209,6 +290,8 @@ def scenes(draw: st.DrawFn) -> Scene:
         conntrack=conntrack,
         embryonic=embryonic,
         senders=senders,
+        bindings=bindings,
+        translations=translations,
         route=netns.route,
     )
     return Scene(world, ages)
@@ -246,6 +329,7 @@ class Way:
     destination: Address
     dport: int
     proto: int
+    is_answer: bool = False  # of a server
 
 
 KINDS = ["service"] * 8 + ["known"] * 6 + ["reply"] * 5 + ["other port", "stranger"]
@@ -254,6 +338,9 @@ KINDS = ["service"] * 8 + ["known"] * 6 + ["reply"] * 5 + ["other port", "strang
 def _draw_way(draw: st.DrawFn, world: World) -> Way:
     """Mostly from a client to a service or from a backend to a client."""
     kind = draw(st.sampled_from(KINDS))
+    if kind == "reply" and world.translations and draw(st.booleans()):
+        back = draw(st.sampled_from(list(world.translations)))
+        return Way(back.backend, back.backend_port, back.source, back.port, back.proto, is_answer=True)
     if kind == "reply" and world.nat_back:
         where = draw(st.sampled_from(list(world.nat_back)))
         nat = world.nat_back[where]
@@ -264,9 +351,9 @@ def _draw_way(draw: st.DrawFn, world: World) -> Way:
         else:
             client = draw(st.sampled_from(CLIENTS[where.address.version]))
             port = draw(st.sampled_from(CLIENT_PORTS))
-        return Way(where.address, where.port, client, port, where.proto)
-    if kind == "known" and (world.conntrack or world.embryonic):
-        key = draw(st.sampled_from([*world.conntrack, *world.embryonic]))
+        return Way(where.address, where.port, client, port, where.proto, is_answer=True)
+    if kind == "known" and (world.conntrack or world.embryonic or world.bindings):
+        key = draw(st.sampled_from([*world.conntrack, *world.embryonic, *world.bindings]))
         service = world.services[key.service]
         return Way(key.client, key.client_port, service.vip, service.port, service.proto)
     service = draw(st.sampled_from(list(world.services.values())))
@@ -288,7 +375,13 @@ def _transport(draw: st.DrawFn, way: Way, rng: random.Random) -> Packet:
     payload = rng.randbytes(draw(st.sampled_from([0, 0, 1, 6, 17, 64, 700, 1360])))
     if way.proto == UDP_NUMBER and draw(st.sampled_from([False] * 3 + [True])):
         payload = draw(st.sampled_from(QUIC)) + rng.randbytes(draw(st.sampled_from([1194, 1195, 1300])))
-    kind = draw(st.sampled_from(["flow"] * 16 + ["echo", "icmp", "other"]))
+    kind = draw(
+        st.sampled_from(
+            ["flow"] * 14 + ["echo", "icmp", "other"] + ["error"] * (20 if way.is_answer else 3)
+        )
+    )
+    if kind == "error":
+        return _error(draw, way, rng)
     if kind == "flow" and way.proto == TCP_NUMBER:
         return (
             TCP(
@@ -314,6 +407,42 @@ def _transport(draw: st.DrawFn, way: Way, rng: random.Random) -> Packet:
     if kind == "icmp":
         return ICMP(type=draw(st.sampled_from([0, 3, 13])), code=1) / payload
     return Raw(payload)  # a protocol that nobody knows
+
+
+def _error(draw: st.DrawFn, way: Way, rng: random.Random) -> Packet:
+    """An ICMP error about a packet of the way's other direction: so that its own destination is where
+    that one came from. Sometimes it is about something else."""
+    version = way.destination.version
+    source, destination = way.source, way.destination
+    if draw(st.sampled_from([False] * 6 + [True])):
+        destination = ip_address(draw(st.sampled_from([*VIPS[version], *REALS[version]])))
+    layer = TCP if way.proto == TCP_NUMBER else UDP
+    segment: Packet = layer(sport=way.dport, dport=way.sport) / rng.randbytes(40)
+    quote: Packet
+    if version == 6:
+        quote = IPv6(src=str(destination), dst=str(source), hlim=7) / segment
+        error = draw(
+            st.sampled_from(
+                [ICMPv6PacketTooBig(mtu=1280), ICMPv6DestUnreach(code=4), ICMPv6TimeExceeded()]
+            )
+        )
+    else:
+        options = draw(st.sampled_from([[]] * 3 + [["nop"]]))
+        quote = (
+            IP(
+                src=str(destination),
+                dst=str(source),
+                frag=draw(st.sampled_from([0] * 6 + [7])),
+                options=[IP_OPTIONS[name]() for name in options],
+            )
+            / segment
+        )
+        kind, code = draw(st.sampled_from([(3, 4), (3, 3), (11, 0), (12, 0), (5, 0)]))
+        error = ICMP(type=kind, code=code)
+    # As much as is left of it in the error: the least, or more.
+    whole = bytes(quote)
+    header = 40 if version == 6 else (whole[0] & 15) * 4
+    return error / whole[: header + draw(st.sampled_from([8, 8, 20, 60, 4]))]
 
 
 def _ipv4(draw: st.DrawFn, way: Way, inner: Packet, rng: random.Random) -> Packet:

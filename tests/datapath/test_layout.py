@@ -23,6 +23,9 @@ STRUCTS = {
     "lb_owner": layout.Owner,
     "lb_flow_key": layout.FlowKey,
     "lb_flow": layout.Flow,
+    "lb_binding": layout.Binding,
+    "lb_translated": layout.Translated,
+    "lb_client": layout.Client,
     "lb_sender": layout.Sender,
     "lb_nat_back": layout.NatBack,
     "lb_link": layout.Link,
@@ -38,6 +41,7 @@ ENUMERATIONS: dict[str, dict[str, int]] = {
     "LB_NO_BACKEND_": {n.name: number for n, number in layout.NO_BACKEND_NUMBER.items()},
     "LB_VIP_": {p.name: bit for p, bit in layout.VIP_BIT.items()},
     "LB_BACKEND_": {f.name or "": f.value for f in layout.BackendFlag},
+    "LB_NAT_": {s.name or "": s.value for s in layout.NatState},
     "LB_": {o.name: o.value for o in layout.Outcome},
 }
 

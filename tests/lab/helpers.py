@@ -56,10 +56,12 @@ def service(
     mode: str = "dsr",
     port: int = 80,
     protocol: str = "tcp",
+    via: int | None = None,
     **policies: Any,
 ) -> dict[str, Any]:
-    """A service with all of the lab's backends, as an entry of a manifest."""
-    index = 0 if vip.version == 4 else 1
+    """A service with all of the lab's backends, as an entry of a manifest. `via`: the IP version by
+    which they are reached, if it isn't the VIP's."""
+    index = 0 if (via or vip.version) == 4 else 1
     backends = [
         {"name": backend, "address": str(lab.topology.back_addresses(backend)[index])}
         for backend in lab.topology.backends

@@ -19,7 +19,7 @@ from lb.lab.topology import VIP4, VIP6, Address
 
 
 @pytest.mark.parametrize("hook", ["xdp", "xdp-generic", "tc"])
-@pytest.mark.parametrize("mode", ["dsr", "nat"])
+@pytest.mark.parametrize("mode", ["dsr", "nat", "fullnat"])
 def test_every_hook_and_mode_reaches_every_backend(
     node: Callable[[str], Lab], hook: str, mode: str
 ) -> None:
@@ -90,7 +90,7 @@ def test_a_backend_on_the_clients_own_segment_is_sent_back_out(running: Lab) -> 
     assert after["forward_redirect"] == before["forward_redirect"]
 
 
-@pytest.mark.parametrize("mode", ["dsr", "nat"])
+@pytest.mark.parametrize("mode", ["dsr", "nat", "fullnat"])
 def test_weights_drain_and_moves_break_no_connection(node: Callable[[str], Lab], mode: str) -> None:
     lab = node("auto")
     create(lab, service(lab, "web", VIP4, mode=mode))

@@ -228,6 +228,8 @@ def test_completion_without_a_store_is_silent_and_makes_none(lbctl, monkeypatch,
 
 
 def test_a_mode_that_does_not_exist(lbctl):
-    done = lbctl("service", "add", "a", "--vip", "198.51.100.9:80", "--mode", "ipip")
+    done = lbctl("service", "add", "a", "--vip", "198.51.100.9:80", "--mode", "masq")
     assert done.code == 2
-    assert done.err.startswith("error: invalid value for '--mode': 'ipip' is not one of 'dsr', 'nat'")
+    assert done.err.startswith(
+        "error: invalid value for '--mode': 'masq' is not one of 'dsr', 'nat', 'ipip'"
+    )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.config import conf
-from scapy.layers.inet import ICMP, IP, TCP, UDP, ICMPerror, IPerror, IPOption_RR, UDPerror
+from scapy.layers.inet import ICMP, IP, TCP, UDP, ICMPerror, IPerror, IPOption_RR, TCPerror, UDPerror
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
     ICMPv6EchoReply,
@@ -34,8 +34,10 @@ from lb.core.reference import (
     Flow,
     FlowKey,
     NatBack,
+    NatState,
     Outcome,
     Past,
+    Result,
     Route,
     RouteQuery,
     RouteResult,
@@ -44,10 +46,11 @@ from lb.core.reference import (
     Stats,
     Verdict,
     World,
+    fullnat,
     process,
 )
 from lb.core.reference.checksum import checksum, update
-from lb.model.objects import Affinity, Mode, NoBackend, Tracking
+from lb.model.objects import TRANSLATIONS, TUNNELS, Affinity, Mode, NoBackend, Tracking
 
 OURS = "02:00:00:00:00:01"
 GATEWAY = "02:00:00:00:00:fe"
@@ -60,6 +63,7 @@ B, B6, OLD = 7, 8, 9  # backends
 VIP, VIP6 = "10.0.0.1", "2001:db8::1"
 CLIENT, CLIENT6 = "198.51.100.7", "2001:db8:c::7"
 REAL, REAL6 = "10.1.0.9", "2001:db8:b::9"
+SOURCE, SOURCE6 = "10.1.0.1", "2001:db8:b::1"
 
 
 def mac(text: str) -> bytes:
@@ -69,7 +73,7 @@ def mac(text: str) -> bytes:
 def make_world(**policy: object) -> World:
     """Four services (TCP and UDP, IPv4 and IPv6) on two VIPs, a backend of each family."""
     policy = {"tracking": Tracking.NEVER, **policy}
-    port = 8080 if policy.get("mode") is Mode.NAT else 0
+    port = 8080 if policy.get("mode") in TRANSLATIONS else 0
     out = {"ifindex": OUT, "dmac": mac(SERVER), "smac": mac(EGRESS)}
     services = {
         number: Service((1, 2), ip_address(vip), 80, proto, **policy)  # type: ignore[arg-type]
@@ -81,8 +85,8 @@ def make_world(**policy: object) -> World:
         )
     }
     backends = {
-        B: Backend(ip_address(REAL), port, **out),  # type: ignore[arg-type]
-        B6: Backend(ip_address(REAL6), port, **out),  # type: ignore[arg-type]
+        B: Backend(ip_address(REAL), port, source=ip_address(SOURCE), **out),  # type: ignore[arg-type]
+        B6: Backend(ip_address(REAL6), port, source=ip_address(SOURCE6), **out),  # type: ignore[arg-type]
     }
     return World(
         links={IN: mac(OURS)},
@@ -319,7 +323,7 @@ def test_unresolved_backends_are_for_the_kernel_where_it_can_help(ipv6: bool, mo
     world = replace(world, backends={n: replace(b, resolved=False) for n, b in world.backends.items()})
     sent = to_vip(TCP(dport=80), ipv6=ipv6)
     result = run(sent, world)
-    if mode is Mode.DSR:
+    if mode not in TRANSLATIONS:
         assert (result.verdict, result.outcome) == (Verdict.DROP, Outcome.DROP_UNRESOLVED)
         return
     assert (result.verdict, result.outcome) == (Verdict.PASS, Outcome.PASS_UNRESOLVED)
@@ -830,3 +834,226 @@ def test_scapy_is_not_loaded_by_the_model() -> None:
     for name in ("answer", "checksum", "parse", "pick", "process", "rewrite", "world"):
         module = __import__(f"{reference.__name__}.{name}", fromlist=["_"])
         assert not any("scapy" in str(getattr(v, "__module__", "")) for v in vars(module).values())
+
+
+# --- tunnels --------------------------------------------------------------------------------------
+
+
+def tunnel_world(mode: Mode, outer: int, mtu: int = 0) -> World:
+    world = make_world(mode=mode)
+    real, source = (REAL, SOURCE) if outer == 4 else (REAL6, SOURCE6)
+    port = 6080 if mode is Mode.GUE else 0
+    backends = {
+        n: replace(b, address=ip_address(real), source=ip_address(source), port=port, mtu=mtu)
+        for n, b in world.backends.items()
+    }
+    return replace(world, backends=backends)
+
+
+@BOTH
+@pytest.mark.parametrize("outer", [4, 6])
+@pytest.mark.parametrize("mode", [Mode.IPIP, Mode.GUE])
+@pytest.mark.parametrize("l4", [TCP(dport=80) / b"hello", UDP(dport=80) / b"hello"])
+def test_a_tunnel_carries_the_packet_as_it_was(ipv6: bool, outer: int, mode: Mode, l4: Packet) -> None:
+    sent = to_vip(l4, ipv6=ipv6, **({"tc": 0xB9} if ipv6 else {"tos": 0xB9}))
+    result = run(sent, tunnel_world(mode, outer))
+    assert (result.verdict, result.outcome) == (Verdict.REDIRECT, Outcome.FORWARD_REDIRECT)
+    got = Ether(result.frame)  # scapy would add the outer checksum that gue leaves out in IPv4
+    assert (got.dst, got.src) == (SERVER, EGRESS)
+    header = got[IP] if outer == 4 else got[IPv6]
+    assert (header.src, header.dst) == ((SOURCE, REAL) if outer == 4 else (SOURCE6, REAL6))
+    assert (header.ttl if outer == 4 else header.hlim) == 64
+    assert (header.tos if outer == 4 else header.tc) == 0xB9  # ECN among them
+    rest = bytes(result.frame)[14 + (20 if outer == 4 else 40) :]
+    proto = header.proto if outer == 4 else header.nh
+    if mode is Mode.GUE:
+        udp = UDP(rest)
+        assert (proto, udp.dport, udp.len) == (17, 6080, len(rest))
+        assert udp.sport >= 0xC000
+        # scapy computes over all bytes what the model makes of headers alone.
+        again = header.copy()
+        again.remove_payload()
+        again = again / UDP(sport=udp.sport, dport=6080) / rest[8:]
+        whole = (IP if outer == 4 else IPv6)(bytes(again))
+        assert udp.chksum == (0 if outer == 4 else whole[UDP].chksum)
+        rest = rest[8:]
+    else:
+        assert proto == (41 if ipv6 else 4)
+    inner = dissect(bytes(Ether())[:12] + (b"\x86\xdd" if ipv6 else b"\x08\x00") + rest)
+    assert bytes(inner[type(l4)]) == bytes(sent[type(l4)])
+    assert (inner[IPv6].hlim if ipv6 else inner[IP].ttl) == 63
+    assert inner[IPv6 if ipv6 else IP].dst == (VIP6 if ipv6 else VIP)
+
+
+@BOTH
+@pytest.mark.parametrize("outer", [4, 6])
+def test_what_does_not_fit_with_the_outer_header(ipv6: bool, outer: int) -> None:
+    """RFC 1191 and RFC 8201: the error says what would fit, and quotes what did not."""
+    world = tunnel_world(Mode.IPIP, outer, mtu=1500)
+    room = 1500 - (20 if outer == 4 else 40)
+    headers = 60 if ipv6 else 40
+    fits = to_vip(TCP(dport=80) / bytes(room - headers), ipv6=ipv6)
+    assert run(fits, world).outcome is Outcome.FORWARD_REDIRECT
+    sent = to_vip(TCP(dport=80) / bytes(room - headers + 1), ipv6=ipv6)
+    result = run(sent, world)
+    assert (result.verdict, result.outcome) == (Verdict.TX, Outcome.REJECT_TOO_BIG)
+    got = dissect(result.frame)
+    if ipv6:
+        assert got[ICMPv6PacketTooBig].mtu == room
+        assert (got[IPv6].src, got[IPv6].dst) == (VIP6, CLIENT6)
+    else:
+        assert (got[ICMP].type, got[ICMP].code, got[ICMP].nexthopmtu) == (3, 4, room)
+        assert (got[IP].src, got[IP].dst) == (VIP, CLIENT)
+
+
+# --- ICMP errors ----------------------------------------------------------------------------------
+
+
+def error_about(inner: Packet, *, ipv6: bool, src: str, dst: str) -> Packet:
+    if ipv6:
+        return ether() / IPv6(src=src, dst=dst) / ICMPv6PacketTooBig(mtu=1280) / inner
+    return ether() / IP(src=src, dst=dst) / ICMP(type=3, code=4, nexthopmtu=1200) / inner
+
+
+@BOTH
+@pytest.mark.parametrize("mode", [mode for mode in Mode if mode is not Mode.FULLNAT])
+def test_an_error_about_an_answer_goes_to_the_backend_that_sent_it(ipv6: bool, mode: Mode) -> None:
+    world = tunnel_world(mode, 4) if mode in TUNNELS else make_world(mode=mode)
+    vip, client, router = (VIP6, CLIENT6, "2001:db8::fe") if ipv6 else (VIP, CLIENT, "10.9.9.9")
+    answer = (IPv6 if ipv6 else IP)(src=vip, dst=client) / TCP(sport=80, dport=4000) / bytes(20)
+    result = run(error_about(answer, ipv6=ipv6, src=router, dst=vip), world)
+    assert result.outcome is Outcome.FORWARD_REDIRECT
+    assert result.backend is not None
+    flow = run(to_vip(TCP(sport=4000, dport=80), ipv6=ipv6), world)
+    assert flow.backend is not None
+    assert result.backend[0] == flow.backend[0]
+    assert result.backend[1].flows == 0
+    if mode is not Mode.NAT:
+        return
+    got = dissect(result.frame)
+    real = REAL6 if ipv6 else REAL
+    about = got[IPerror6 if ipv6 else IPerror]
+    assert got[IPv6 if ipv6 else IP].dst == real
+    assert (about.src, about.dst, got[TCPerror].sport) == (real, client, 8080)
+
+
+@BOTH
+def test_an_error_about_a_translated_packet_reaches_the_client(ipv6: bool) -> None:
+    """Mode nat: a router between node and backend tells the client, who knows only the VIP."""
+    world = make_world(mode=Mode.NAT)
+    vip, real, client, router = (
+        (VIP6, REAL6, CLIENT6, "2001:db8::fe") if ipv6 else (VIP, REAL, CLIENT, "10.9.9.9")
+    )
+    sent = (IPv6 if ipv6 else IP)(src=client, dst=real) / TCP(sport=4000, dport=8080) / bytes(20)
+    for source in (router, real):
+        result = run(error_about(sent, ipv6=ipv6, src=source, dst=client), world)
+        assert result.outcome is Outcome.REPLY_REDIRECT
+        got = dissect(result.frame)
+        about = got[IPerror6 if ipv6 else IPerror]
+        assert (about.src, about.dst, got[TCPerror].dport) == (client, vip, 80)
+        # A router keeps its name; the backend's own must not be seen.
+        assert got[IPv6 if ipv6 else IP].src == (vip if source == real else router)
+
+
+# --- fullnat --------------------------------------------------------------------------------------
+
+
+def after(world: World, result: Result) -> World:
+    """The world with what a packet changed in it."""
+    bindings = {**world.bindings, **result.bindings}
+    translations = {**world.translations, **result.translations}
+    return replace(
+        world,
+        bindings={k: v for k, v in bindings.items() if v is not None},
+        translations={k: v for k, v in translations.items() if v is not None},
+    )
+
+
+@BOTH
+@pytest.mark.parametrize("layer", [TCP, UDP])
+def test_fullnat_there_and_back(ipv6: bool, layer: type[Packet]) -> None:
+    world = make_world(mode=Mode.FULLNAT)
+    ip, vip, real, source, client = (
+        (IPv6, VIP6, REAL6, SOURCE6, CLIENT6) if ipv6 else (IP, VIP, REAL, SOURCE, CLIENT)
+    )
+    first = run(to_vip(layer(sport=4000, dport=80) / b"hello", ipv6=ipv6), world)
+    assert first.outcome is Outcome.FORWARD_REDIRECT
+    assert first.backend is not None
+    assert first.backend[1].flows == 1
+    got = dissect(first.frame)
+    ours = got[layer].sport
+    assert (got[ip].src, got[ip].dst, got[layer].dport) == (source, real, 8080)
+    assert fullnat.FIRST_PORT <= ours < fullnat.FIRST_PORT + fullnat.PORTS
+
+    world = after(world, first)
+    again = layer(sport=4000, dport=80, **({"flags": "A"} if layer is TCP else {})) / b"more"
+    result = run(to_vip(again, ipv6=ipv6), world)
+    assert dissect(result.frame)[layer].sport == ours
+    assert result.backend is not None
+    assert result.backend[1].flows == 0
+
+    answer = ether() / ip(src=real, dst=source) / layer(sport=8080, dport=ours) / b"yes"
+    result = run(answer, after(world, result))
+    assert result.outcome is Outcome.REPLY_REDIRECT
+    got = dissect(result.frame)
+    assert (got[ip].src, got[ip].dst) == (vip, client)
+    assert (got[layer].sport, got[layer].dport) == (80, 4000)
+    (entry,) = result.translations.values()
+    assert entry is not None
+    assert entry.state is NatState.ANSWERED
+
+
+@BOTH
+def test_fullnat_knows_only_what_it_saw_begin(ipv6: bool) -> None:
+    """The server knows no other port of ours, so an unknown connection is reset at once."""
+    world = make_world(mode=Mode.FULLNAT)
+    result = run(to_vip(TCP(sport=4000, dport=80, flags="A"), ipv6=ipv6), world)
+    assert (result.outcome, result.bindings) == (Outcome.REJECT_RST, {})
+
+
+@BOTH
+def test_fullnat_errors_reach_both_ends(ipv6: bool) -> None:
+    world = make_world(mode=Mode.FULLNAT)
+    ip, vip, real, source, client, router = (
+        (IPv6, VIP6, REAL6, SOURCE6, CLIENT6, "2001:db8::fe")
+        if ipv6
+        else (IP, VIP, REAL, SOURCE, CLIENT, "10.9.9.9")
+    )
+    first = run(to_vip(TCP(sport=4000, dport=80), ipv6=ipv6), world)
+    ours = dissect(first.frame)[TCP].sport
+    world = after(world, first)
+
+    answered = ip(src=vip, dst=client) / TCP(sport=80, dport=4000) / bytes(20)
+    result = run(error_about(answered, ipv6=ipv6, src=router, dst=vip), world)
+    assert result.outcome is Outcome.FORWARD_REDIRECT
+    got = dissect(result.frame)
+    about = got[IPerror6 if ipv6 else IPerror]
+    assert (got[ip].src, got[ip].dst) == (router, real)
+    assert (about.src, about.dst) == (real, source)
+    assert (got[TCPerror].sport, got[TCPerror].dport) == (8080, ours)
+
+    sent = ip(src=source, dst=real) / TCP(sport=ours, dport=8080) / bytes(20)
+    result = run(error_about(sent, ipv6=ipv6, src=router, dst=source), world)
+    assert result.outcome is Outcome.REPLY_REDIRECT
+    got = dissect(result.frame)
+    about = got[IPerror6 if ipv6 else IPerror]
+    assert (got[ip].src, got[ip].dst) == (router, client)
+    assert (about.src, about.dst) == (client, vip)
+    assert (got[TCPerror].sport, got[TCPerror].dport) == (4000, 80)
+
+
+@BOTH
+def test_fullnat_without_a_free_port_refuses(ipv6: bool) -> None:
+    world = make_world(mode=Mode.FULLNAT)
+    first = run(to_vip(TCP(sport=4000, dport=80), ipv6=ipv6), world)
+    ((back, client),) = first.translations.items()
+    assert client is not None
+    taken = fullnat.candidates((1, 2), ip_address(CLIENT6 if ipv6 else CLIENT), 4000, 80)
+    full = {replace(back, port=port): client for port in taken}
+    assert back.port == taken[0]
+    result = run(to_vip(TCP(sport=4000, dport=80), ipv6=ipv6), replace(world, translations=full))
+    assert (result.verdict, result.outcome) == (Verdict.TX, Outcome.REJECT_NAT_FULL)
+    assert dissect(result.frame)[TCP].flags == "RA"
+    del full[replace(back, port=taken[-1])]
+    result = run(to_vip(TCP(sport=4000, dport=80), ipv6=ipv6), replace(world, translations=full))
+    assert dissect(result.frame)[TCP].sport == taken[-1]

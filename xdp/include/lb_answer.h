@@ -104,7 +104,7 @@ static __always_inline int write_ip(lb_ctx *ctx, const struct lb_packet *p, __u8
 }
 
 /* RFC 9293, 3.10.7.1: the reset that a segment to a closed port gets. */
-static __always_inline int reject_tcp(lb_ctx *ctx, const struct lb_packet *p)
+static __always_inline int reject_tcp(lb_ctx *ctx, const struct lb_packet *p, __u32 outcome, __u32 otherwise)
 {
 	__u16 ip_bytes = p->ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
 	__u16 l4 = at_l3(p) + ip_bytes;
@@ -121,7 +121,7 @@ static __always_inline int reject_tcp(lb_ctx *ctx, const struct lb_packet *p)
 	if ((void *)(tcp + 1) > ctx_data_end(ctx))
 		return drop(p, LB_DROP_MALFORMED);
 	if (tcp->rst || tcp->doff * 4 > segment_bytes)
-		return drop(p, LB_DROP_NO_BACKEND);
+		return drop(p, otherwise);
 	if (tcp->ack) {
 		rst.seq = tcp->ack_seq;
 	} else {
@@ -143,7 +143,7 @@ static __always_inline int reject_tcp(lb_ctx *ctx, const struct lb_packet *p)
 	if (ctx_set_tcp_csum(ctx, l4 + offsetof(struct tcphdr, check), was, check,
 			     csum_diff_u16(lb_htons(segment_bytes), lb_htons(sizeof(rst)))))
 		return drop(p, LB_DROP_NO_SPACE);
-	return send_answer(ctx, p, LB_REJECT_RST);
+	return send_answer(ctx, p, outcome);
 }
 
 /* No answer to a source that doesn't name a single host: RFC 1122, 3.2.2, and RFC 4443, 2.4 (e.6), for
@@ -171,9 +171,11 @@ struct lb_unreach6 {
 	__u8 l4[LB_ICMP_QUOTE];
 };
 
-/* RFC 792 and RFC 4443, 3.1: destination unreachable, port unreachable. Headers with options are not
- * quoted but dropped: the quote has a fixed size. */
-static __always_inline int reject_udp(lb_ctx *ctx, const struct lb_packet *p)
+/* An ICMP error about p. `mtu` is what fits, in errors that say so: all of the second word in ICMPv6
+ * (RFC 4443, 3.2), its lower half in ICMP (RFC 1191). Headers with options are not quoted but dropped,
+ * for that reason: the quote has a fixed size. */
+static __always_inline int send_error(lb_ctx *ctx, const struct lb_packet *p, __u8 type, __u8 code,
+				      __u32 mtu, __u32 outcome, __u32 otherwise)
 {
 	void *l3 = ctx_data(ctx) + at_l3(p);
 
@@ -182,13 +184,14 @@ static __always_inline int reject_udp(lb_ctx *ctx, const struct lb_packet *p)
 
 		if (p->l4 != p->l3 + sizeof(error.ip) ||
 		    l3 + sizeof(error.ip) + sizeof(error.l4) > ctx_data_end(ctx))
-			return drop(p, LB_DROP_NO_BACKEND);
-		error.icmp.icmp6_type = ICMPV6_DEST_UNREACH;
-		error.icmp.icmp6_code = ICMPV6_PORT_UNREACH;
+			return drop(p, otherwise);
+		error.icmp.icmp6_type = type;
+		error.icmp.icmp6_code = code;
+		error.icmp.icmp6_mtu = lb_htonl(mtu);
 		__builtin_memcpy(&error.ip, l3, sizeof(error.ip) + sizeof(error.l4));
 		error.icmp.icmp6_cksum = csum_fold32(csum_fold64(
 			csum_words(&error, sizeof(error)) + csum_pseudo(p, sizeof(error), IPPROTO_ICMPV6)));
-		if (ctx_resize(ctx, p->l3 + sizeof(struct ipv6hdr) + sizeof(error)) ||
+		if (ctx_resize(ctx, at_l3(p) + sizeof(struct ipv6hdr) + sizeof(error)) ||
 		    write_ip(ctx, p, IPPROTO_ICMPV6, sizeof(error)))
 			return drop(p, LB_DROP_NO_SPACE);
 		out = ctx_data(ctx) + at_l3(p) + sizeof(struct ipv6hdr);
@@ -200,12 +203,13 @@ static __always_inline int reject_udp(lb_ctx *ctx, const struct lb_packet *p)
 
 		if (p->l4 != p->l3 + sizeof(error.ip) ||
 		    l3 + sizeof(error.ip) + sizeof(error.l4) > ctx_data_end(ctx))
-			return drop(p, LB_DROP_NO_BACKEND);
-		error.icmp.type = ICMP_DEST_UNREACH;
-		error.icmp.code = ICMP_PORT_UNREACH;
+			return drop(p, otherwise);
+		error.icmp.type = type;
+		error.icmp.code = code;
+		error.icmp.un.frag.mtu = lb_htons(mtu);
 		__builtin_memcpy(&error.ip, l3, sizeof(error.ip) + sizeof(error.l4));
 		error.icmp.checksum = csum_fold32(csum_fold64(csum_words(&error, sizeof(error))));
-		if (ctx_resize(ctx, p->l3 + sizeof(struct iphdr) + sizeof(error)) ||
+		if (ctx_resize(ctx, at_l3(p) + sizeof(struct iphdr) + sizeof(error)) ||
 		    write_ip(ctx, p, IPPROTO_ICMP, sizeof(error)))
 			return drop(p, LB_DROP_NO_SPACE);
 		out = ctx_data(ctx) + at_l3(p) + sizeof(struct iphdr);
@@ -213,14 +217,24 @@ static __always_inline int reject_udp(lb_ctx *ctx, const struct lb_packet *p)
 			return drop(p, LB_DROP_NO_SPACE);
 		*out = error;
 	}
-	return send_answer(ctx, p, LB_REJECT_UNREACH);
+	return send_answer(ctx, p, outcome);
 }
 
-static __always_inline int refuse(lb_ctx *ctx, const struct lb_packet *p, const struct lb_service *svc)
+/* Nobody takes this packet: because no backend is usable or (`full`) no port of ours is free. */
+static __always_inline int refuse(lb_ctx *ctx, const struct lb_packet *p, const struct lb_service *svc,
+				  int full)
 {
+	__u32 otherwise = full ? LB_DROP_NAT_FULL : LB_DROP_NO_BACKEND;
+	__u32 rst = full ? LB_REJECT_NAT_FULL : LB_REJECT_RST;
+	__u32 unreach = full ? LB_REJECT_NAT_FULL : LB_REJECT_UNREACH;
+
 	if (svc->no_backend == LB_NO_BACKEND_DROP || p->fragment || !source_is_unicast(p))
-		return drop(p, LB_DROP_NO_BACKEND);
-	return p->proto == IPPROTO_TCP ? reject_tcp(ctx, p) : reject_udp(ctx, p);
+		return drop(p, otherwise);
+	if (p->proto == IPPROTO_TCP)
+		return reject_tcp(ctx, p, rst, otherwise);
+	if (p->ipv6)
+		return send_error(ctx, p, ICMPV6_DEST_UNREACH, ICMPV6_PORT_UNREACH, 0, unreach, otherwise);
+	return send_error(ctx, p, ICMP_DEST_UNREACH, ICMP_PORT_UNREACH, 0, unreach, otherwise);
 }
 
 #endif

@@ -23,6 +23,21 @@
 		(x) = lb_x;                                                \
 	} while (0)
 
+/* What is computed once stays so: LLVM would rather add up a pointer anew than keep it, and the verifier
+ * takes the sum for another pointer, whose bounds nobody checked. */
+#define lb_keep(x) asm volatile("" : "+r"(x))
+
+/* LLVM likes to compute &ctx->data once and load through it, or to shift what it loaded; the verifier
+ * allows neither. Inline assembly keeps the load in one piece. */
+#define ctx_read(ctx, field)                                                                     \
+	({                                                                                       \
+		__u64 value_;                                                                    \
+		asm volatile("%0 = *(u32 *)(%1 + %2)"                                            \
+			     : "=r"(value_)                                                      \
+			     : "r"(ctx), "i"(offsetof(lb_ctx, field)));                          \
+		value_;                                                                          \
+	})
+
 #define LB_SLOTS 65536u /* slots in one service's table; a power of two so that picking is a mask */
 #define LB_SLOT_MASK (LB_SLOTS - 1)
 #define LB_SLOT_EMPTY 0u    /* backend id 0 is never allocated: an empty slot names it */
@@ -35,8 +50,10 @@
 #define LB_IPV6_EXT_DEPTH 6 /* extension headers walked; a packet with more is left to the kernel */
 #define LB_REPLY_TTL 64     /* TTL of packets that we originate (RFC 1700's default) */
 
+#define LB_GUE_PORT 6080    /* UDP port of gue tunnels (IANA) */
+
 /* service.mode */
-enum lb_mode { LB_MODE_DSR = 0, LB_MODE_NAT = 1 };
+enum lb_mode { LB_MODE_DSR = 0, LB_MODE_NAT = 1, LB_MODE_IPIP = 2, LB_MODE_GUE = 3, LB_MODE_FULLNAT = 4 };
 /* service.affinity: what is hashed */
 enum lb_affinity { LB_AFFINITY_FLOW = 0, LB_AFFINITY_CLIENT = 1 };
 /* service.tracking: which flows get a conntrack entry */
@@ -69,8 +86,12 @@ enum lb_outcome {
 	LB_DROP_FRAGMENT = 11,     /* to a VIP, a fragment without ports */
 	LB_DROP_TTL = 12,          /* TTL or hop limit used up */
 	LB_DROP_NO_SPACE = 13,     /* the packet buffer could not be reshaped for an answer */
-	LB_DROP_UNRESOLVED = 14,   /* dsr, next hop unknown: only the VIP's owner could take it */
-	LB_OUTCOMES = 15,
+	LB_DROP_UNRESOLVED = 14,   /* next hop unknown, and the kernel could not route it */
+	LB_REJECT_TOO_BIG = 15,    /* larger than the way to the backend takes: the client is told */
+	LB_DROP_TOO_BIG = 16,      /* the same, and nothing may be answered */
+	LB_REJECT_NAT_FULL = 17,   /* fullnat: no port was free for a new flow: refused as if by nobody */
+	LB_DROP_NAT_FULL = 18,     /* the same, and policy is drop (or nothing may be answered) */
+	LB_OUTCOMES = 19,
 };
 
 #endif

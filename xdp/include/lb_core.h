@@ -26,40 +26,82 @@ static __always_inline int portless(const struct lb_packet *p)
 	return pass(p, LB_PASS_NOT_OURS);
 }
 
-/* ICMP to a VIP: echo is answered here; everything else, and what is in pieces, is for the kernel. */
-static __always_inline int icmp(lb_ctx *ctx, const struct lb_packet *p)
-{
-	struct icmphdr *hdr = ctx_data(ctx) + at_l4(p);
-	__u8 echo = p->ipv6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO;
-
-	if ((void *)(hdr + 1) > ctx_data_end(ctx) || hdr->type != echo || hdr->code || p->fragment ||
-	    p->proto != (p->ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP) || !source_is_unicast(p) ||
-	    !vip_protocols(p))
-		return pass(p, LB_PASS_NOT_OURS);
-	return answer_echo(ctx, p);
-}
-
-static __always_inline int forward(lb_ctx *ctx, const struct lb_packet *p, const struct lb_service *svc,
-				   __u32 id)
+/* To the backend. `q` is p itself, or what p, an ICMP error, quotes. */
+static __always_inline int forward(lb_ctx *ctx, struct lb_packet *p, const struct lb_packet *q,
+				   const struct lb_service *svc, __u32 id,
+				   const struct lb_binding *binding)
 {
 	struct lb_backend *backend = bpf_map_lookup_elem(lb_backends, &id);
+	__u32 more, outcome;
 
 	if (!backend)
 		return drop(p, LB_DROP_NO_BACKEND);
 	if (!may_hop(ctx, p))
 		return drop(p, LB_DROP_TTL);
-	/* For dsr it still is addressed to the VIP: the kernel would answer for it, or send it in circles.
-	 * lbd has the kernel resolve the next hop. */
-	if (svc->mode == LB_MODE_DSR && !(backend->flags & LB_BACKEND_RESOLVED))
+	/* Except in nat and fullnat it still is addressed to the VIP: the kernel would answer for it, or send it in
+	 * circles. lbd has the kernel resolve the next hop. */
+	if (!is_translated(svc) && !(backend->flags & LB_BACKEND_RESOLVED))
 		return drop(p, LB_DROP_UNRESOLVED);
-	if (svc->mode == LB_MODE_NAT)
-		learn_sender(ctx, p);
-	if (svc->mode == LB_MODE_NAT && nat_rewrite(ctx, p, 0, backend->addr, backend->port))
+	more = overhead(svc, backend);
+	if (backend->mtu && ctx_segment_bytes(ctx, p) + more > backend->mtu)
+		return too_big(ctx, p, backend->mtu - more);
+	if (is_translated(svc)) {
+		if (!q->quoted)
+			learn_sender(ctx, p);
+		if (q->quoted ? translate_error(ctx, p, q, 1, 1, q->dst, q->dport, backend->addr,
+						backend->port) :
+				nat_rewrite(ctx, p, 0, backend->addr, backend->port))
+			return drop(p, LB_DROP_MALFORMED);
+	}
+	if (svc->mode == LB_MODE_FULLNAT &&
+	    (q->quoted ? translate_error(ctx, p, q, 0, 0, q->src, q->sport, binding->source,
+					 binding->port) :
+			 nat_rewrite(ctx, p, 1, binding->source, binding->port)))
 		return drop(p, LB_DROP_MALFORMED);
 	if (!(backend->flags & LB_BACKEND_RESOLVED))
 		return pass(p, LB_PASS_UNRESOLVED);
-	return send_frame(ctx, p, backend->ifindex, backend->dmac, backend->smac,
-			  backend->ifindex == p->ifindex ? LB_FORWARD_TX : LB_FORWARD_REDIRECT);
+	outcome = backend->ifindex == p->ifindex ? LB_FORWARD_TX : LB_FORWARD_REDIRECT;
+	if (take_hop(ctx, p) || leave_vlan(ctx, p, backend->ifindex) ||
+	    (is_tunnel(svc) && tunnel_push(ctx, p, svc, backend)))
+		return drop(p, LB_DROP_NO_SPACE);
+	return emit(ctx, p, backend->ifindex, backend->dmac, backend->smac, outcome);
+}
+
+/* A packet to a service, or (q isn't p) an ICMP error about one of its flows. */
+static __always_inline int serve(lb_ctx *ctx, struct lb_packet *p, struct lb_packet *q,
+				 struct lb_service *svc, __u32 id)
+{
+	struct lb_binding binding = {};
+	struct lb_choice choice;
+	int full = 0;
+
+	if (svc->mode == LB_MODE_FULLNAT)
+		choice = choose_binding(ctx, svc, id, q, &binding, &full);
+	else
+		choice = choose_backend(svc, id, q);
+	lb_forget(choice.is_new, p->bytes);
+	count_stats(lb_service_stats, id, p, choice.is_new);
+	if (choice.backend == LB_SLOT_EMPTY)
+		return q->quoted ? drop(p, LB_DROP_NO_BACKEND) : refuse(ctx, p, svc, full);
+	count_stats(lb_backend_stats, choice.backend, p, choice.is_new);
+	return forward(ctx, p, q, svc, choice.backend, &binding);
+}
+
+/* ICMP: an echo request to a VIP is answered here, an error is for the one whose packet it is about;
+ * everything else, and what is in pieces, is for the kernel. */
+static __always_inline struct lb_packet *about(lb_ctx *ctx, struct lb_packet *p, int *verdict)
+{
+	struct icmphdr *hdr = ctx_data(ctx) + at_l4(p);
+	__u8 echo = p->ipv6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO;
+	int to_vip = !!vip_protocols(p);
+
+	if (is_error(ctx, p))
+		return parse_quote(ctx, p, to_vip);
+	if ((void *)(hdr + 1) > ctx_data_end(ctx) || hdr->type != echo || hdr->code || p->fragment ||
+	    p->proto != (p->ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP) || !source_is_unicast(p) || !to_vip)
+		return NULL;
+	*verdict = answer_echo(ctx, p);
+	return NULL;
 }
 
 static __always_inline int process_packet(lb_ctx *ctx)
@@ -68,10 +110,10 @@ static __always_inline int process_packet(lb_ctx *ctx)
 	/* In a map rather than on the stack: it leaves room there, and the verifier, which doesn't
 	 * remember what is in maps, walks what follows once and not once for each way of parsing. */
 	struct lb_packet *p = bpf_map_lookup_elem(lb_scratch, &zero);
+	struct lb_packet *q = p; /* what tells the flow */
 	struct lb_service *svc;
-	struct lb_choice choice;
+	int parsed, verdict = -1;
 	__u32 id;
-	int parsed;
 
 	if (!p)
 		return LB_VERDICT_PASS;
@@ -86,19 +128,18 @@ static __always_inline int process_packet(lb_ctx *ctx)
 		return pass(p, LB_PASS_NOT_OURS);
 	if (parsed == LB_PARSED_ADDRESS)
 		return portless(p);
-	if (p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMPV6)
-		return icmp(ctx, p);
-
-	svc = find_service(p, &id);
+	if (p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMPV6) {
+		q = about(ctx, p, &verdict);
+		if (!q)
+			return verdict >= 0 ? verdict : pass(p, LB_PASS_NOT_OURS);
+	}
+	svc = find_service(q, &id);
 	if (!svc)
-		return nat_reply(ctx, p);
-	choice = choose_backend(svc, id, p);
-	lb_forget(choice.is_new, p->bytes);
-	count_stats(lb_service_stats, id, p, choice.is_new);
-	if (choice.backend == LB_SLOT_EMPTY)
-		return refuse(ctx, p, svc);
-	count_stats(lb_backend_stats, choice.backend, p, choice.is_new);
-	return forward(ctx, p, svc, choice.backend);
+		return nat_reply(ctx, p, q);
+	/* Not about a packet from the VIP that it is addressed to: somebody's invention. */
+	if (!is_same_address(p->dst, q->dst))
+		return pass(p, LB_PASS_NOT_OURS);
+	return serve(ctx, p, q, svc, id);
 }
 
 #endif

@@ -15,6 +15,8 @@
 #define lb_embryonic LB_MAP(LB_FD_EMBRYONIC)         /* the same: flows of which only the begin was seen */
 #define lb_senders LB_MAP(LB_FD_SENDERS)             /* LRU hash: lb_sender -> lb_link */
 #define lb_nat_back_map LB_MAP(LB_FD_NAT_BACK)       /* hash: lb_endpoint -> lb_nat_back */
+#define lb_bindings LB_MAP(LB_FD_BINDINGS)           /* hash: lb_flow_key -> lb_binding */
+#define lb_translations LB_MAP(LB_FD_TRANSLATIONS)   /* hash: lb_translated -> lb_client */
 #define lb_links LB_MAP(LB_FD_LINKS)                 /* array: lb_link, at ifindex % LB_LINKS */
 #define lb_egress LB_MAP(LB_FD_EGRESS)               /* devmap hash: ifindex -> ifindex */
 #define lb_scratch LB_MAP(LB_FD_SCRATCH)             /* per-CPU array: one struct lb_packet */

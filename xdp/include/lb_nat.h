@@ -67,16 +67,16 @@ static __always_inline void learn_sender(lb_ctx *ctx, const struct lb_packet *p)
 
 /* Does this answer belong to a flow that came through us? Where all are remembered there is an entry;
  * elsewhere the backend's address and port belong to one service only (the planner sees to that). */
-static __always_inline int nat_is_ours(const struct lb_packet *p, __u32 service,
+static __always_inline int nat_is_ours(const __u32 *client, __u16 client_port, __u32 service,
 				       const struct lb_service *svc)
 {
 	struct lb_flow_key key = {};
 
 	if (svc->tracking != LB_TRACK_ALWAYS)
 		return 1;
-	__builtin_memcpy(key.client, p->dst, sizeof(key.client));
+	__builtin_memcpy(key.client, client, sizeof(key.client));
 	key.service = service;
-	key.client_port = p->dport;
+	key.client_port = client_port;
 	key.vip_port = svc->port;
 	return bpf_map_lookup_elem(lb_conntrack, &key) || bpf_map_lookup_elem(lb_embryonic, &key);
 }
@@ -84,12 +84,12 @@ static __always_inline int nat_is_ours(const struct lb_packet *p, __u32 service,
 /* The client is on a link of ours, but the kernel has no neighbour entry for it: as it never talked
  * to the client itself, or long ago. Sending the translated packet up would not help, either: the
  * kernel drops what comes in with a source address (the VIP) of its own. */
-static __always_inline int return_to_sender(const struct lb_packet *p, struct bpf_fib_lookup *fib)
+static __always_inline int return_to_sender(const __u32 *client, struct bpf_fib_lookup *fib)
 {
 	struct lb_sender sender = {};
 	struct lb_link *link, *at;
 
-	__builtin_memcpy(sender.addr, p->dst, sizeof(sender.addr));
+	__builtin_memcpy(sender.addr, client, sizeof(sender.addr));
 	at = bpf_map_lookup_elem(lb_senders, &sender);
 	if (!at)
 		return BPF_FIB_LKUP_RET_NO_NEIGH;
@@ -102,27 +102,50 @@ static __always_inline int return_to_sender(const struct lb_packet *p, struct bp
 	return BPF_FIB_LKUP_RET_SUCCESS;
 }
 
-/* A packet that isn't for a VIP: a backend's answer, to be translated back, or not ours at all. */
-static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p)
+/* A packet that isn't for a VIP: a backend's answer, to be translated back, or not ours at all. `q` is p
+ * itself or, if p is an ICMP error about a packet that went to a backend, what it quotes, turned around:
+ * then it is for the client as an answer is. */
+static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p, struct lb_packet *q)
 {
+	const __u32 *backend_addr = q->quoted ? q->dst : q->src;
+	const __u32 *client_addr = q->quoted ? q->src : q->dst;
 	struct lb_endpoint from = {};
 	struct bpf_fib_lookup fib = {};
 	struct lb_nat_back *nat;
 	struct lb_service *svc;
 	struct lb_stats *stats;
-	__u32 id;
+	struct lb_client *client = NULL;
+	__u16 port;
+	int own = is_same_address(p->src, backend_addr);
+	__u32 id, backend;
 	int rc;
 
-	__builtin_memcpy(from.addr, p->src, sizeof(from.addr));
-	from.port = p->sport;
-	from.proto = p->proto;
+	__builtin_memcpy(from.addr, backend_addr, sizeof(from.addr));
+	from.port = q->quoted ? q->dport : q->sport;
+	from.proto = q->proto;
 	nat = bpf_map_lookup_elem(lb_nat_back_map, &from);
 	if (!nat)
 		return pass(p, LB_PASS_NOT_OURS);
 	id = nat->service;
 	svc = bpf_map_lookup_elem(lb_services, &id);
-	if (!svc || svc->mode != LB_MODE_NAT || !nat_is_ours(p, id, svc))
+	if (!svc || !is_same_address(p->dst, client_addr))
 		return pass(p, LB_PASS_NOT_OURS);
+	backend = nat->backend;
+	if (svc->mode == LB_MODE_FULLNAT) {
+		/* The entry that was found only says that a server of this mode is there. */
+		client = find_client(ctx, q);
+		if (!client)
+			return pass(p, LB_PASS_NOT_OURS);
+		id = client->flow.service;
+		backend = client->backend;
+		svc = bpf_map_lookup_elem(lb_services, &id);
+		if (!svc || svc->mode != LB_MODE_FULLNAT) /* removed since */
+			return pass(p, LB_PASS_NOT_OURS);
+		client_addr = client->flow.client;
+	} else if (svc->mode != LB_MODE_NAT ||
+		   !nat_is_ours(client_addr, q->quoted ? q->sport : q->dport, id, svc)) {
+		return pass(p, LB_PASS_NOT_OURS);
+	}
 
 	fib.ifindex = p->ifindex;
 	fib.tot_len = ctx_fib_bytes(ctx, p);
@@ -130,11 +153,11 @@ static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p)
 	if (p->ipv6) {
 		fib.family = 10; /* AF_INET6 */
 		__builtin_memcpy(fib.ipv6_src, svc->vip, 16);
-		__builtin_memcpy(fib.ipv6_dst, p->dst, 16);
+		__builtin_memcpy(fib.ipv6_dst, client_addr, 16);
 	} else {
 		fib.family = 2; /* AF_INET */
 		fib.ipv4_src = svc->vip[3];
-		fib.ipv4_dst = p->dst[3];
+		fib.ipv4_dst = client_addr[3];
 	}
 	rc = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
 	/* To this machine itself: its own connection to the backend (a health check), not a client's. */
@@ -143,22 +166,28 @@ static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p)
 	if (!may_hop(ctx, p))
 		return drop(p, LB_DROP_TTL);
 
-	id = nat->backend;
-	stats = bpf_map_lookup_elem(lb_backend_stats, &id);
+	stats = bpf_map_lookup_elem(lb_backend_stats, &backend);
 	if (stats) {
 		stats->reply_packets++;
 		stats->reply_bytes += p->bytes;
 	}
-	id = nat->service;
 	stats = bpf_map_lookup_elem(lb_service_stats, &id);
 	if (stats) {
 		stats->reply_packets++;
 		stats->reply_bytes += p->bytes;
 	}
-	if (nat_rewrite(ctx, p, 1, svc->vip, svc->port))
+	port = client ? client->flow.vip_port : svc->port;
+	if (q->quoted ? translate_error(ctx, p, q, 0, own, q->dst, q->dport, svc->vip, port) :
+			nat_rewrite(ctx, p, 1, svc->vip, port))
 		return drop(p, LB_DROP_MALFORMED);
+	if (client) {
+		port = client->flow.client_port;
+		if (q->quoted ? translate_error(ctx, p, q, 1, 1, q->src, q->sport, client_addr, port) :
+				nat_rewrite(ctx, p, 0, client_addr, port))
+			return drop(p, LB_DROP_MALFORMED);
+	}
 	if (rc == BPF_FIB_LKUP_RET_NO_NEIGH)
-		rc = return_to_sender(p, &fib);
+		rc = return_to_sender(client_addr, &fib);
 	/* A packet to be fragmented, a device that takes no frames from here: the kernel does it. */
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS || !ctx_can_send_to(fib.ifindex))
 		return pass(p, LB_REPLY_PASS);

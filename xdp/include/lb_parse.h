@@ -13,6 +13,7 @@
 #include <uapi/linux/icmp.h>
 #include <uapi/linux/icmpv6.h>
 
+#define LB_IP_DF 0x4000     /* RFC 791: don't fragment */
 #define LB_IP_MF 0x2000     /* RFC 791: more fragments */
 #define LB_IP_OFFSET 0x1fff /* RFC 791: fragment offset, in units of 8 bytes */
 
@@ -35,10 +36,12 @@ struct lb_packet {
 	__u16 ethertype; /* behind the tags */
 	__u8 proto;
 	__u8 ipv6;
+	__u8 l4_bytes; /* of the TCP or UDP header */
 	__u8 begins;   /* this packet can only be the first of its flow: TCP SYN, QUIC Initial */
 	__u8 fragment; /* the first part of a datagram that comes in several */
 	__u8 fault;    /* enum lb_outcome: why ports are missing */
 	__u8 parsed;   /* enum lb_parsed */
+	__u8 quoted;   /* read from an ICMP error: it tells of a flow, and isn't part of it */
 };
 
 /* Offsets of the IP header and of what it carries, with bounds that the verifier can see: behind two
@@ -110,11 +113,13 @@ static __always_inline int parse_ports(void *data, void *data_end, struct lb_pac
 			return LB_PARSED_ADDRESS;
 		p->sport = tcp->source;
 		p->dport = tcp->dest;
+		p->l4_bytes = tcp->doff * 4;
 		p->begins = tcp->syn && !tcp->ack;
 		return LB_PARSED;
 	case IPPROTO_UDP:
 		if ((void *)(udp + 1) > data_end || room < sizeof(*udp))
 			return LB_PARSED_ADDRESS;
+		p->l4_bytes = sizeof(*udp);
 		p->sport = udp->source;
 		p->dport = udp->dest;
 		p->begins = room >= sizeof(*udp) + LB_QUIC_INITIAL_BYTES &&
@@ -161,6 +166,11 @@ static __always_inline int parse_ipv4(void *data, void *data_end, struct lb_pack
 static __always_inline int is_mapped_ipv4(const __u32 *addr)
 {
 	return !(addr[0] | addr[1] | (addr[2] ^ lb_htonl(0xffff)));
+}
+
+static __always_inline int is_same_address(const __u32 *a, const __u32 *b)
+{
+	return !((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]));
 }
 
 static __always_inline int parse_ipv6(void *data, void *data_end, struct lb_packet *p)

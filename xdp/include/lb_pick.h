@@ -7,6 +7,11 @@
  * flow doesn't dirty a cache line with each packet. */
 #define LB_SEEN_STEP 256
 
+static __always_inline int is_translated(const struct lb_service *svc)
+{
+	return svc->mode == LB_MODE_NAT || svc->mode == LB_MODE_FULLNAT;
+}
+
 /* What is known of a flow. */
 #define LB_KNOWN_CONNTRACK 0x1
 #define LB_KNOWN_EMBRYONIC 0x2
@@ -106,7 +111,8 @@ static __always_inline __u32 follow(struct lb_flow_key *key, const struct lb_pac
 	if (flow) {
 		*known |= LB_KNOWN_CONNTRACK;
 		if (!(p->begins && p->proto == IPPROTO_TCP) && is_usable(flow->backend, flow->generation)) {
-			touch(flow);
+			if (!p->quoted)
+				touch(flow);
 			return flow->backend;
 		}
 	}
@@ -116,6 +122,8 @@ static __always_inline __u32 follow(struct lb_flow_key *key, const struct lb_pac
 	*known |= LB_KNOWN_EMBRYONIC;
 	if (!is_usable(flow->backend, flow->generation))
 		return LB_SLOT_EMPTY;
+	if (p->quoted)
+		return flow->backend;
 	if (p->begins) { /* sent again */
 		touch(flow);
 		return flow->backend;
@@ -180,7 +188,8 @@ static __always_inline struct lb_choice choose_backend(const struct lb_service *
 
 	/* Nobody saw it begin, and it doesn't begin now: it is older than the move. Where each datagram
 	 * is remembered, one that isn't begins a flow. */
-	older = !p->begins && (p->proto == IPPROTO_TCP || svc->tracking == LB_TRACK_MOVING);
+	older = p->quoted ||
+		(!p->begins && (p->proto == IPPROTO_TCP || svc->tracking == LB_TRACK_MOVING));
 	if (older && past.moving && is_usable(past.origin, 0))
 		choice.backend = past.origin;
 	else if (is_usable(own, 0))
@@ -189,7 +198,7 @@ static __always_inline struct lb_choice choose_backend(const struct lb_service *
 		return choice;
 	choice.is_new = !older;
 	/* What is known already must not say something else later. */
-	if (svc->tracking == LB_TRACK_ALWAYS || past.moving || known)
+	if (!p->quoted && (svc->tracking == LB_TRACK_ALWAYS || past.moving || known))
 		remember(&key, choice.backend,
 			 p->begins || (!older && !(known & LB_KNOWN_CONNTRACK)), known);
 	return choice;

@@ -59,23 +59,40 @@ static __always_inline int take_hop(lb_ctx *ctx, const struct lb_packet *p)
 	return 0;
 }
 
-/* Takes a hop, writes the MAC addresses and sends the frame on; VLAN tags stay only on the link
- * that they came by. */
-static __always_inline int send_frame(lb_ctx *ctx, const struct lb_packet *p, __u32 ifindex,
-				      const __u8 *dmac, const __u8 *smac, __u32 outcome)
+/* VLAN tags stay only on the link that they came by. */
+static __always_inline int leave_vlan(lb_ctx *ctx, struct lb_packet *p, __u32 ifindex)
+{
+	if (ifindex == p->ifindex)
+		return 0;
+	if (ctx_strip_vlan(ctx, at_l3(p), p->ethertype))
+		return -1;
+	p->l4 -= p->l3 - sizeof(struct ethhdr);
+	p->l3 = sizeof(struct ethhdr);
+	return 0;
+}
+
+/* Writes the MAC addresses and sends the frame on. */
+static __always_inline int emit(lb_ctx *ctx, const struct lb_packet *p, __u32 ifindex, const __u8 *dmac,
+				const __u8 *smac, __u32 outcome)
 {
 	int back = ifindex == p->ifindex;
-	struct ethhdr *eth;
+	struct ethhdr *eth = ctx_data(ctx);
 
-	if (take_hop(ctx, p) || (!back && ctx_strip_vlan(ctx, at_l3(p), p->ethertype)))
-		return drop(p, LB_DROP_NO_SPACE);
-	eth = ctx_data(ctx);
 	if ((void *)(eth + 1) > ctx_data_end(ctx))
 		return drop(p, LB_DROP_NO_SPACE);
 	__builtin_memcpy(eth->h_dest, dmac, ETH_ALEN);
 	__builtin_memcpy(eth->h_source, smac, ETH_ALEN);
 	count_outcome(outcome, p->bytes);
 	return back ? ctx_send_back(ctx) : ctx_send_to(ctx, ifindex);
+}
+
+/* Takes a hop, and sends the frame on. */
+static __always_inline int send_frame(lb_ctx *ctx, struct lb_packet *p, __u32 ifindex, const __u8 *dmac,
+				      const __u8 *smac, __u32 outcome)
+{
+	if (take_hop(ctx, p) || leave_vlan(ctx, p, ifindex))
+		return drop(p, LB_DROP_NO_SPACE);
+	return emit(ctx, p, ifindex, dmac, smac, outcome);
 }
 
 /* For answers that we make ourselves: back to where the packet came from. */

@@ -34,9 +34,10 @@ struct lb_backend {
 	__u32 generation; /* counts allocations of this id: a flow of an earlier owner never matches */
 	__u8 dmac[6];
 	__u8 smac[6];
-	__u16 port; /* 0 = the VIP's port */
+	__u16 port; /* 0 = the VIP's port; in gue, of the tunnel */
+	__u16 mtu;  /* of the way there, in bytes of an IP packet; 0 = not known */
 	__u8 flags; /* LB_BACKEND_* */
-	__u8 pad[9];
+	__u8 pad[7];
 };
 
 /* Who an id was allocated to: cold, so kept out of the structs above. */
@@ -73,6 +74,35 @@ struct lb_sender {
 struct lb_nat_back {
 	__u32 service;
 	__u32 backend;
+};
+
+/* Mode fullnat: what a flow (lb_flow_key) is bound to. */
+struct lb_binding {
+	__u32 source[4]; /* ours: what the backend takes for the client */
+	__u32 backend;
+	__u32 generation; /* of the backend */
+	__u32 seen;       /* as in lb_flow: of the client's packets */
+	__u16 port;       /* ours */
+	__u8 state;       /* LB_NAT_*: seen of the client */
+	__u8 pad;
+};
+
+/* Mode fullnat: key of the way back, by the addresses of a packet that the backend sends. */
+struct lb_translated {
+	__u32 backend[4];
+	__u32 source[4];
+	__u16 backend_port;
+	__u16 port;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+struct lb_client {
+	struct lb_flow_key flow;
+	__u32 backend;
+	__u32 seen;  /* of the backend's packets */
+	__u8 state;  /* LB_NAT_*: seen of the backend */
+	__u8 pad[3];
 };
 
 struct lb_link {

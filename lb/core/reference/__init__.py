@@ -8,7 +8,10 @@ changes there is part of the `Result` that comes out.
     parse.py    bytes -> addresses, protocol, ports, or why not
     pick.py     service, slot and its past, conntrack -> backend
     rewrite.py  NAT, hop, MAC addresses, VLAN tags; with the checksums of checksum.py
-    answer.py   what we answer ourselves: echo, RST, ICMP unreachable
+    fullnat.py  the ports that mode fullnat gives to flows
+    tunnel.py   the outer headers of modes ipip and gue
+    quote.py    what an ICMP error is about, and its translation
+    answer.py   what we answer ourselves: echo, RST, ICMP errors
     process.py  the story that joins them
 
 tests/unit/test_reference.py holds it against scapy; tests/datapath holds the kernel against it.
@@ -18,10 +21,13 @@ The two hooks differ only in names: XDP_TX and XDP_REDIRECT are both TC_ACT_REDI
 from lb.core.reference.process import process
 from lb.core.reference.world import (
     Backend,
+    Binding,
+    Client,
     Endpoint,
     Flow,
     FlowKey,
     NatBack,
+    NatState,
     Outcome,
     Past,
     Result,
@@ -31,16 +37,20 @@ from lb.core.reference.world import (
     Sender,
     Service,
     Stats,
+    Translated,
     Verdict,
     World,
 )
 
 __all__ = [
     "Backend",
+    "Binding",
+    "Client",
     "Endpoint",
     "Flow",
     "FlowKey",
     "NatBack",
+    "NatState",
     "Outcome",
     "Past",
     "Result",
@@ -50,6 +60,7 @@ __all__ = [
     "Sender",
     "Service",
     "Stats",
+    "Translated",
     "Verdict",
     "World",
     "process",

@@ -35,6 +35,8 @@ ECHO, ECHO_REPLY = 8, 0  # RFC 792
 ECHO6, ECHO_REPLY6 = 128, 129  # RFC 4443, 4
 UNREACHABLE, PORT = 3, 3  # type and code, RFC 792
 UNREACHABLE6, PORT6 = 1, 4  # RFC 4443, 3.1
+FRAGMENTATION_NEEDED = 4
+TOO_BIG6 = 2
 
 # RFC 1122, 3.2.2, and RFC 4443, 2.4 (e.6): what doesn't name a single host isn't answered. Class E,
 # with the limited broadcast, is among them.
@@ -102,7 +104,17 @@ def reset(packet: Packet) -> bytes | None:
 
 
 def unreachable(packet: Packet) -> bytes | None:
-    """Port unreachable, with the IP header and 8 bytes of what it is about.
+    """Port unreachable."""
+    return _error(packet, (UNREACHABLE6, PORT6) if packet.ipv6 else (UNREACHABLE, PORT), 0)
+
+
+def too_big(packet: Packet, mtu: int) -> bytes | None:
+    """Fragmentation needed (RFC 1191, 4) or packet too big (RFC 4443, 3.2), with what would fit."""
+    return _error(packet, (TOO_BIG6, 0) if packet.ipv6 else (UNREACHABLE, FRAGMENTATION_NEEDED), mtu)
+
+
+def _error(packet: Packet, kind: tuple[int, int], mtu: int) -> bytes | None:
+    """An ICMP error, with the IP header and 8 bytes of what it is about.
 
     Headers with options or extension headers aren't quoted: None. (RFC 4443, 2.4 (c) wants as much
     of the packet as fits into 1,280 bytes; receivers find the socket by the ports all the same.)
@@ -112,8 +124,7 @@ def unreachable(packet: Packet) -> bytes | None:
         return None
     quote = packet.frame[packet.l3 : packet.l4 + QUOTE_BYTES]
     proto = ICMPV6 if packet.ipv6 else ICMP
-    kind = bytes([UNREACHABLE6, PORT6] if packet.ipv6 else [UNREACHABLE, PORT])
-    message = kind + bytes(6) + quote
+    message = bytes(kind) + bytes(2) + mtu.to_bytes(4) + quote
     # ICMPv6 checksums cover a pseudo header (RFC 4443, 2.3), ICMP's don't.
     pseudo = (
         pseudo_header(packet.destination, packet.source, proto, len(message)) if packet.ipv6 else b""

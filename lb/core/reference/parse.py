@@ -56,6 +56,7 @@ class Packet:
     dport: int
     begins: bool  # it can only be the first of its flow: TCP SYN without ACK, QUIC Initial
     fragment: bool  # a piece of a larger datagram, the first one
+    quoted: bool = False  # read from an ICMP error: it tells of a flow, and isn't part of it
 
     @property
     def ipv6(self) -> bool:

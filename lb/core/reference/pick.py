@@ -53,11 +53,11 @@ def choose_backend(packet: Packet, number: int, service: Service, world: World) 
     moving = past if past is not None and past.closes > world.clock else None
     # Nobody saw it begin, and it doesn't begin now: it is older than the move. Where each datagram is
     # remembered, one that isn't begins a flow.
-    older = not packet.begins and (packet.proto == TCP or not always)
+    older = packet.quoted or (not packet.begins and (packet.proto == TCP or not always))
     chosen = _place(own, moving if older else None, world)
     # What is known already must not say something else later.
     known_before = key in world.conntrack or key in world.embryonic
-    if chosen is None or not (always or moving or known_before):
+    if chosen is None or packet.quoted or not (always or moving or known_before):
         return Choice(chosen, is_new=chosen is not None and not older)
     return _remember(key, chosen, older, packet, world)
 
@@ -73,10 +73,12 @@ def _follow(key: FlowKey, packet: Packet, world: World) -> Choice | None:
     flow = world.conntrack.get(key)
     # A SYN of a flow that had got further is a new connection on an old port pair (RFC 6191).
     if flow and not (packet.begins and packet.proto == TCP) and _may_go_on(flow, world):
-        return Choice(flow.backend, conntrack={key: _touched(flow, world)})
+        return Choice(flow.backend, conntrack={} if packet.quoted else {key: _touched(flow, world)})
     flow = world.embryonic.get(key)
     if flow is None or not _may_go_on(flow, world):
         return None
+    if packet.quoted:
+        return Choice(flow.backend)
     if packet.begins:  # sent again
         return Choice(flow.backend, embryonic={key: _touched(flow, world)})
     grown = replace(flow, seen=world.now)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from lb.core.reference import answer, rewrite
+from lb.core.reference import answer, quote, rewrite, tunnel
+from lb.core.reference.fullnat import Bound, choose_binding, find_client
 from lb.core.reference.parse import ICMP, ICMPV6, Packet, Portless, parse
-from lb.core.reference.pick import choose_backend, find_service
+from lb.core.reference.pick import Choice, choose_backend, find_service
 from lb.core.reference.world import (
     TCP,
+    UDP,
+    Backend,
+    Binding,
+    Client,
     Endpoint,
     FlowKey,
     NatBack,
@@ -20,10 +26,11 @@ from lb.core.reference.world import (
     Sender,
     Service,
     Stats,
+    Translated,
     Verdict,
     World,
 )
-from lb.model.objects import Address, Mode, NoBackend, Tracking
+from lb.model.objects import TRANSLATIONS, TUNNELS, Address, Mode, NoBackend, Tracking
 
 
 def process(frame: bytes, ifindex: int, world: World) -> Result:
@@ -35,12 +42,27 @@ def process(frame: bytes, ifindex: int, world: World) -> Result:
         return _pass(frame, Outcome.PASS_NOT_OURS)
     if isinstance(parsed, Portless):
         return _portless(frame, parsed, world)
+    flow = parsed
     if parsed.proto in (ICMP, ICMPV6):
-        return _icmp(parsed, world)
-    number = find_service(parsed, world)
+        about = _about(parsed, world)
+        if about is None:
+            return _icmp(parsed, world)
+        flow = about
+    number = find_service(flow, world)
     if number is None:
-        return _nat_reply(parsed, world)
-    return _serve(parsed, number, world)
+        return _nat_reply(parsed, flow, world)
+    if flow.destination != parsed.destination:
+        # Not about a packet from the VIP that it is addressed to: somebody's invention.
+        return _pass(frame, Outcome.PASS_NOT_OURS)
+    return _serve(parsed, flow, number, world)
+
+
+def _about(packet: Packet, world: World) -> Packet | None:
+    """What an ICMP error quotes: a packet that came from the VIP that it is addressed to or, if it isn't
+    addressed to one, that went to a server."""
+    if not quote.is_error(packet):
+        return None
+    return quote.quoted(packet, sent=bool(world.served(packet.destination)))
 
 
 def _pass(frame: bytes, outcome: Outcome) -> Result:
@@ -59,84 +81,165 @@ def _portless(frame: bytes, parsed: Portless, world: World) -> Result:
 
 
 def _icmp(packet: Packet, world: World) -> Result:
-    """Echo to a VIP is answered here; all other ICMP is for the kernel."""
+    """Echo to a VIP is answered here; what else is about no flow of ours is for the kernel."""
     if world.served(packet.destination) and answer.is_echo_request(packet):
         return Result(Verdict.TX, Outcome.ECHO_REPLY, answer.echo_reply(packet), ifindex=packet.ifindex)
     return _pass(packet.frame, Outcome.PASS_NOT_OURS)
 
 
-def _serve(packet: Packet, number: int, world: World) -> Result:
-    """A packet to a service: counted, placed, and sent on or refused."""
+def _serve(packet: Packet, flow: Packet, number: int, world: World) -> Result:
+    """A packet to a service, or an ICMP error about one of its flows: counted, placed as the flow is,
+    and sent on or refused."""
     service = world.services[number]
-    choice = choose_backend(packet, number, service, world)
+    bound = Bound(None)
+    if service.mode is Mode.FULLNAT:
+        bound = choose_binding(flow, number, service, world)
+        choice = Choice(bound.backend, bound.is_new)
+    else:
+        choice = choose_backend(flow, number, service, world)
     stats = Stats(packets=1, bytes=len(packet.frame), flows=int(choice.is_new))
     if choice.backend is None:
-        return replace(_refuse(packet, service), service=(number, stats))
-    result = _forward(packet, service, choice.backend, world)
+        if flow.quoted:
+            refused = _drop(packet.frame, Outcome.DROP_NO_BACKEND)
+        else:
+            refused = _refuse(packet, service, is_full=bound.is_full)
+        return replace(refused, bindings=bound.bindings, service=(number, stats))
+    result = _forward(packet, flow, service, choice.backend, bound.binding, world)
     return replace(
         result,
         senders=_senders(packet, service, result, world),
         conntrack=choice.conntrack,
         embryonic=choice.embryonic,
+        bindings=bound.bindings,
+        translations=bound.translations,
         service=(number, stats),
         backend=(choice.backend, stats),
     )
 
 
-def _forward(packet: Packet, service: Service, number: int, world: World) -> Result:
+def _forward(
+    packet: Packet,
+    flow: Packet,
+    service: Service,
+    number: int,
+    binding: Binding | None,
+    world: World,
+) -> Result:
     """To the backend. Where the next hop isn't known, the kernel can route what is addressed to the
-    backend (nat), but not what is still addressed to the VIP (dsr)."""
+    backend (nat, fullnat), but not what is still addressed to the VIP."""
     backend = world.backends[number]
     if packet.ttl <= 1:
         return _drop(packet.frame, Outcome.DROP_TTL)
-    if service.mode is Mode.DSR and not backend.resolved:
+    if service.mode not in TRANSLATIONS and not backend.resolved:
         return _drop(packet.frame, Outcome.DROP_UNRESOLVED)
-    if service.mode is Mode.NAT:
-        packet = rewrite.nat_destination(packet, backend.address, backend.port or packet.dport)
+    more = tunnel.overhead(service, backend)
+    if backend.mtu and packet.end - packet.l3 + more > backend.mtu:
+        return _too_big(packet, backend.mtu - more)
+    if service.mode in TRANSLATIONS:
+        packet = _translate(packet, flow, backend, binding)
     if not backend.resolved:
         return _pass(packet.frame, Outcome.PASS_UNRESOLVED)
-    frame = rewrite.leave(rewrite.take_hop(packet), backend.ifindex, backend.dmac, backend.smac)
-    if backend.ifindex == packet.ifindex:
+    packet = rewrite.take_hop(packet)
+    back = backend.ifindex == packet.ifindex
+    if service.mode in TUNNELS:
+        if back and packet.is_tagged and not world.tunnels_tagged:
+            return _drop(packet.frame, Outcome.DROP_NO_SPACE)
+        packet = tunnel.encapsulate(packet, service, backend)
+    frame = rewrite.leave(packet, backend.ifindex, backend.dmac, backend.smac)
+    if back:
         return Result(Verdict.TX, Outcome.FORWARD_TX, frame, ifindex=backend.ifindex)
     return Result(Verdict.REDIRECT, Outcome.FORWARD_REDIRECT, frame, ifindex=backend.ifindex)
+
+
+def _translate(packet: Packet, flow: Packet, backend: Backend, binding: Binding | None) -> Packet:
+    """nat: to the backend. fullnat: from us, too. An error's quote tells of the other direction."""
+    port = backend.port or flow.dport
+    if flow.quoted:
+        packet = quote.translate(packet, flow, backend.address, port, source=True, own=True)
+    else:
+        packet = rewrite.nat_destination(packet, backend.address, port)
+    if binding is None or binding.source is None:
+        return packet
+    if flow.quoted:
+        return quote.translate(packet, flow, binding.source, binding.port, source=False, own=False)
+    return rewrite.nat_source(packet, binding.source, binding.port)
+
+
+def _too_big(packet: Packet, mtu: int) -> Result:
+    """Longer than the way to the backend takes: the client is told what would fit, also where it didn't
+    set DF, as a tunnel's packets are never cut."""
+    error = None
+    if packet.proto in (TCP, UDP) and not packet.fragment and answer.is_one_host(packet.source):
+        error = answer.too_big(packet, mtu)
+    if error is None:
+        return _drop(packet.frame, Outcome.DROP_TOO_BIG)
+    return Result(Verdict.TX, Outcome.REJECT_TOO_BIG, error, ifindex=packet.ifindex)
 
 
 def _senders(packet: Packet, service: Service, result: Result, world: World) -> dict[Address, Sender]:
     """Where the client's frames come from: the way back if the kernel's neighbour table doesn't know
     it. A TCP client tells at each SYN; with UDP any datagram may be the first."""
-    early = (Outcome.DROP_TTL, Outcome.DROP_UNRESOLVED)
-    if service.mode is not Mode.NAT or result.outcome in early or packet.is_tagged:
+    early = (
+        Outcome.DROP_TTL, Outcome.DROP_UNRESOLVED, Outcome.REJECT_TOO_BIG, Outcome.DROP_TOO_BIG,
+    )  # fmt: skip
+    if service.mode not in TRANSLATIONS or result.outcome in early or packet.is_tagged:
         return {}  # an answer without its tag would be on the wrong network
     sender = Sender(packet.ifindex, packet.frame[6:12])
-    if packet.proto == TCP and not packet.begins:
+    if packet.proto != UDP and not packet.begins:
         return {}
     return {} if world.senders.get(packet.source) == sender else {packet.source: sender}
 
 
-def _refuse(packet: Packet, service: Service) -> Result:
-    """No usable backend: the client is told, unless the policy or good manners forbid it."""
+def _refuse(packet: Packet, service: Service, *, is_full: bool) -> Result:
+    """Nobody takes it: no backend is usable or (fullnat) no port is free. The client is told, unless the
+    policy or good manners forbid it."""
     silent = service.no_backend is NoBackend.DROP
+    dropped = _drop(packet.frame, Outcome.DROP_NAT_FULL if is_full else Outcome.DROP_NO_BACKEND)
     # RFC 9293, MUST-63, for TCP as RFC 1122, 3.2.2, for ICMP.
     if silent or packet.fragment or not answer.is_one_host(packet.source):
-        return _drop(packet.frame, Outcome.DROP_NO_BACKEND)
+        return dropped
     if packet.proto == TCP:
         frame, outcome = answer.reset(packet), Outcome.REJECT_RST
     else:
         frame, outcome = answer.unreachable(packet), Outcome.REJECT_UNREACH
     if frame is None:
-        return _drop(packet.frame, Outcome.DROP_NO_BACKEND)
+        return dropped
+    if is_full:
+        outcome = Outcome.REJECT_NAT_FULL
     return Result(Verdict.TX, outcome, frame, ifindex=packet.ifindex)
 
 
-def _nat_reply(packet: Packet, world: World) -> Result:
-    """Not for a VIP: a `nat` backend's answer, to be translated back, or not ours at all."""
-    nat = world.nat_back.get(Endpoint(packet.source, packet.sport, packet.proto))
+def _nat_reply(packet: Packet, flow: Packet, world: World) -> Result:
+    """Not for a VIP: a backend's answer (nat, fullnat), or an ICMP error about a packet that went to
+    one, both to be translated back; or not ours at all."""
+    # A quoted packet went the other way.
+    server, port = (flow.destination, flow.dport) if flow.quoted else (flow.source, flow.sport)
+    seen, seen_port = (flow.source, flow.sport) if flow.quoted else (flow.destination, flow.dport)
+    nat = world.nat_back.get(Endpoint(server, port, flow.proto))
     service = world.services.get(nat.service) if nat else None
-    if nat is None or service is None or not _is_our_flow(packet, nat, service, world):
+    if nat is None or service is None or packet.destination != seen:
         return _pass(packet.frame, Outcome.PASS_NOT_OURS)
-    way = world.route(
-        RouteQuery(packet.ifindex, service.vip, packet.destination, packet.end - packet.l3)
-    )
+    number, backend, client = nat.service, nat.backend, FlowKey(seen, 0, seen_port, service.port)
+    changed: Mapping[Translated, Client | None] = {}
+    if service.mode is Mode.FULLNAT:
+        # The entry that was found only says that a server of this mode is there.
+        found, changed = find_client(flow, world)
+        service = world.services.get(found.flow.service) if found else None
+        if found is None or service is None or service.mode is not Mode.FULLNAT:
+            return replace(_pass(packet.frame, Outcome.PASS_NOT_OURS), translations=changed)
+        number, backend, client = found.flow.service, found.backend, found.flow
+    elif not _is_our_flow(seen, seen_port, nat, service, world):
+        return _pass(packet.frame, Outcome.PASS_NOT_OURS)
+    result = _reply(packet, flow, service, client, world)
+    stats = Stats(reply_packets=1, reply_bytes=len(packet.frame))
+    if result.outcome in (Outcome.PASS_NOT_OURS, Outcome.DROP_TTL):
+        return replace(result, translations=changed)
+    return replace(result, translations=changed, service=(number, stats), backend=(backend, stats))
+
+
+def _reply(packet: Packet, flow: Packet, service: Service, client: FlowKey, world: World) -> Result:
+    """Translated back, and on its way to the client."""
+    way = world.route(RouteQuery(packet.ifindex, service.vip, client.client, packet.end - packet.l3))
     # To this machine itself: its own connection to the backend (a health check), not a client's.
     if way.route is Route.LOCAL:
         return _pass(packet.frame, Outcome.PASS_NOT_OURS)
@@ -144,20 +247,28 @@ def _nat_reply(packet: Packet, world: World) -> Result:
         return _drop(packet.frame, Outcome.DROP_TTL)
 
     if way.route is Route.NO_NEIGHBOUR:
-        way = _return_to_sender(packet, world) or way
-    stats = Stats(reply_packets=1, reply_bytes=len(packet.frame))
-    packet = rewrite.nat_source(packet, service.vip, service.port)
+        way = _return_to_sender(client.client, world) or way
+    if flow.quoted:
+        own = packet.source == flow.destination
+        packet = quote.translate(packet, flow, service.vip, client.vip_port, source=False, own=own)
+    else:
+        packet = rewrite.nat_source(packet, service.vip, client.vip_port)
+    if service.mode is Mode.FULLNAT:
+        if flow.quoted:
+            packet = quote.translate(
+                packet, flow, client.client, client.client_port, source=True, own=True
+            )
+        else:
+            packet = rewrite.nat_destination(packet, client.client, client.client_port)
     sendable = world.reachable is None or way.ifindex in world.reachable
     if way.route is Route.NEIGHBOUR and sendable:
         frame = rewrite.leave(rewrite.take_hop(packet), way.ifindex, way.dmac, way.smac)
         verdict = Verdict.TX if way.ifindex == packet.ifindex else Verdict.REDIRECT
-        result = Result(verdict, Outcome.REPLY_REDIRECT, frame, ifindex=way.ifindex)
-    else:
-        result = _pass(packet.frame, Outcome.REPLY_PASS)
-    return replace(result, service=(nat.service, stats), backend=(nat.backend, stats))
+        return Result(verdict, Outcome.REPLY_REDIRECT, frame, ifindex=way.ifindex)
+    return _pass(packet.frame, Outcome.REPLY_PASS)
 
 
-def _is_our_flow(packet: Packet, nat: NatBack, service: Service, world: World) -> bool:
+def _is_our_flow(client: Address, port: int, nat: NatBack, service: Service, world: World) -> bool:
     """Did the client's side come through us? Where all flows are remembered there is an entry;
     elsewhere the backend's endpoint belongs to one service only (the planner sees to that).
     """
@@ -165,15 +276,15 @@ def _is_our_flow(packet: Packet, nat: NatBack, service: Service, world: World) -
         return False
     if service.tracking is not Tracking.ALWAYS:
         return True
-    key = FlowKey(packet.destination, nat.service, packet.dport, service.port)
+    key = FlowKey(client, nat.service, port, service.port)
     return key in world.conntrack or key in world.embryonic
 
 
-def _return_to_sender(packet: Packet, world: World) -> RouteResult | None:
+def _return_to_sender(client: Address, world: World) -> RouteResult | None:
     """To where the client's frames came from: the kernel can't help with a client that it never
     talked to, as it drops what comes in with an address (the VIP) of its own as the source.
     """
-    sender = world.senders.get(packet.destination)
+    sender = world.senders.get(client)
     smac = world.links.get(sender.ifindex) if sender else None
     if sender is None or smac is None:
         return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, auto
+from enum import Enum, Flag, auto
 
 from lb.core.flowhash import Seed
 from lb.model.objects import Address, Affinity, Mode, NoBackend, Tracking
@@ -44,13 +44,15 @@ class Backend:
     """A server: where it is, and how frames get there."""
 
     address: Address
-    port: int = 0  # 0 = the VIP's
+    port: int = 0  # 0 = the VIP's; in gue, of the tunnel
     generation: int = 1  # of the id; starts at 1
     usable: bool = True
     resolved: bool = True
     ifindex: int = 0
     dmac: bytes = bytes(6)
     smac: bytes = bytes(6)
+    source: Address | None = None  # ours, on the way there; tunnels only
+    mtu: int = 0  # of the way there; 0 = not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,50 @@ class Flow:
     backend: int
     generation: int
     seen: int  # low 32 bits of jiffies
+
+
+class NatState(Flag):
+    """What was seen of a translated connection (fullnat)."""
+
+    ANSWERED = auto()
+    FIN = auto()
+    RST = auto()
+
+
+NOTHING_SEEN = NatState(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Mode fullnat: what a flow is bound to. `seen` and `state` are of the client's packets."""
+
+    source: Address | None  # ours: what the backend takes for the client
+    backend: int
+    generation: int
+    seen: int
+    port: int  # ours
+    state: NatState = NOTHING_SEEN
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """Mode fullnat: the ends of a flow as its backend sees them."""
+
+    backend: Address
+    backend_port: int
+    source: Address | None
+    port: int
+    proto: int
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Mode fullnat: whose flow that is. `seen` and `state` are of the backend's packets."""
+
+    flow: FlowKey
+    backend: int
+    seen: int
+    state: NatState = NOTHING_SEEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +191,14 @@ class World:
     conntrack: Mapping[FlowKey, Flow] = field(default_factory=dict)
     embryonic: Mapping[FlowKey, Flow] = field(default_factory=dict)  # only their begin was seen
     senders: Mapping[Address, Sender] = field(default_factory=dict)
+    bindings: Mapping[FlowKey, Binding] = field(default_factory=dict)
+    translations: Mapping[Translated, Client] = field(default_factory=dict)
     route: Callable[[RouteQuery], RouteResult] = nowhere
     # Interfaces that this hook can send a routed frame to; None = all of them. (XDP reaches only
     # attached ones, tc any.)
     reachable: frozenset[int] | None = None
+    # Can this hook put a header behind a VLAN tag that stands in the frame? (XDP can.)
+    tunnels_tagged: bool = True
     now: int = 0  # low 32 bits of jiffies
     clock: int = 0  # ns; what windows close by
 
@@ -182,8 +232,12 @@ class Outcome(Enum):
     DROP_MALFORMED = auto()
     DROP_FRAGMENT = auto()
     DROP_TTL = auto()
-    DROP_NO_SPACE = auto()  # never by this model, whose buffers always have room
+    DROP_NO_SPACE = auto()  # by this model, whose buffers always have room, only for a tag in the way
     DROP_UNRESOLVED = auto()
+    REJECT_TOO_BIG = auto()
+    DROP_TOO_BIG = auto()
+    REJECT_NAT_FULL = auto()
+    DROP_NAT_FULL = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,5 +262,7 @@ class Result:
     conntrack: Mapping[FlowKey, Flow | None] = field(default_factory=dict)  # written; None = deleted
     embryonic: Mapping[FlowKey, Flow | None] = field(default_factory=dict)
     senders: Mapping[Address, Sender] = field(default_factory=dict)
+    bindings: Mapping[FlowKey, Binding | None] = field(default_factory=dict)
+    translations: Mapping[Translated, Client | None] = field(default_factory=dict)
     service: tuple[int, Stats] | None = None
     backend: tuple[int, Stats] | None = None

@@ -1,0 +1,129 @@
+"""Mode fullnat: giving ports back. The programs only make entries; lbd removes those that are over.
+
+How long an entry may be silent depends on what was seen of its flow (RFC 5382, REQ-5; RFC 4787, REQ-5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lb.core.flowhash import mix_words
+from lb.datapath.layout import NatState
+from lb.datapath.maps import Maps
+from lb.settings import Timeouts
+
+_FLOW = [("client", "V16"), ("service", "=u4"), ("client_port", ">u2"), ("vip_port", ">u2")]
+FLOW = np.dtype(_FLOW)
+BINDING = np.dtype(
+    [("source", "V16"), ("backend", "=u4"), ("generation", "=u4"), ("seen", "=u4"), ("port", ">u2"),
+     ("state", "u1"), ("pad", "u1")]
+)  # fmt: skip
+TRANSLATED = np.dtype(
+    [("backend", "V16"), ("source", "V16"), ("backend_port", ">u2"), ("port", ">u2"), ("proto", "u1"),
+     ("pad", "V3")]
+)  # fmt: skip
+CLIENT = np.dtype([("flow", FLOW), ("backend", "=u4"), ("seen", "=u4"), ("state", "u1"), ("pad", "V3")])
+
+_TCP = 6
+_ANSWERED, _FIN, _RST = (np.uint8(each) for each in (NatState.ANSWERED, NatState.FIN, NatState.RST))
+
+
+@dataclass(frozen=True)
+class Expired:
+    """How many flows were over, and how many entries are left."""
+
+    flows: int
+    left: int
+
+
+def expire(maps: Maps, timeouts: Timeouts, now: int, rate: float) -> Expired:
+    """Remove the entries of flows that said nothing for too long. `now` is in jiffies, `rate` jiffies
+    per second."""
+    flows, bindings = _table(maps.bindings.dump(), FLOW, BINDING)
+    backs, clients = _table(maps.translations.dump(), TRANSLATED, CLIENT)
+    # A flow's two entries find each other by the flow; a binding that has another port by now is of a
+    # later connection on the same two ports.
+    binding = _find(flows, clients["flow"])
+    known = binding >= 0
+    binding[known] = np.where(
+        bindings["port"][binding[known]] == backs["port"][known], binding[known], -1
+    )
+    paired = binding >= 0
+    mine = bindings[binding[paired]]
+
+    idle = _idle(clients["seen"], now)
+    idle[paired] = np.minimum(idle[paired], _idle(mine["seen"], now))
+    state = clients["state"].copy()
+    both_done = state[paired] & mine["state"] & _FIN
+    state[paired] |= mine["state"] | np.where(both_done > 0, _RST, np.uint8(0))
+    state[~paired] |= _RST  # without a binding only stragglers of an ended flow are left
+    over = idle > _limits(state, backs["proto"], timeouts) * rate
+
+    # The programs write the way back first: a binding without one has lost it.
+    single = np.ones(len(flows), dtype=bool)
+    single[binding[paired]] = False
+    gone = single & (_idle(bindings["seen"], now) > rate)
+    gone[binding[over & paired]] = True
+    maps.bindings.delete_many([key.tobytes() for key in flows[gone]])
+    maps.translations.delete_many([key.tobytes() for key in backs[over]])
+    return Expired(int(over.sum()), int((~over).sum()))
+
+
+def _table(
+    dump: tuple[bytes, bytes], key: np.dtype[Any], value: np.dtype[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    keys, values = dump
+    return np.frombuffer(keys, key), np.frombuffer(values, value)
+
+
+def _find(flows: NDArray[Any], wanted: NDArray[Any]) -> NDArray[np.int64]:
+    """Where each of the wanted stands among the flows; -1 = nowhere."""
+    have, ask = _words(flows), _words(wanted)
+    found = np.full(len(ask), -1, dtype=np.int64)
+    if not len(have):
+        return found
+    digests, asked = (mix_words(mix_words(mix_words(w[:, 0]) ^ w[:, 1]) ^ w[:, 2]) for w in (have, ask))
+    order = np.argsort(digests)
+    at = order[np.minimum(np.searchsorted(digests, asked, sorter=order), len(order) - 1)]
+    same = (have[at] == ask).all(axis=1)
+    found[same] = at[same]
+    return found
+
+
+def _words(flows: NDArray[Any]) -> NDArray[np.uint64]:
+    """Keys as rows of three 64-bit words."""
+    return np.frombuffer(flows.tobytes(), np.uint64).reshape(-1, 3)
+
+
+def _idle(seen: NDArray[Any], now: int) -> NDArray[np.uint32]:
+    """Jiffies since then."""
+    return np.uint32(now % 2**32) - seen.astype(np.uint32)
+
+
+def _limits(
+    state: NDArray[np.uint8], proto: NDArray[np.uint8], timeouts: Timeouts
+) -> NDArray[np.float64]:
+    """Seconds for which each flow may be silent."""
+    tcp = proto == _TCP
+    answered = (state & _ANSWERED) > 0
+    return np.select(
+        [
+            tcp & ((state & _RST) > 0),
+            tcp & ((state & _FIN) > 0),
+            tcp & answered,
+            tcp,
+            answered,
+        ],
+        [
+            timeouts.tcp_closed,
+            timeouts.tcp_closing,
+            timeouts.tcp_established,
+            timeouts.tcp_opening,
+            timeouts.udp,
+        ],
+        timeouts.udp_unanswered,
+    ).astype(np.float64)

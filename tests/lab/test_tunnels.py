@@ -1,0 +1,113 @@
+"""Modes ipip and gue with real packets: every pair of families, every hook, opened by our own program at
+the servers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from helpers import create, held, outcomes, service
+
+from lb.lab.lab import Lab, program
+from lb.lab.shell import LabError, environment, in_namespace, run
+from lb.lab.topology import VIP4, VIP6
+
+HOOKS = ["xdp", "xdp-generic", "tc"]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("mode", ["ipip", "gue"])
+def test_every_pair_of_families_reaches_every_backend(
+    node: Callable[[str], Lab], hook: str, mode: str
+) -> None:
+    lab = node(hook)
+    lab.open_tunnels()
+    everybody = set(lab.topology.backends)
+    for via in (4, 6):
+        create(
+            lab,
+            service(lab, "web", VIP4, mode=mode, via=via),
+            service(lab, "web6", VIP6, mode=mode, via=via),
+        )
+        for vip in (VIP4, VIP6):
+            with held(lab, vip, 40) as connections:
+                answers = connections.ask()
+                assert set(answers) == everybody
+                assert connections.ask() == answers
+    one = lab.topology.backends[0]
+    seen = json.loads(_backend_node(lab, one, "show", "-o", "json"))["counters"]
+    assert seen["opened"]["packets"] > 0
+    assert seen["failed"]["packets"] == seen["congested"]["packets"] == 0
+
+
+def _backend_node(lab: Lab, backend: str, *arguments: str) -> str:
+    pins = ["--pin-dir", str(lab.folder / backend / "bpf" / "lb")]
+    command = [*program("lbctl"), "backend-node", *arguments, *pins]
+    return run(in_namespace(backend, command), env=environment(lab.lb_environment)).stdout
+
+
+@pytest.mark.parametrize("hook", ["xdp", "tc"])
+@pytest.mark.parametrize("mode", ["ipip", "gue"])
+def test_who_sends_too_much_is_told_what_fits(node: Callable[[str], Lab], hook: str, mode: str) -> None:
+    """A client that uploads fills its packets to the MTU; with the outer header they are too long."""
+    lab = node(hook)
+    lab.open_tunnels()
+    create(
+        lab,
+        service(lab, "web", VIP4, mode=mode),
+        service(lab, "web6", VIP6, mode=mode),
+    )
+    before = outcomes(lab)
+    for vip in (VIP4, VIP6):
+        _forget_path_mtu(lab)
+        _upload(lab, str(vip), 300_000)
+    after = outcomes(lab)
+    assert after["reject_too_big"] > before["reject_too_big"]
+    assert after["drop_too_big"] == before["drop_too_big"]
+
+
+def _forget_path_mtu(lab: Lab) -> None:
+    for family in ("-4", "-6"):
+        lab.run("client", ["ip", family, "route", "flush", "cache"])
+
+
+def _upload(lab: Lab, vip: str, size: int) -> None:
+    """Has curl send a body, all of which nginx reads."""
+    host = f"[{vip}]" if ":" in vip else vip
+    script = (
+        f"head -c {size} /dev/zero | curl -sS --noproxy '*' --max-time 20 -o /dev/null"
+        f" -w '%{{http_code}} %{{size_upload}}' --data-binary @- http://{host}/"
+    )
+    code, sent = lab.run("client", ["sh", "-c", script]).stdout.split()
+    assert (int(sent), code) == (size, "200")
+
+
+def test_a_tunnel_is_opened_for_the_named_vips_only(running: Lab) -> None:
+    lab = running
+    lab.open_tunnels()
+    create(lab, service(lab, "web", VIP4, mode="ipip"))
+    one = lab.topology.backends[0]
+    _backend_node(lab, one, "attach", "--interface", "back0", "--vip", str(VIP6))
+    try:
+        with held(lab, VIP4, 20) as connections:
+            answers = connections.ask()
+        assert one not in answers
+        assert json.loads(_backend_node(lab, one, "show", "-o", "json"))["vips"] == [str(VIP6)]
+    finally:
+        both = ["--vip", str(VIP4), "--vip", str(VIP6)]
+        _backend_node(lab, one, "attach", "--interface", "back0", *both)
+    with held(lab, VIP4, 40) as connections:
+        assert one in connections.ask()
+
+
+def test_detached_and_asked(running: Lab) -> None:
+    lab = running
+    one = lab.topology.backends[0]
+    said = _backend_node(lab, one, "attach", "--interface", "back0", "--vip", "203.0.113.99")
+    assert "attached to back0 for 203.0.113.99" in said
+    assert "detached from back0" in _backend_node(lab, one, "detach")
+    with pytest.raises(LabError, match="lbctl backend-node attach"):
+        _backend_node(lab, one, "show")
+    both = ["--vip", str(VIP4), "--vip", str(VIP6)]
+    _backend_node(lab, one, "attach", "--interface", "back0", *both)
