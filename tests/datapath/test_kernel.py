@@ -26,7 +26,7 @@ from lb.datapath.maps import Maps
 from lb.datapath.view import KernelView
 from lb.errors import CapacityError, DatapathError
 from lb.model import keys
-from lb.model.objects import Admin, Backend, ClusterConfig, Mode, Service
+from lb.model.objects import TRANSLATIONS, Admin, Backend, ClusterConfig, Mode, Service
 from lb.settings import Limits
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="bpf() needs root")
@@ -234,7 +234,7 @@ def test_any_history_ends_as_if_made_at_once(
             assert view.slots(name) == list(service.table.names())
         assert len(list(kernel.maps.vips.keys())) == 2 * len(services)
         backends = sum(len(each) for each in services.values())
-        assert len(list(kernel.maps.nat_back.keys())) == (backends if mode is Mode.NAT else 0)
+        assert len(list(kernel.maps.nat_back.keys())) == (backends if mode in TRANSLATIONS else 0)
 
 
 # --- slots that move ------------------------------------------------------------------------------

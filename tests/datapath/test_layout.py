@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from lb.core import slots
+from lb.core.plan import GUE_PORT
 from lb.core.reference import Outcome, answer, parse, pick
 from lb.datapath import headers, layout, sources
 from lb.datapath.bpf import Program
@@ -57,6 +58,7 @@ SINGLE = {
     "LB_IPV6_EXT_DEPTH": parse.EXTENSION_DEPTH,
     "LB_REPLY_TTL": answer.REPLY_TTL,
     "LB_OUTCOMES": len(layout.Outcome),
+    "LB_GUE_PORT": GUE_PORT,
 }
 
 

@@ -52,6 +52,8 @@
 
 #define LB_GUE_PORT 6080    /* UDP port of gue tunnels (IANA) */
 
+/* binding.state: what was seen of a translated connection, from either side */
+enum lb_nat_state { LB_NAT_ANSWERED = 0x1, LB_NAT_FIN = 0x2, LB_NAT_RST = 0x4 };
 /* service.mode */
 enum lb_mode { LB_MODE_DSR = 0, LB_MODE_NAT = 1, LB_MODE_IPIP = 2, LB_MODE_GUE = 3, LB_MODE_FULLNAT = 4 };
 /* service.affinity: what is hashed */

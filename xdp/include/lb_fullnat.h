@@ -12,11 +12,6 @@
  * flow in 29; with 8 in 10, for one in 1,260. */
 #define LB_NAT_TRIES 32
 
-/* What was seen of a connection, from either side. */
-#define LB_NAT_ANSWERED 0x1
-#define LB_NAT_FIN 0x2
-#define LB_NAT_RST 0x4
-
 static __always_inline __u8 tcp_ends(lb_ctx *ctx, const struct lb_packet *p)
 {
 	struct tcphdr *tcp = ctx_data(ctx) + at_l4(p);
