@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import lb
-from lb.cli import backend, backend_node, declarative, service, status, trace
+from lb.cli import backend, backend_node, declarative, flows, replay, service, status, trace
 from lb.cli.output import Format, report
 from lb.errors import ExitCode, LbError
 
@@ -27,8 +27,10 @@ app = typer.Typer(
 app.add_typer(service.app, name="service")
 app.add_typer(backend.app, name="backend")
 app.add_typer(backend_node.app, name="backend-node")
+app.add_typer(flows.app, name="flows")
 status.register(app)
 trace.register(app)
+replay.register(app)
 declarative.register(app)
 
 

@@ -9,13 +9,12 @@ from lb.datapath.bpf import Program, ProgramType
 
 _CALL, _EXIT = 0x85, 0x95
 _JIFFIES64 = 118  # bpf_jiffies64
+_RATES = (100, 250, 300, 1000)  # what CONFIG_HZ can be
+_START = -300  # seconds: INITIAL_JIFFIES
 
 
 class Clock:
     """Jiffies of this kernel, and how many make a second."""
-
-    def __init__(self) -> None:
-        self._first: tuple[int, float] | None = None
 
     @cached_property
     def _program(self) -> Program:
@@ -25,10 +24,15 @@ class Clock:
         """The low 32 bits."""
         return self._program.run(bytes(64)).retval
 
-    def rate(self) -> float:
-        """Jiffies per second, as measured since the first call; 0.0 for as long as a second has not
-        passed since."""
-        now = self.jiffies(), time.monotonic()
-        self._first = self._first or now
-        elapsed = now[1] - self._first[1]
-        return (now[0] - self._first[0]) % 2**32 / elapsed if elapsed >= 1.0 else 0.0
+    @cached_property
+    def rate(self) -> int:
+        """Jiffies per second: the rate at which they would have come to be what they are now since
+        the machine started. They and CLOCK_MONOTONIC are of one source, so the right one is off by
+        some ticks, and each other by millions."""
+        now, seconds = self.jiffies(), time.monotonic() + _START
+        return min(_RATES, key=lambda rate: _apart(now, round(seconds * rate)))
+
+
+def _apart(one: int, other: int) -> int:
+    """Between two readings of a clock of 32 bits."""
+    return min((one - other) % 2**32, (other - one) % 2**32)

@@ -43,11 +43,11 @@ class Expired:
 def expire(maps: Maps, timeouts: Timeouts, now: int, rate: float) -> Expired:
     """Remove the entries of flows that said nothing for too long. `now` is in jiffies, `rate` jiffies
     per second."""
-    flows, bindings = _table(maps.bindings.dump(), FLOW, BINDING)
-    backs, clients = _table(maps.translations.dump(), TRANSLATED, CLIENT)
+    flows, bindings = table(maps.bindings.dump(), FLOW, BINDING)
+    backs, clients = table(maps.translations.dump(), TRANSLATED, CLIENT)
     # A flow's two entries find each other by the flow; a binding that has another port by now is of a
     # later connection on the same two ports.
-    binding = _find(flows, clients["flow"])
+    binding = find(flows, clients["flow"])
     known = binding >= 0
     binding[known] = np.where(
         bindings["port"][binding[known]] == backs["port"][known], binding[known], -1
@@ -73,14 +73,15 @@ def expire(maps: Maps, timeouts: Timeouts, now: int, rate: float) -> Expired:
     return Expired(int(over.sum()), int((~over).sum()))
 
 
-def _table(
+def table(
     dump: tuple[bytes, bytes], key: np.dtype[Any], value: np.dtype[Any]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A map's keys and values, as Map.dump() gives them, as arrays of one row each."""
     keys, values = dump
     return np.frombuffer(keys, key), np.frombuffer(values, value)
 
 
-def _find(flows: NDArray[Any], wanted: NDArray[Any]) -> NDArray[np.int64]:
+def find(flows: NDArray[Any], wanted: NDArray[Any]) -> NDArray[np.int64]:
     """Where each of the wanted stands among the flows; -1 = nowhere."""
     have, ask = _words(flows), _words(wanted)
     found = np.full(len(ask), -1, dtype=np.int64)

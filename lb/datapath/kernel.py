@@ -301,8 +301,7 @@ class Kernel:
     def calm(self) -> int:
         """Drop idle flows, and make slots quiet that no flow needs to remember any more; returns how
         many slots. Call it now and then, while `is_stirred`."""
-        rate = self.clock.rate()
-        if self._unsure or not rate:
+        if self._unsure:
             return 0
         by_uid = {each.owner: number for number, each in self._service_ids.items()}
         flows = sweep.read(self.maps)
@@ -313,7 +312,7 @@ class Kernel:
             before = slotmaps.read(self.maps.tables, number)
             if number not in self._stirred or before is None:
                 continue
-            idle = wanted.service.window * rate
+            idle = wanted.service.window * self.clock.rate
             after = sweep.calm(self.maps, number, before, flows, idle, self.clock.jiffies())
             fewer = np.count_nonzero(before.moves.stirred) - np.count_nonzero(after.moves.stirred)
             if fewer:
@@ -332,8 +331,7 @@ class Kernel:
 
     def expire(self, timeouts: Timeouts) -> int:
         """Give back the ports of flows that are over (mode fullnat); returns how many flows."""
-        rate = self.clock.rate()
-        return expiry.expire(self.maps, timeouts, self.clock.jiffies(), rate).flows if rate else 0
+        return expiry.expire(self.maps, timeouts, self.clock.jiffies(), self.clock.rate).flows
 
     @property
     def is_stirred(self) -> bool:

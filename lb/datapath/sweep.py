@@ -19,8 +19,8 @@ from lb.datapath.slotmaps import Slots
 from lb.model.objects import Affinity, Tracking
 
 # struct lb_flow_key and struct lb_flow, as arrays.
-_KEY = np.dtype([("client", ">u8", 2), ("service", "=u4"), ("client_port", ">u2"), ("vip_port", ">u2")])
-_FLOW = np.dtype([("backend", "=u4"), ("generation", "=u4"), ("seen", "=u4")])
+KEY = np.dtype([("client", ">u8", 2), ("service", "=u4"), ("client_port", ">u2"), ("vip_port", ">u2")])
+FLOW = np.dtype([("backend", "=u4"), ("generation", "=u4"), ("seen", "=u4")])
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +28,8 @@ class Flows:
     """Entries of one of the LRU maps, as arrays of one row each."""
 
     source: Map
-    keys: NDArray[Any]  # of _KEY
-    values: NDArray[Any]  # of _FLOW
+    keys: NDArray[Any]  # of KEY
+    values: NDArray[Any]  # of FLOW
 
     def of(self, service: int) -> Flows:
         """Those of one service."""
@@ -63,7 +63,7 @@ def read(maps: Maps) -> list[Flows]:
     found = []
     for source in (maps.embryonic, maps.conntrack):
         keys, values = source.dump()
-        found.append(Flows(source, np.frombuffer(keys, _KEY), np.frombuffer(values, _FLOW)))
+        found.append(Flows(source, np.frombuffer(keys, KEY), np.frombuffer(values, FLOW)))
     return found
 
 
