@@ -32,6 +32,8 @@ want_command nft nftables
 want_command bpftool bpftool
 want_command tcpdump tcpdump
 want_command ping iputils-ping
+want_command dnsmasq dnsmasq-base
+want_command dig bind9-dnsutils
 want_command sysctl procps
 want_command nsenter util-linux
 want_command mount mount

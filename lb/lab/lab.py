@@ -51,6 +51,7 @@ class Lab:
         self._children: list[subprocess.Popen[str]] = []
         self._udp_ports: set[int] = set()
         self._has_open_tunnels = False
+        self._more_namespaces: list[str] = []
 
     # -- up and down --
 
@@ -124,6 +125,14 @@ class Lab:
                     lambda n=name, a=address: self.answer(a) == n,  # type: ignore[misc]
                 )
 
+    def add_namespace(self, name: str) -> str:
+        """One more, with nothing in it; removed with the lab. Returns its full name."""
+        full = self.topology.prefix + name
+        self._ledger.add_namespace(full)
+        self._more_namespaces.append(full)
+        self.run(full, ["ip", "link", "set", "lo", "up"])
+        return full
+
     def open_tunnels(self) -> None:
         """Let the backends take modes ipip and gue, without tunnel devices."""
         if self._has_open_tunnels:
@@ -155,7 +164,7 @@ class Lab:
     def namespace(self, name: str) -> str:
         """The full name of a namespace: `client` and `lb-client` are the same."""
         full = name if name.startswith(self.topology.prefix) else self.topology.prefix + name
-        if full not in self.topology.namespaces:
+        if full not in (*self.topology.namespaces, *self._more_namespaces):
             raise LabError(f"the lab has no namespace {full}")
         return full
 

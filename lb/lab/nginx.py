@@ -29,6 +29,7 @@ http {{
         listen [::]:80 ipv6only=on backlog=4096;
         location = / {{ return 200 "{name}\\n"; }}
         location = /status {{ stub_status; }}
+        location /files/ {{ root {folder.parent}; }}
         location / {{ return 404; }}
     }}
 }}
@@ -36,7 +37,8 @@ http {{
 
 
 def prepare(name: str, folder: Path) -> list[str]:
-    """Write the configuration of a server that answers with its name; returns its command."""
+    """Write the configuration of a server that answers with its name, and has the files that are in
+    `files` beside its folder; returns its command."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "nginx.conf"
     config.write_text(_CONFIG.format(name=name, folder=folder))

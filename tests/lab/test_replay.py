@@ -72,10 +72,10 @@ def test_every_frame_is_listed_and_nothing_alive_is_touched(
 ) -> None:
     lab = node("auto")
     create(lab, service(lab, "web", VIP4, tracking=tracking))
-    before, flows = outcomes(lab), _conntrack(lab)
+    before, flows = _counted(lab), _conntrack(lab)
     out = tmp_path / "out.pcap"
     rows = _frames(_replay(lab, capture, "--to-us", "--hook", hook, "--write", out, "-o", "json"))
-    assert (outcomes(lab), _conntrack(lab)) == (before, flows)
+    assert (_counted(lab), _conntrack(lab)) == (before, flows)
     assert not list((lab.node_folder / "bpf/lb").glob("replay_*"))
 
     begun, went_on, rest = rows[:8], rows[8:16], rows[16:]
@@ -96,6 +96,11 @@ def test_every_frame_is_listed_and_nothing_alive_is_touched(
         for name in lab.topology.backends
     }
     assert [Ether(frame).dst for frame in left[:16]] == [macs[row["backend"]] for row in rows[:16]]
+
+
+def _counted(lab: Lab) -> dict[str, int]:
+    """All that nobody but us causes: neighbours ask for each other's addresses at any time."""
+    return {name: packets for name, packets in outcomes(lab).items() if name != "pass_not_ours"}
 
 
 def _conntrack(lab: Lab) -> set[str]:

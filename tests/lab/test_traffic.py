@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 from helpers import create, held, outcomes, service
+from transfers import ask_udp
 
 from lb.lab.lab import UDP_PORT, Lab
 from lb.lab.load import Client, finish
@@ -40,27 +41,11 @@ def test_every_hook_and_mode_reaches_every_backend(
             assert set(answers) == everybody
             assert connections.ask() == answers
         assert " 0% packet loss" in lab.run("client", ["ping", "-c", "2", "-i", "0.2", str(vip)]).stdout
-    assert _ask_udp(lab, range(20000, 20040)) == everybody
+    assert ask_udp(lab, VIP4, range(20000, 20040)) == everybody
     counters = json.loads(lab.lbctl("service", "list", "-o", "json").stdout)
     assert {each["name"]: each["flows"] for each in counters} == {"web": 40, "web6": 40, "udp": 40}
     # SYN, ACK, request, ACK of the answer, and the end of each.
     assert next(each["packets"] for each in counters if each["name"] == "web") >= 5 * 40
-
-
-def _ask_udp(lab: Lab, ports: range) -> set[str]:
-    """Who answers datagrams from these source ports; each answer must come from the VIP."""
-    code = f"""
-import socket
-for port in {ports!r}:
-    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    s.settimeout(5)
-    s.bind(("", port))
-    s.sendto(b"?", ("{VIP4}", {UDP_PORT}))
-    data, peer = s.recvfrom(100)
-    assert peer == ("{VIP4}", {UDP_PORT}), peer
-    print(data.decode().strip())
-"""
-    return set(lab.run("client", [sys.executable, "-c", code]).stdout.split())
 
 
 def test_the_same_flows_reach_the_same_backends_under_xdp_and_tc(node: Callable[[str], Lab]) -> None:

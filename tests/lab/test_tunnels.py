@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from helpers import create, held, outcomes, service
+from transfers import forget_path_mtu
 
 from lb.lab.lab import Lab, program
 from lb.lab.shell import LabError, environment, in_namespace, run
@@ -60,16 +61,11 @@ def test_who_sends_too_much_is_told_what_fits(node: Callable[[str], Lab], hook: 
     )
     before = outcomes(lab)
     for vip in (VIP4, VIP6):
-        _forget_path_mtu(lab)
+        forget_path_mtu(lab, "client")
         _upload(lab, str(vip), 300_000)
     after = outcomes(lab)
     assert after["reject_too_big"] > before["reject_too_big"]
     assert after["drop_too_big"] == before["drop_too_big"]
-
-
-def _forget_path_mtu(lab: Lab) -> None:
-    for family in ("-4", "-6"):
-        lab.run("client", ["ip", family, "route", "flush", "cache"])
 
 
 def _upload(lab: Lab, vip: str, size: int) -> None:
