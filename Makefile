@@ -38,6 +38,16 @@ test: root venv ## Install what is missing and run the whole suite
 check-slots: root venv ## Measure the promises of slot tables (minutes; the last line says PASS or FAIL)
 	@$(BIN)/python -m tests.checks.slots
 
+.PHONY: check-datapath
+check-datapath: root venv ## Every mode with real traffic, and against the model (the last line says PASS or FAIL)
+	@$(BIN)/python -m tests.checks.datapath
+
+.PHONY: test-packets
+test-packets: root venv ## Compare kernel and model on PACKETS=200000 packets for each mode (hours)
+	@for mode in dsr nat ipip gue fullnat; do \
+	LB_MODE=$$mode LB_PACKETS=$(or $(PACKETS),200000) $(BIN)/python -m pytest -q -s tests/datapath/test_against_model.py \
+	|| exit 1; done
+
 .PHONY: bench
 bench: root venv ## Measure (SUITES="slots packet control" QUICK=1)
 	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(SUITES)

@@ -7,6 +7,7 @@ checksums are somebody else's work.
 
 from __future__ import annotations
 
+import os
 import random
 import zlib
 from collections.abc import Iterator
@@ -65,6 +66,7 @@ NOT_VIPS = {4: "10.0.0.3", 6: "2001:db8::3"}
 REALS = {4: ["10.1.0.1", "10.1.0.2", "10.1.0.3"], 6: ["2001:db8:b::1", "2001:db8:b::2"]}
 SOURCES = {4: "10.1.0.100", 6: "2001:db8:b::100"}
 GUE_PORT = 6080
+ONLY_MODE = os.environ.get("LB_MODE", "")
 VIP_PORTS = [80, 53]
 CLIENT_PORTS = [4000, 4001, 65535]
 BACKEND_PORTS = [0, 8080]
@@ -136,7 +138,7 @@ def services(draw: st.DrawFn) -> dict[int, Service]:
             ip_address(vip),
             port,
             proto,
-            draw(st.sampled_from(Mode)),
+            draw(st.sampled_from([Mode(ONLY_MODE)] if ONLY_MODE else list(Mode))),
             draw(st.sampled_from(Affinity)),
             draw(st.sampled_from(Tracking)),
             draw(st.sampled_from(NoBackend)),

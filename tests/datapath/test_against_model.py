@@ -1,7 +1,8 @@
 """The kernel's programs against the reference model: same verdict, same bytes, same counters, same
 flows remembered, for whatever Hypothesis makes of worlds and frames.
 
-`make test` runs a fixed set; LB_PACKETS=200000 runs that many others (a new set each time).
+`make test` runs a fixed set; LB_PACKETS=200000 runs that many others (a new set each time), LB_MODE=ipip
+with services of that mode only. `make test-packets` does that for every mode.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from lb.datapath.maps import new_table
 
 from . import harness
 from .harness import Kernel
-from .strategies import CLOSED, INGRESS, MAX_SERVICES, OPEN, Scene, damaged_copies, encounters
+from .strategies import CLOSED, INGRESS, MAX_SERVICES, ONLY_MODE, OPEN, Scene, damaged_copies, encounters
 
 PACKETS = int(os.environ.get("LB_PACKETS", "0"))
 FIXED_PACKETS = 12000
@@ -180,7 +181,9 @@ def test_kernel_does_what_the_model_says(kernels: dict[str, Kernel], record_prop
     record_property("packets", total)
     print(f"\n{total} packets per hook:", *(f"{o.name}={n}" for o, n in outcomes.most_common()))
     assert total >= (PACKETS or FIXED_PACKETS)
-    # What isn't reached isn't tested.
-    assert set(outcomes) == set(Outcome)
     print(dict(reached))
+    if ONLY_MODE:
+        return
+    # What isn't reached isn't tested; what is left out has a test of its own (test_hooks.py).
+    assert {*outcomes, Outcome.DROP_NO_SPACE} == set(Outcome)
     assert min(reached.values()) > total // 3000

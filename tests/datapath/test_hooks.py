@@ -17,7 +17,7 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrFragment,
     IPv6ExtHdrRouting,
 )
-from scapy.layers.l2 import Ether
+from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet
 
 from lb.core import flowhash
@@ -250,6 +250,27 @@ def test_the_sum_that_a_card_computed_stays_right(
         *([Outcome.REPLY_REDIRECT] if mode is Mode.NAT else []),
         *([Outcome.ECHO_REPLY] if version == 6 else []),
     }
+
+
+@pytest.mark.parametrize(
+    ("hook", "outcome"), [("xdp", Outcome.FORWARD_TX), ("tc", Outcome.DROP_NO_SPACE)]
+)
+def test_a_tunnel_that_begins_where_a_tagged_frame_came_from(
+    kernels: dict[str, Kernel], table: Map, hook: str, outcome: Outcome
+) -> None:
+    """Under tc the helper that makes room for the outer header refuses frames with a tag in the way."""
+    world = one_service(4, mode=Mode.IPIP)
+    back = {
+        n: replace(b, ifindex=INGRESS, source=ip_address("203.0.113.1"))
+        for n, b in world.backends.items()
+    }
+    world = replace(world, backends=back, tunnels_tagged=hook != "tc")
+    install(kernels[hook], world, table)
+    ip = IP(src=CLIENTS[4], dst=str(VIPS[4]))
+    packet = bytes(Ether(src=PEER.hex(":"), dst=OURS.hex(":")) / Dot1Q(vlan=7) / ip / TCP(dport=80))
+    expected, seen = process(packet, INGRESS, world), kernels[hook].run(packet, INGRESS)
+    assert expected.outcome is outcome
+    assert not harness.compare(kernels[hook], packet, expected, seen)
 
 
 @pytest.mark.parametrize("hook", HOOKS)

@@ -4,17 +4,16 @@ that sits behind a hop of small MTU."""
 from __future__ import annotations
 
 import hashlib
-import itertools
 import random
 import sys
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address
 
 from helpers import create, service
 
 from lb.lab.lab import UDP_PORT, Lab
 from lb.lab.shell import LabError, wait_until
-from lb.lab.topology import CLIENT4, CLIENT6, VIP4, VIP6, Address, front
+from lb.lab.topology import CLIENT4, CLIENT6, VIA_NODE, VIP4, VIP6, Address, front
 
 MODES = ("dsr", "nat", "ipip", "gue", "fullnat")
 DNS_PORT = 53
@@ -23,9 +22,7 @@ FILE = "download"
 # The far client's links: a part of the front segment, and a network of its own.
 FAR_MTU = 1280  # the least that IPv6 allows
 _FAR4 = (IPv4Address("198.51.100.201"), IPv4Address("198.51.100.202"))
-_NETWORK6 = IPv6Network("2001:db8:9::/64")
-_FAR6 = (_NETWORK6[1], _NETWORK6[2])
-_hosts = itertools.count(0x100)
+_FAR6 = (IPv6Address("2001:db8:9::1"), IPv6Address("2001:db8:9::2"))
 
 
 def everything(lab: Lab, mode: str) -> None:
@@ -54,25 +51,19 @@ def publish(lab: Lab, size: int) -> str:
 
 def download(lab: Lab, vip: Address, timeout: float = 60) -> str:
     """Get the file; returns the SHA-256 of what came. Raises LabError if it didn't come to its end."""
-    return _download(lab, "client", vip, "", timeout)
+    return _download(lab, "client", vip, timeout)
 
 
 def download_through_small_hop(lab: Lab, far: str, vip: Address, timeout: float = 60) -> tuple[str, int]:
     """The same by the far client, as if for the first time; and how many "too big" its router sent."""
-    source = ""
-    if vip.version == 6:
-        # What Linux learned of the path to an IPv6 address can't be flushed from every table.
-        source = f"--interface {_NETWORK6[next(_hosts)]}"
-        _ip(lab, far, f"addr add {source.split()[1]}/64 dev far0 nodad")
-    else:
-        forget_path_mtu(lab, *lab.topology.backends)
+    forget_path_mtu(lab, *lab.topology.backends)
     before = _too_bigs(lab, vip)
-    return _download(lab, far, vip, source, timeout), _too_bigs(lab, vip) - before
+    return _download(lab, far, vip, timeout), _too_bigs(lab, vip) - before
 
 
-def _download(lab: Lab, namespace: str, vip: Address, options: str, timeout: float) -> str:
+def _download(lab: Lab, namespace: str, vip: Address, timeout: float) -> str:
     script = (
-        f"set -o pipefail; curl {options} -sSf --noproxy '*' --max-time {timeout:g} http://{_host(vip)}/files/{FILE}"
+        f"set -o pipefail; curl -sSf --noproxy '*' --max-time {timeout:g} http://{_host(vip)}/files/{FILE}"
         " | sha256sum"
     )
     return lab.run(namespace, ["bash", "-c", script], timeout=timeout + 5).stdout.split()[0]
@@ -173,8 +164,14 @@ def _too_bigs(lab: Lab, vip: Address) -> int:
 def forget_path_mtu(lab: Lab, *namespaces: str) -> None:
     """Have them learn the MTU of every path anew."""
     for namespace in namespaces:
-        for family in ("-4", "-6"):
-            lab.run(namespace, ["ip", family, "route", "flush", "cache"])
+        _ip(lab, namespace, "-4 route flush cache")
+        # For IPv6 that leaves what other tables than main learned; a route that is replaced doesn't.
+        for table in ("main", str(VIA_NODE)):
+            routes = lab.run(
+                namespace, ["ip", "-6", "route", "show", "table", table], check=False
+            ).stdout
+            for route in routes.splitlines():
+                _ip(lab, namespace, f"-6 route replace {route} table {table}")
 
 
 def _ip(lab: Lab, namespace: str, line: str) -> None:
