@@ -46,7 +46,9 @@ class Limits(BaseModel):
 
 
 class Timeouts(BaseModel):
-    """Mode fullnat: after how many seconds of silence a flow loses its port, by what was seen of it."""
+    """After how many seconds of silence a flow is forgotten, by what was seen of it: in mode fullnat,
+    where it gives its port back, and of services that remember every flow (`tracking: always`), of which
+    only the begin and the going on are seen. (`tracking: moving` goes by the service's window.)"""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -71,7 +73,7 @@ class Settings(BaseModel):
     interfaces: tuple[str, ...] = Field(default=(), description="Interfaces that lbd attaches to.")
     hook: Hook = Field(default=Hook.AUTO, description="auto | xdp | xdp-generic | tc")
     limits: Limits = Field(default=Limits(), description="Capacity of the kernel maps.")
-    timeouts: Timeouts = Field(default=Timeouts(), description="Of flows in mode fullnat.")
+    timeouts: Timeouts = Field(default=Timeouts(), description="Of remembered flows.")
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:

@@ -29,7 +29,7 @@ from lb.datapath.encode import index_key
 from lb.datapath.maps import Maps
 from lb.datapath.slotmaps import Encoded, Slots
 from lb.model import keys
-from lb.model.objects import TRANSLATIONS, Mode, Service, Tracking
+from lb.model.objects import TRANSLATIONS, Mode, Protocol, Service, Tracking
 from lb.settings import Timeouts
 
 # New tables that are open at the same time; each is a file descriptor.
@@ -323,6 +323,33 @@ class Kernel:
         self._have.tables |= {number: _digest(encoded) for number, encoded in calmed.items()}
         self._unsure = False
         return quiet
+
+    @property
+    def remembers(self) -> bool:
+        """Are there flows that have to be forgotten some time, by calm() or forget_idle()?"""
+        return self.is_stirred or any(
+            each.service.tracking is Tracking.ALWAYS for each in self._programmed.values()
+        )
+
+    def forget_idle(self, timeouts: Timeouts) -> int:
+        """Drop the idle flows of services that remember every flow; returns how many."""
+        gone = 0
+        for protocol, established, begun in (
+            (Protocol.TCP, timeouts.tcp_established, timeouts.tcp_opening),
+            (Protocol.UDP, timeouts.udp, timeouts.udp),
+        ):
+            numbers = [
+                self._service_of[name]
+                for name, each in self._programmed.items()
+                if each.service.tracking is Tracking.ALWAYS and each.service.protocol is protocol
+            ]
+            if not numbers:
+                continue
+            for flows, seconds in zip(sweep.read(self.maps), (begun, established), strict=True):
+                mine = flows.of(*numbers)
+                idle = seconds * self.clock.rate
+                gone += len(mine) - len(mine.without_idle(self.clock.jiffies(), idle))
+        return gone
 
     @property
     def translates(self) -> bool:

@@ -31,9 +31,12 @@ class Flows:
     keys: NDArray[Any]  # of KEY
     values: NDArray[Any]  # of FLOW
 
-    def of(self, service: int) -> Flows:
-        """Those of one service."""
-        mine = self.keys["service"] == service
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def of(self, *services: int) -> Flows:
+        """Those of these services."""
+        mine = np.isin(self.keys["service"], services)
         return Flows(self.source, self.keys[mine], self.values[mine])
 
     def without_idle(self, now: int, longest: float) -> Flows:

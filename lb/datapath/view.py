@@ -24,7 +24,7 @@ from lb.datapath.kernel import read_owners
 from lb.datapath.maps import Maps
 from lb.datapath.slotmaps import Slots
 from lb.model import keys
-from lb.model.objects import Address, Affinity, Mode, Protocol, Tracking
+from lb.model.objects import TRANSLATIONS, Address, Affinity, Mode, Protocol, Tracking
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,9 @@ class KernelView:
             f"slot {slot} names {self._backend_name(slot_id) or 'no backend'}",
         ]
         tracked_id = 0
-        if raw.tracking == layout.TRACKING_NUMBER[Tracking.ALWAYS] or (
+        if raw.mode == layout.MODE_NUMBER[Mode.FULLNAT]:
+            tracked_id = self._bound(service, client, client_port, vip_port, why)
+        elif raw.tracking == layout.TRACKING_NUMBER[Tracking.ALWAYS] or (
             raw.tracking == layout.TRACKING_NUMBER[Tracking.MOVING] and held.moves.stirred[slot]
         ):
             tracked_id = self._tracked(service, client, client_port, vip_port, why)
@@ -192,27 +194,40 @@ class KernelView:
             why=why,
         )
 
+    def _bound(
+        self, service: int, client: Address, client_port: int, vip_port: int, why: list[str]
+    ) -> int:
+        found = self._maps.bindings.get(_flow_key(service, client, client_port, vip_port))
+        if found is None:
+            why.append("it holds no port of ours: a new flow goes where its slot says")
+            return 0
+        binding = layout.Binding.from_buffer_copy(found)
+        name = self._backend_name(binding.backend)
+        if not self._is_usable(binding.backend, binding.generation):
+            why.append("the port that it holds is at a backend that is gone or down: placed anew")
+            return 0
+        source = layout.address_from(bytes(binding.source))
+        why.append(f"{name} knows it as {source} port {socket.ntohs(binding.port)}")
+        return int(binding.backend)
+
+    def _is_usable(self, number: int, generation: int) -> bool:
+        backend = layout.Backend.from_buffer_copy(self._maps.backends.get(index_key(number)) or b"")
+        return backend.generation == generation and bool(backend.flags & layout.BackendFlag.USABLE)
+
     def _tracked(
         self, service: int, client: Address, client_port: int, vip_port: int, why: list[str]
     ) -> int:
-        key = layout.FlowKey(
-            service=service,
-            client_port=socket.htons(client_port),
-            vip_port=socket.htons(vip_port),
-        )
-        key.client[:] = layout.address_bytes(client)
-        found = self._maps.conntrack.get(bytes(key))
+        key = _flow_key(service, client, client_port, vip_port)
+        found = self._maps.conntrack.get(key)
         state = "established"
         if found is None:
-            found, state = self._maps.embryonic.get(bytes(key)), "only its begin was seen"
+            found, state = self._maps.embryonic.get(key), "only its begin was seen"
         if found is None:
             why.append("no conntrack entry: a new flow goes where its slot says")
             return 0
         flow = layout.Flow.from_buffer_copy(found)
-        raw = self._maps.backends.get(index_key(flow.backend)) or b""
-        owner = layout.Backend.from_buffer_copy(raw)
         name = self._backend_name(flow.backend)
-        if owner.generation != flow.generation or not owner.flags & layout.BackendFlag.USABLE:
+        if not self._is_usable(flow.backend, flow.generation):
             why.append("its conntrack entry names a backend that is gone or down: placed anew")
             return 0
         why.append(f"it has a conntrack entry ({state}) that keeps it on {name}")
@@ -237,6 +252,14 @@ class KernelView:
         return self._service_names.get(owner.uid, f"id {number}")
 
 
+def _flow_key(service: int, client: Address, client_port: int, vip_port: int) -> bytes:
+    key = layout.FlowKey(
+        service=service, client_port=socket.htons(client_port), vip_port=socket.htons(vip_port)
+    )
+    key.client[:] = layout.address_bytes(client)
+    return bytes(key)
+
+
 def _verdict(service: layout.Service, backend: layout.Backend, usable: bool, why: list[str]) -> str:
     if not usable:
         why.append("no usable backend")
@@ -244,7 +267,7 @@ def _verdict(service: layout.Service, backend: layout.Backend, usable: bool, why
         return "dropped" if drop else "rejected (TCP RST or ICMP port unreachable)"
     if not backend.flags & layout.BackendFlag.RESOLVED:
         why.append("its next hop is not resolved")
-        if service.mode == layout.MODE_NUMBER[Mode.NAT]:
+        if service.mode in {layout.MODE_NUMBER[mode] for mode in TRANSLATIONS}:
             return "passed to the kernel"
         return "dropped"
     mac = ":".join(f"{byte:02x}" for byte in backend.dmac)

@@ -114,7 +114,7 @@ class Daemon:
         due = min(self._renew.due, self._refresh.due, self._audit.due, self._retry_at)
         if self._topology_changed:
             due = min(due, self._topology.due)
-        if self.kernel.is_stirred:
+        if self.kernel.remembers:
             due = min(due, self._sweep.due)
         if self.kernel.translates:
             due = min(due, self._expiry.due)
@@ -170,8 +170,10 @@ class Daemon:
         if stale or audit:
             self._reconcile()
             return True
-        if self.kernel.is_stirred and self._sweep.is_due(now) and (quiet := self.kernel.calm()):
-            log.info("quiet slots=%d", quiet)
+        if self.kernel.remembers and self._sweep.is_due(now):
+            if self.kernel.is_stirred and (quiet := self.kernel.calm()):
+                log.info("quiet slots=%d", quiet)
+            self.kernel.forget_idle(self.settings.timeouts)
         if self.kernel.translates and self._expiry.is_due(now):
             self.kernel.expire(self.settings.timeouts)
         return False

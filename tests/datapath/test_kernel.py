@@ -26,8 +26,8 @@ from lb.datapath.maps import Maps
 from lb.datapath.view import KernelView
 from lb.errors import CapacityError, DatapathError
 from lb.model import keys
-from lb.model.objects import TRANSLATIONS, Admin, Backend, ClusterConfig, Mode, Service
-from lb.settings import Limits
+from lb.model.objects import TRANSLATIONS, Admin, Backend, ClusterConfig, Mode, Service, Tracking
+from lb.settings import Limits, Timeouts
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="bpf() needs root")
 
@@ -368,3 +368,30 @@ def test_slots_become_quiet_when_no_flow_needs_them_any_more() -> None:
     assert not kernel.is_stirred
     assert kernel.maps.conntrack.get(bytes(key)) is None
     assert view.slots("s1") == after
+
+
+@pytest.mark.parametrize(
+    ("tracking", "where", "silence", "is_over"),
+    [
+        (Tracking.ALWAYS, "conntrack", 7430, False),
+        (Tracking.ALWAYS, "conntrack", 7450, True),
+        (Tracking.ALWAYS, "embryonic", 25, False),
+        (Tracking.ALWAYS, "embryonic", 35, True),
+        (Tracking.MOVING, "conntrack", 7450, False),  # goes by its window
+    ],
+)
+def test_flows_that_are_remembered_for_good_are_forgotten_when_idle(
+    tracking: Tracking, where: str, silence: int, is_over: bool
+) -> None:
+    state = state_of({"s1": {"b1": 1}, "s2": {"b1": 1}})
+    services = {"s1": state.services["s1"].model_copy(update={"tracking": tracking})}
+    state = replace(state, services=state.services | services)
+    kernel = Kernel(Maps.create(SMALL))
+    kernel.apply(wanted_of(state))
+    flows = kernel.maps.by_name[where]
+    seen = (kernel.clock.jiffies() - silence * kernel.clock.rate) % 2**32
+    for service in (1, 2):  # the other one has no flows to forget
+        flows.put(bytes(layout.FlowKey(service=service)), bytes(layout.Flow(1, 1, seen)))
+    assert kernel.forget_idle(Timeouts()) == is_over
+    assert len(list(flows.keys())) == 2 - is_over
+    assert kernel.remembers == (tracking is Tracking.ALWAYS)

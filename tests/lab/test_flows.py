@@ -37,6 +37,14 @@ def test_flows_are_listed_filtered_and_forgotten(running: Lab, vip: Any, mode: s
         assert all(each["idle"] < 60 for each in mine)
         assert {each["source"] is not None for each in mine} == {mode == "fullnat"}
 
+        of = mine[0]
+        host = f"[{vip}]" if vip.version == 6 else vip
+        client = f"[{of['client']}]" if vip.version == 6 else of["client"]
+        trace = lab.lbctl("trace", f"{client}:{of['client_port']}", f"{host}:80", "-o", "json")
+        traced = json.loads(trace.stdout)
+        assert traced["tracked_backend"] == of["backend"]
+        assert (f"port {of['source_port']}" in " ".join(traced["why"])) == (mode == "fullnat")
+
         one, count = answers.most_common()[0]
         assert len(flows(lab, "--backend", one, "--kind", kind)) == count
         (client,) = {each["client"] for each in mine}
