@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -236,19 +237,21 @@ class Lab:
         """What makes lbd and lbctl those of this lab."""
         return {"LB_CONFIG": str(self.config)}
 
-    def write_config(self, hook: str = "auto") -> None:
+    def write_config(self, hook: str = "auto", interfaces: Sequence[str] = ("front0", "back0")) -> None:
         """Write the settings file of the node."""
         self.config.write_text(
             f'store = "{self.node_folder}/store.db"\n'
             f'pin_dir = "{self.node_folder}/bpf/lb"\n'
             f'node = "{self.topology.node}"\n'
-            'interfaces = ["front0", "back0"]\n'
+            f"interfaces = {json.dumps(interfaces)}\n"
             f'hook = "{hook}"\n'
         )
 
-    def start_lbd(self, hook: str = "auto", *arguments: str) -> subprocess.Popen[str]:
+    def start_lbd(
+        self, hook: str = "auto", *arguments: str, interfaces: Sequence[str] = ("front0", "back0")
+    ) -> subprocess.Popen[str]:
         """Start the node's lbd and wait until it serves."""
-        self.write_config(hook)
+        self.write_config(hook, interfaces)
         with self.lbd_log.open("a") as log:
             before = log.tell()
             lbd = self.popen("node1", [*program("lbd"), *arguments], output=log, env=self.lb_environment)

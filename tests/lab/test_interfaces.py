@@ -1,0 +1,74 @@
+"""Interfaces that are no card: bridge, macvlan. lbd attaches to them like to any other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv6Address
+
+import pytest
+from helpers import create, held, outcomes, service
+
+from lb.lab.lab import Lab
+
+# A network of its own, beside the lab's.
+CLIENT, NODE, VIP = (IPv6Address(f"2001:db8:7::{host}") for host in (10, 1, 100))
+KINDS = {
+    "bridge": [
+        ("node1", "link add x7 type bridge mcast_snooping 0"),
+        ("node1", "link add p7 type veth peer name x7 netns {client}"),
+        ("node1", "link set p7 master x7 up"),
+    ],
+    "macvlan": [
+        ("node1", "link add link front0 name x7 type macvlan mode bridge"),
+        ("client", "link add link front0 name x7 type macvlan mode bridge"),
+    ],
+}
+
+
+@contextmanager
+def network(lab: Lab, kind: str) -> Iterator[None]:
+    """The node is in that network by an interface x7 of this kind."""
+    lines = [
+        *KINDS[kind],
+        ("client", f"addr add {CLIENT}/64 dev x7 nodad"),
+        ("node1", f"addr add {NODE}/64 dev x7 nodad"),
+        ("node1", f"addr add {VIP}/128 dev x7 nodad preferred_lft 0"),
+        ("client", "link set x7 up"),
+        ("node1", "link set x7 up"),
+    ]
+    try:
+        for namespace, line in lines:
+            lab.run(namespace, ["ip", *line.format(client=lab.topology.client).split()])
+        lab.run("client", ["ethtool", "-K", "x7", "tx", "off"])
+        yield
+    finally:
+        for namespace in ("client", "node1"):
+            for name in ("x7", "p7"):
+                lab.run(namespace, ["ip", "link", "del", name], check=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["nat", "fullnat"])
+def test_clients_come_in_by_an_interface_that_is_no_card(
+    node: Callable[[str], Lab], kind: str, mode: str
+) -> None:
+    lab = node("auto")
+    lab.kill_lbd()
+    with network(lab, kind):
+        try:
+            lab.start_lbd("auto", interfaces=("x7", "back0"))
+            assert "interfaces=x7,back0" in lab.lbd_ready_line
+            create(lab, service(lab, "web", VIP, mode=mode))
+            before = outcomes(lab)
+            with held(lab, VIP, 40) as connections:
+                answers = connections.ask()
+                assert set(answers) == set(lab.topology.backends)
+                assert connections.ask() == answers
+            after = outcomes(lab)
+            for outcome in ("forward_redirect", "reply_redirect"):
+                assert after[outcome] - before[outcome] >= 40
+        finally:
+            if lab.lbd:
+                lab.kill_lbd()
+            lab.detach_lbd()
