@@ -39,7 +39,9 @@ class ServiceRow(Counters):
 
     name: str = Field(description="Name of the service.")
     vip: Address = Field(description="Address that clients connect to.")
-    port: int = Field(description="Port that clients connect to.")
+    port: int = Field(description="Port that clients connect to, or the first one of a range.")
+    end_port: int | None = Field(description="Last port of the range; null = only `port`.")
+    ports: str = Field(description="The same as one text: 80, 8000-8100 or any.")
     protocol: Protocol = Field(description="tcp or udp.")
     mode: Mode = Field(description="dsr, nat, fullnat, ipip or gue.")
     affinity: Affinity = Field(description="What the flow hash covers.")
@@ -77,6 +79,7 @@ def _service_row(
 ) -> ServiceRow:
     return ServiceRow(
         **service.model_dump(),
+        ports=service.ports,
         backends=len(backends),
         backends_up=sum(_takes_flows(backend) for backend in backends),
         **_counters(_service_stats(kernel, service.name)),
@@ -147,7 +150,7 @@ def service_table(rows: Iterable[ServiceRow]) -> Table:
         [
             (
                 row.name,
-                f"{describe_socket(row.vip, row.port)}/{row.protocol}",
+                f"{describe_socket(row.vip, row.ports)}/{row.protocol}",
                 row.mode.value,
                 number(row.backends),
                 *_cells(row),

@@ -46,7 +46,9 @@ def add(
     vip: Annotated[
         str,
         typer.Option(
-            "--vip", metavar="ADDRESS:PORT", help="What clients connect to; IPv6: [ADDRESS]:PORT."
+            "--vip",
+            metavar="ADDRESS:PORT",
+            help="What clients connect to; IPv6: [ADDRESS]:PORT. Several ports: 8000-8100, or any.",
         ),
     ],
     protocol: ProtocolOption = Protocol.TCP,
@@ -61,12 +63,14 @@ def add(
     ] = NoBackend.REJECT,
 ) -> None:
     """Add a service."""
-    address, port = words.socket(vip, "--vip")
+    address, ports = words.socket(vip, "--vip")
+    port, end_port = words.ports(ports)
     document = words.build(
         Service,
         name=name,
         vip=address,
         port=port,
+        end_port=end_port,
         protocol=protocol,
         mode=mode,
         affinity=affinity,

@@ -76,6 +76,14 @@ def socket(text: str, what: str) -> tuple[str, str]:
     return address, port
 
 
+def ports(text: str) -> tuple[str, str | None]:
+    """80, 8000-8100 or any: the first port and, of a range, the last; for the model to check."""
+    if text == "any":
+        return "1", "65535"
+    first, dash, last = text.partition("-")
+    return (first, last) if dash else (text, None)
+
+
 def no_such(message: str, name: str, known: Iterable[str], hint: str) -> NotFoundError:
     """The error for a name that isn't there, with close ones in the hint."""
     close = difflib.get_close_matches(name, list(known), n=3)

@@ -42,7 +42,7 @@ class WantedBackend:
     """A backend as the kernel should know it."""
 
     address: Address
-    port: int  # host order; in mode gue, where its tunnel ends
+    port: int  # host order; 0 = the VIP's, of a range; in mode gue, where its tunnel ends
     usable: bool  # established flows may go on here
     next_hop: NextHop | None
 
@@ -125,7 +125,7 @@ def plan_service(
             hop = None
         backends[service.name, backend.name] = WantedBackend(
             address=backend.address,
-            port=GUE_PORT if service.mode is Mode.GUE else backend.port or service.port,
+            port=GUE_PORT if service.mode is Mode.GUE else backend.port or service.one_port or 0,
             usable=backend.admin is not Admin.DOWN,
             next_hop=hop,
         )

@@ -257,11 +257,14 @@ def conflicts(
     def refuse(key: str, message: str, hint: str) -> None:
         found.append((key, Problem(where=key, message=message, hint=hint)))
 
-    taken: dict[tuple[Address, int, Protocol], str] = {}
+    taken: dict[tuple[Address, int, int | None, Protocol], str] = {}
+    ranges: dict[tuple[Address, Protocol], list[Service]] = {}
     lost: set[str] = set()
     for name in sorted(services, key=lambda n: (old.services.get(n) != services[n], n)):
         service = services[name]
-        holder = taken.setdefault(service.endpoint, name)
+        beside = ranges.setdefault((service.vip, service.protocol), [])
+        crossed = [each.name for each in beside if _do_cross(each, service)]
+        holder = crossed[0] if crossed else taken.setdefault(service.endpoint, name)
         if holder != name:
             lost.add(name)
             refuse(
@@ -269,10 +272,13 @@ def conflicts(
                 f"VIP {describe_vip(service)} belongs to service {holder!r} already",
                 "choose another address, port or protocol, or remove the other service first",
             )
+        elif service.end_port:
+            beside.append(service)
 
     vips = {service.vip for service in services.values()}
     sockets: dict[tuple[Address, int, Protocol, str], str] = {}
     translated: dict[tuple[Address, int, Protocol], Mode] = {}
+    answering: dict[tuple[Address, Protocol], list[tuple[int, int, str]]] = {}  # in mode nat
 
     def in_force(path: str) -> bool:
         service, _, name = path.partition("/")
@@ -295,9 +301,28 @@ def conflicts(
             continue
         # In nat mode the way back is one lookup, so a socket may belong to one service only. In fullnat
         # it may belong to several, as each flow has a port of ours there; but not to one of nat as well.
-        port = backend.port or owner.port
+        port = backend.port or owner.one_port or 0
         scope = "" if owner.mode is Mode.NAT else owner.name
         at = (backend.address, port, owner.protocol)
+        if owner.mode is Mode.NAT:
+            first, last = backend.port or owner.port, backend.port or owner.end_port or owner.port
+            spans = answering.setdefault((backend.address, owner.protocol), [])
+            # A range is found by the address alone, so there is one of them at most.
+            others = [
+                path
+                for low, high, path in spans
+                if (low < high and first < last)
+                or (low <= last and first <= high and (low, high) != (first, last))
+            ]
+            if others:
+                refuse(
+                    key,
+                    f"answers from {backend.address} could be those of backend {others[0]!r}, too:"
+                    " one of the two serves a range of ports",
+                    "use mode fullnat for one of the services, or another server",
+                )
+                continue
+            spans.append((first, last, path))
         if owner.mode in TRANSLATIONS:
             other = translated.setdefault(at, owner.mode)
             if other is not owner.mode:
@@ -326,9 +351,15 @@ def _misfit(service: Service, backend: Backend, vips: set[Address]) -> tuple[str
             f"address {backend.address} is a VIP itself",
             "give the address of the server's own interface",
         )
-    if service.mode not in TRANSLATIONS and backend.port not in (None, service.port):
+    if service.mode is Mode.NAT and service.end_port and backend.port:
         return (
-            f"mode {service.mode} can't change the port from {service.port} to {backend.port}",
+            f"in mode nat, answers from port {backend.port} don't tell which of the ports"
+            f" {service.ports} they are for",
+            "leave the port out, or use mode fullnat",
+        )
+    if service.mode not in TRANSLATIONS and backend.port not in (None, service.one_port):
+        return (
+            f"mode {service.mode} can't change the port from {service.ports} to {backend.port}",
             "leave the port out, or use mode nat or fullnat",
         )
     if service.mode in TRANSLATIONS and backend.address.version != service.vip.version:
@@ -339,11 +370,18 @@ def _misfit(service: Service, backend: Backend, vips: set[Address]) -> tuple[str
     return None
 
 
-def describe_socket(address: Address, port: int) -> str:
+def _do_cross(one: Service, other: Service) -> bool:
+    """Do both have a range of ports, with some in common?"""
+    if not one.end_port or not other.end_port:
+        return False
+    return one.port <= other.end_port and other.port <= one.end_port
+
+
+def describe_socket(address: Address, port: int | str) -> str:
     """address:port, IPv6 in brackets (RFC 3986)."""
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
 
 
 def describe_vip(service: Service) -> str:
-    """address:port/protocol of a service."""
-    return f"{describe_socket(service.vip, service.port)}/{service.protocol}"
+    """address:port/protocol of a service; a range as first-last or any."""
+    return f"{describe_socket(service.vip, service.ports)}/{service.protocol}"

@@ -30,6 +30,7 @@ class MapType(IntEnum):
     ARRAY = 2
     PERCPU_ARRAY = 6
     LRU_HASH = 9
+    LPM_TRIE = 11
     ARRAY_OF_MAPS = 12
     DEVMAP_HASH = 25
 

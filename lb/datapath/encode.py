@@ -22,7 +22,7 @@ def service(document: Service, seed: tuple[int, int]) -> bytes:
         layout.Service(
             seed=(ctypes.c_uint64 * 2)(*seed),
             vip=(ctypes.c_uint8 * 16)(*layout.address_bytes(document.vip)),
-            port=socket.htons(document.port),
+            port=0 if document.end_port else socket.htons(document.port),
             proto=layout.PROTOCOL_NUMBER[document.protocol],
             mode=layout.MODE_NUMBER[document.mode],
             affinity=layout.AFFINITY_NUMBER[document.affinity],

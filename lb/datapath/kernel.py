@@ -50,6 +50,7 @@ class Contents:
     backends: dict[int, bytes] = field(default_factory=dict)
     tables: dict[int, bytes] = field(default_factory=dict)
     vips: dict[bytes, bytes] = field(default_factory=dict)
+    ranges: dict[bytes, bytes] = field(default_factory=dict)
     nat_back: dict[bytes, bytes] = field(default_factory=dict)
 
 
@@ -90,6 +91,7 @@ class Kernel:
         }
         have = Contents(
             vips=dict(maps.vips.items()),
+            ranges=dict(maps.ranges.items()),
             nat_back=dict(maps.nat_back.items()),
             backends={
                 number: generations[number].tobytes()
@@ -164,6 +166,7 @@ class Kernel:
                 want.nat_back[at] = bytes(layout.NatBack(service_of[service], number))
         self._keep(want, kept)
         self.maps.vips.check_room(len(want.vips))
+        self.maps.ranges.check_room(len(want.ranges))
 
         # Whatever fails from here on leaves maps that memory doesn't know.
         self._unsure = True
@@ -203,6 +206,10 @@ class Kernel:
             if endpoint.port and int.from_bytes(value, sys.byteorder) in services:
                 want.vips.setdefault(at, value)
                 addresses.add(bytes(endpoint.addr))
+        for at, value in have.ranges.items():
+            if int.from_bytes(value, sys.byteorder) in services:
+                want.ranges.setdefault(at, value)
+                addresses.add(bytes(layout.Range.from_buffer_copy(at).addr))
         for at, value in have.vips.items():
             endpoint = layout.Endpoint.from_buffer_copy(at)
             if not endpoint.port and bytes(endpoint.addr) in addresses:
@@ -266,8 +273,11 @@ class Kernel:
     @staticmethod
     def _add_vip(want: Contents, number: int, service: Service) -> None:
         protocol = layout.PROTOCOL_NUMBER[service.protocol]
-        at = layout.endpoint(service.vip, service.port, protocol)
-        want.vips[at] = index_key(number)
+        if service.end_port:
+            cut = layout.port_range(service.vip, service.port, service.end_port, protocol)
+            want.ranges.update(dict.fromkeys(cut, index_key(number)))
+        else:
+            want.vips[layout.endpoint(service.vip, service.port, protocol)] = index_key(number)
         # "This address is a VIP", for ICMP and for what has no ports.
         address = layout.endpoint(service.vip, 0, socket.IPPROTO_ICMP)
         bits = int.from_bytes(want.vips.get(address, bytes(4)), sys.byteorder)
@@ -387,6 +397,7 @@ class Kernel:
         services = diff(have.services, want.services)
         swaps = diff(have.tables, want.tables)
         vips = diff(have.vips, want.vips)
+        ranges = diff(have.ranges, want.ranges)
         nat_back = diff(have.nat_back, want.nat_back)
         # A backend that becomes unusable must first lose its slots.
         later = {n: raw for n, raw in backends.put.items() if not encode.is_usable(raw)}
@@ -396,10 +407,13 @@ class Kernel:
         for numbers in _chunks(list(swaps.put), _TABLES_AT_ONCE):
             self._swap({number: tables[number] for number in numbers})
         _put_hash(maps.vips, vips, len(have.vips))
+        _put_hash(maps.ranges, ranges, len(have.ranges))
         _put(maps.backends, later.items())
 
         for endpoint in vips.delete:
             maps.vips.delete(endpoint)
+        for prefix in ranges.delete:
+            maps.ranges.delete(prefix)
         for number in swaps.delete:
             maps.tables.delete(index_key(number))
             self._stirred.discard(number)
@@ -412,7 +426,8 @@ class Kernel:
             freed = layout.Backend(generation=self._backend_ids[number].generation)
             maps.backends.put(index_key(number), bytes(freed))
         return sum(
-            len(each.put) + len(each.delete) for each in (backends, services, swaps, vips, nat_back)
+            len(each.put) + len(each.delete)
+            for each in (backends, services, swaps, vips, ranges, nat_back)
         )
 
     def _swap(self, fresh: Mapping[int, Encoded]) -> None:

@@ -19,6 +19,7 @@ EPOCHS = 128
 SCRATCH = 128  # bytes: room for what the programs note of a packet while they look at it
 SLOT_BACKEND = 0x00FFFFFF  # the bits of a slot that are its backend's id
 SLOT_STIRRED = 0x80000000
+RANGE_BITS = 144  # of a struct lb_range's prefix, in front of the port
 EPOCH_SHIFT = 24
 
 PROTOCOL_NUMBER = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_UDP}
@@ -76,6 +77,18 @@ class Endpoint(ctypes.Structure):
         ("port", ctypes.c_uint16),
         ("proto", ctypes.c_uint8),
         ("pad", ctypes.c_uint8),
+    )
+
+
+class Range(ctypes.Structure):
+    """struct lb_range."""
+
+    _fields_ = (
+        ("prefixlen", ctypes.c_uint32),
+        ("addr", ctypes.c_uint8 * 16),
+        ("proto", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8),
+        ("port", ctypes.c_uint16),
     )
 
 
@@ -247,3 +260,23 @@ def endpoint(address: Address, port: int, protocol: int) -> bytes:
             proto=protocol,
         )
     )
+
+
+def port_range(address: Address, first: int, last: int, protocol: int) -> list[bytes]:
+    """The keys of the ranges map that together cover the ports from first to last (host order, both
+    within): the fewest prefixes that do."""
+    keys = []
+    while first <= last:
+        # As large as its alignment, and the ports that are left, allow.
+        bits = min(
+            (first & -first).bit_length() - 1 if first else 16, (last - first + 1).bit_length() - 1
+        )
+        key = Range(
+            prefixlen=RANGE_BITS + 16 - bits,
+            addr=(ctypes.c_uint8 * 16)(*address_bytes(address)),
+            proto=protocol,
+            port=socket.htons(first),
+        )
+        keys.append(bytes(key))
+        first += 1 << bits
+    return keys

@@ -39,6 +39,7 @@ def specs(limits: Limits) -> dict[str, MapSpec]:
     link = ctypes.sizeof(layout.Link)
     return {
         "vips": MapSpec(MapType.HASH, endpoint, 4, limits.vips),
+        "ranges": MapSpec(MapType.LPM_TRIE, ctypes.sizeof(layout.Range), 4, limits.vips, _F_NO_PREALLOC),
         "services": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Service), limits.services),
         "tables": MapSpec(MapType.ARRAY_OF_MAPS, 4, 4, limits.services),
         "backends": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Backend), limits.backends),

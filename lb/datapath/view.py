@@ -151,6 +151,9 @@ class KernelView:
         number = layout.PROTOCOL_NUMBER[protocol]
         found = self._maps.vips.get(layout.endpoint(vip, vip_port, number))
         if found is None:
+            [exactly] = layout.port_range(vip, vip_port, vip_port, number)
+            found = self._maps.ranges.get(exactly)
+        if found is None:
             why = [f"no service has the VIP {vip} port {vip_port}/{protocol}"]
             return Trace(None, None, None, None, None, "passed to the kernel untouched", why)
         service = int.from_bytes(found, sys.byteorder)

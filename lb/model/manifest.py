@@ -70,7 +70,7 @@ def export(entries: Iterable[tuple[Service, Sequence[Backend]]]) -> dict[str, An
     return {
         "services": [
             {
-                **service.model_dump(mode="json"),
+                **service.model_dump(mode="json", exclude=None if service.end_port else {"end_port"}),
                 "backends": [_export_backend(backend) for backend in backends],
             }
             for service, backends in entries
@@ -261,6 +261,8 @@ class _Reader:
         fields = self._fields(value, path)
         nested = self._list(fields, "backends", path) if "backends" in fields else []
         fields = {key: each for key, each in fields.items() if key != "backends"}
+        if "port" in fields:  # which says all of the ports
+            fields = {"end_port": None, **fields}
         service = self._document(Service, fields, path, extra=("backends",))
         backends = []
         for index, item in enumerate(nested):

@@ -127,7 +127,16 @@ class Service(Document):
 
     name: Name = Field(description="Name of the service; an RFC 1123 label.")
     vip: Address = Field(description="IPv4 or IPv6 address that clients connect to.")
-    port: int = Field(ge=1, le=65535, description="Port that clients connect to.")
+    port: int = Field(
+        ge=1, le=65535, description="Port that clients connect to, or the first one of a range."
+    )
+    end_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="Last port of the range; none = only `port`. 1 to 65535 is any port. A service that"
+        " names a port alone goes before one whose range covers it.",
+    )
     protocol: Protocol = Field(default=Protocol.TCP, description="Transport protocol.")
     mode: Mode = Field(default=Mode.DSR, description="How packets travel to the backend.")
     affinity: Affinity = Field(default=Affinity.FLOW, description="What the flow hash covers.")
@@ -156,10 +165,30 @@ class Service(Document):
             raise ValueError(f"split sums to {sum(self.split.values()):g} %, not to 100 %")
         return self
 
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if self.end_port is not None and self.end_port <= self.port:
+            raise ValueError(
+                f"end_port {self.end_port} is not above port {self.port}; for one port leave it out"
+            )
+        return self
+
     @property
-    def endpoint(self) -> tuple[Address, int, Protocol]:
+    def endpoint(self) -> tuple[Address, int, int | None, Protocol]:
         """What must be unique among services."""
-        return self.vip, self.port, self.protocol
+        return self.vip, self.port, self.end_port, self.protocol
+
+    @property
+    def one_port(self) -> int | None:
+        """The port; none if it is a range."""
+        return None if self.end_port else self.port
+
+    @property
+    def ports(self) -> str:
+        """80, 8000-8100 or any: as the command line takes it."""
+        if self.end_port is None:
+            return str(self.port)
+        return "any" if (self.port, self.end_port) == (1, 65535) else f"{self.port}-{self.end_port}"
 
 
 class Backend(Document):

@@ -97,7 +97,16 @@ class Kernel:
         which are in tables that the kernels share.
         """
         maps, old = self.maps, self._world
-        hashes = ("vips", "nat_back", "conntrack", "embryonic", "senders", "bindings", "translations")
+        hashes = (
+            "vips",
+            "ranges",
+            "nat_back",
+            "conntrack",
+            "embryonic",
+            "senders",
+            "bindings",
+            "translations",
+        )
         for name in hashes:
             each = maps.by_name[name]
             for found in list(each.keys()):
@@ -114,7 +123,10 @@ class Kernel:
             maps.links.put(u32(ifindex % layout.LINKS), bytes(link))
         for vip, number in world.vips.items():
             maps.vips.put(endpoint(vip), u32(number))
-        for address in {vip.address for vip in world.vips}:
+        for span, number in world.ranges.items():
+            for prefix in layout.port_range(span.address, span.first, span.last, span.proto):
+                maps.ranges.put(prefix, u32(number))
+        for address in {vip.address for vip in (*world.vips, *world.ranges)}:
             bits = sum(
                 bit
                 for protocol, bit in layout.VIP_BIT.items()

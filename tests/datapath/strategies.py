@@ -43,6 +43,7 @@ from lb.core.reference import (
     NatBack,
     NatState,
     Past,
+    Range,
     Sender,
     Service,
     Translated,
@@ -68,8 +69,10 @@ SOURCES = {4: "10.1.0.100", 6: "2001:db8:b::100"}
 GUE_PORT = 6080
 ONLY_MODE = os.environ.get("LB_MODE", "")
 VIP_PORTS = [80, 53]
+RANGE = (50, 81)
 CLIENT_PORTS = [4000, 4001, 65535]
 BACKEND_PORTS = [0, 8080]
+RANGE_PORTS = [50, 64, 80, 81]
 
 # Sources that nobody may answer (RFC 1122, 3.2.2), and one that has no business on a wire.
 STRANGE = {
@@ -136,7 +139,8 @@ def services(draw: st.DrawFn) -> dict[int, Service]:
         number: Service(
             seed,
             ip_address(vip),
-            port,
+            # 0 stands for RANGE; the other service of that address may have a port of its own in it.
+            0 if port == VIP_PORTS[1] and draw(st.booleans()) else port,
             proto,
             draw(st.sampled_from([Mode(ONLY_MODE)] if ONLY_MODE else list(Mode))),
             draw(st.sampled_from(Affinity)),
@@ -205,7 +209,7 @@ def _bind(
     """A flow of mode fullnat, with its way back (most of the time)."""
     port = draw(st.sampled_from([1024, 2000, 32767]))
     states = draw(st.sampled_from(STATES)), draw(st.sampled_from(STATES))
-    back = Translated(server.address, server.port or service.port, server.source, port, service.proto)
+    back = Translated(server.address, server.port or key.vip_port, server.source, port, service.proto)
     if back in translations:
         return
     bindings[key] = Binding(server.source, backend, generation, 0, port, states[0])
@@ -217,11 +221,10 @@ def _taken(
 ) -> Iterator[tuple[Translated, Client]]:
     """All the ports that new flows of a client could get at a server, in somebody else's hands."""
     other = FlowKey(client, MAX_SERVICES + 1, 1, 1)
+    dport = service.port or RANGE_PORTS[0]
     for sport in CLIENT_PORTS:
-        for port in fullnat.candidates(service.seed, client, sport, service.port):
-            back = Translated(
-                server.address, server.port or service.port, server.source, port, service.proto
-            )
+        for port in fullnat.candidates(service.seed, client, sport, dport):
+            back = Translated(server.address, server.port or dport, server.source, port, service.proto)
             yield back, Client(other, number, 0)
 
 
@@ -261,7 +264,7 @@ def scenes(draw: st.DrawFn) -> Scene:
                 draw(st.sampled_from(CLIENTS[service.vip.version])),
                 number,
                 draw(st.sampled_from(CLIENT_PORTS)),
-                service.port,
+                service.port or draw(st.sampled_from(RANGE_PORTS)),
             )
             target = draw(st.sampled_from([*ids, *ids, 63]))
             generation = by_id[target].generation if target in by_id else 1
@@ -283,7 +286,8 @@ def scenes(draw: st.DrawFn) -> Scene:
     world = World(
         links={link: OURS, netns.C: netns.MAC[netns.C], netns.LO: bytes(6)}
         | ({} if link == netns.B else {netns.B: netns.MAC[netns.B]}),
-        vips={Endpoint(s.vip, s.port, s.proto): n for n, s in served.items()},
+        vips={Endpoint(s.vip, s.port, s.proto): n for n, s in served.items() if s.port},
+        ranges={Range(s.vip, *RANGE, s.proto): n for n, s in served.items() if not s.port},
         services=served,
         tables=tables,
         backends=by_id,
@@ -353,17 +357,18 @@ def _draw_way(draw: st.DrawFn, world: World) -> Way:
         else:
             client = draw(st.sampled_from(CLIENTS[where.address.version]))
             port = draw(st.sampled_from(CLIENT_PORTS))
-        return Way(where.address, where.port, client, port, where.proto, is_answer=True)
+        sport = where.port or draw(st.sampled_from([*RANGE_PORTS, 82]))
+        return Way(where.address, sport, client, port, where.proto, is_answer=True)
     if kind == "known" and (world.conntrack or world.embryonic or world.bindings):
         key = draw(st.sampled_from([*world.conntrack, *world.embryonic, *world.bindings]))
         service = world.services[key.service]
-        return Way(key.client, key.client_port, service.vip, service.port, service.proto)
+        return Way(key.client, key.client_port, service.vip, key.vip_port, service.proto)
     service = draw(st.sampled_from(list(world.services.values())))
     version = service.vip.version
     source = draw(st.sampled_from(CLIENTS[version]))
-    destination, dport = service.vip, service.port
+    destination, dport = service.vip, service.port or draw(st.sampled_from(RANGE_PORTS))
     if kind == "other port":
-        dport = draw(st.sampled_from([0, 81, *VIP_PORTS]))
+        dport = draw(st.sampled_from([0, 49, 82, 81, *VIP_PORTS]))
     elif kind == "stranger":
         source = ip_address(draw(st.sampled_from(STRANGE[version])))
         destination = draw(st.sampled_from([destination, destination, ip_address(NOT_VIPS[version])]))

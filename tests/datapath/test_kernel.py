@@ -26,7 +26,16 @@ from lb.datapath.maps import Maps
 from lb.datapath.view import KernelView
 from lb.errors import CapacityError, DatapathError
 from lb.model import keys
-from lb.model.objects import TRANSLATIONS, Admin, Backend, ClusterConfig, Mode, Service, Tracking
+from lb.model.objects import (
+    TRANSLATIONS,
+    Admin,
+    Backend,
+    ClusterConfig,
+    Mode,
+    Protocol,
+    Service,
+    Tracking,
+)
 from lb.settings import Limits, Timeouts
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="bpf() needs root")
@@ -82,6 +91,32 @@ def test_the_next_lbd_adopts_and_changes_nothing() -> None:
     heir = Kernel(maps)
     heir.adopt()
     assert heir.apply(wanted_of(state)) == 0
+
+
+def test_ranges_of_ports_are_cut_into_prefixes_and_taken_away_again() -> None:
+    state = state_of({"s1": {"b1": 1}, "s2": {"b1": 1}}, Mode.NAT)
+    spans = {"s1": (8000, 8100), "s2": (1, 65535)}
+    wide = {
+        n: s.model_copy(update=dict(zip(("port", "end_port"), spans[n], strict=True)))
+        for n, s in state.services.items()
+    }
+    ranged = replace(state, services=wide)
+    maps = Maps.create(Limits(services=4, vips=32, backends=5, conntrack=1024))
+    Kernel(maps).apply(wanted_of(ranged))
+    kernel = Kernel(maps)
+    kernel.adopt()
+    assert kernel.apply(wanted_of(ranged)) == 0
+    client, one = ip_address("198.51.100.77"), ip_address("198.51.100.1")
+
+    def served(port: int) -> str | None:
+        return KernelView(maps, ranged).trace(Protocol.TCP, client, 4000, one, port).service
+
+    assert {served(port) for port in range(8000, 8101)} == {"s1"}
+    assert served(7999) is served(8101) is None
+    kernel.apply(wanted_of(state))
+    assert list(maps.ranges.keys()) == []
+    assert served(8000) is None
+    assert served(80) == "s1"
 
 
 def test_what_was_changed_by_hand_is_found_and_put_right() -> None:

@@ -29,6 +29,7 @@ STRUCTS = {
     "lb_client": layout.Client,
     "lb_sender": layout.Sender,
     "lb_nat_back": layout.NatBack,
+    "lb_range": layout.Range,
     "lb_link": layout.Link,
     "lb_counter": layout.Counter,
     "lb_stats": layout.Stats,
@@ -47,6 +48,7 @@ ENUMERATIONS: dict[str, dict[str, int]] = {
 }
 
 SINGLE = {
+    "LB_RANGE_BITS": layout.RANGE_BITS,
     "LB_SLOTS": layout.SLOTS,
     "LB_SLOT_MASK": slots.SLOTS - 1,
     "LB_SLOT_EMPTY": pick.EMPTY,

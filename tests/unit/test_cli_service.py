@@ -44,8 +44,21 @@ def test_add_takes_both_families(lbctl, vip, address, port):
 
 
 @pytest.mark.parametrize(
+    ("ports", "first", "last"), [("8000-8100", 8000, 8100), ("any", 1, 65535), ("1-65535", 1, 65535)]
+)
+def test_add_takes_several_ports(lbctl, ports, first, last):
+    lbctl.ok("service", "add", "web", "--vip", f"10.0.0.1:{ports}")
+    [row] = lbctl.json("service", "list")
+    assert (row["port"], row["end_port"]) == (first, last)
+    shown = "any" if last == 65535 else ports
+    assert f"10.0.0.1:{shown}/tcp" in lbctl.ok("service", "list").out
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["web", "--vip", "10.0.0.1:90-80"], "end_port 80 is not above port 90"),
+        (["web", "--vip", "10.0.0.1:80-"], "end_port: must be 1 to 65535"),
         (["web", "--vip", "10.0.0.1"], "--vip: '10.0.0.1' has no port"),
         (["web", "--vip", "2001:db8::1"], "'2001:db8::1' has no port"),
         (["web", "--vip", "10.0.0.1:"], "no port behind the colon"),

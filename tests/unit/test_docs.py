@@ -223,6 +223,7 @@ def test_every_map_is_described_with_its_sizes() -> None:
         MapType.ARRAY: "array",
         MapType.PERCPU_ARRAY: "per-CPU array",
         MapType.LRU_HASH: "LRU hash",
+        MapType.LPM_TRIE: "LPM trie",
         MapType.ARRAY_OF_MAPS: "array of maps",
         MapType.DEVMAP_HASH: "devmap hash",
     }

@@ -36,7 +36,7 @@ def refusal(text):
 def test_reads_what_is_there():
     [entry] = manifest.load(GOOD, "f.yaml").services
     assert entry.service == Service(name="web", vip="10.0.0.1", port=80)
-    assert entry.service.model_fields_set == {"name", "vip", "port"}
+    assert entry.service.model_fields_set == {"name", "vip", "port", "end_port"}
     b1, b2 = entry.backends
     assert b1 == Backend(service="web", name="b1", address="10.0.1.1")
     assert (str(b2.address), b2.weight) == ("2001:db8::2", 0)

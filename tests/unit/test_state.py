@@ -111,11 +111,45 @@ def test_in_nat_mode_a_socket_belongs_to_one_service() -> None:
     assert state.services["one"].mode is Mode.NAT
 
 
+def with_ports(name: str, port: int, end: int | None, mode: str = "dsr") -> dict[str, object]:
+    return {**WEB, "name": name, "port": port, "end_port": end, "mode": mode}
+
+
+def test_ranges_of_ports_that_cross_are_refused_and_one_port_within_is_not() -> None:
+    state = state_of(
+        {
+            keys.service("a"): with_ports("a", 8000, 8100),
+            keys.service("b"): with_ports("b", 8100, 8200),
+            keys.service("c"): with_ports("c", 8101, 8200),
+            keys.service("d"): with_ports("d", 8050, None),
+        }
+    )
+    assert set(state.services) == {"a", "c", "d"}
+    [problem] = state.problems
+    assert "8100-8200/tcp belongs to service 'a' already" in problem.message
+
+
+def test_in_nat_mode_one_range_of_ports_is_served_by_a_server() -> None:
+    for other, refused in (((8050, None), True), ((8200, 8300), True), ((80, None), False)):
+        state = state_of(
+            {
+                keys.service("one"): with_ports("one", 8000, 8100, "nat"),
+                keys.service("two"): with_ports("two", *other, "nat"),
+                keys.backend("one", "b"): {**backend("b", "203.0.113.1"), "service": "one"},
+                keys.backend("two", "b"): {**backend("b", "203.0.113.1"), "service": "two"},
+            }
+        )
+        assert (("two", "b") not in state.backends) is refused
+        assert [p.where for p in state.problems] == [keys.backend("two", "b")] * refused
+
+
 def test_misfits() -> None:
     for service, extra, what in (
         (WEB, {"port": 8080}, "can't change the port"),
         ({**WEB, "mode": "nat"}, {"address": "2001:db8::1"}, "can't turn IPv4 into IPv6"),
         (WEB, {"address": "198.51.100.100"}, "is a VIP itself"),
+        (with_ports("web", 80, 90, "nat"), {"port": 80}, "don't tell which of the ports 80-90"),
+        (with_ports("web", 1, 65535), {"port": 80}, "can't change the port from any to 80"),
     ):
         state = state_of(
             {

@@ -64,6 +64,8 @@ enum lb_tracking { LB_TRACK_NEVER = 0, LB_TRACK_ALWAYS = 1, LB_TRACK_MOVING = 2 
 enum lb_no_backend { LB_NO_BACKEND_REJECT = 0, LB_NO_BACKEND_DROP = 1 };
 
 /* In the vips map, what an entry with port 0 and protocol ICMP says of its address. */
+#define LB_RANGE_BITS 144
+
 #define LB_VIP_TCP 0x1
 #define LB_VIP_UDP 0x2
 

@@ -68,16 +68,22 @@ static __always_inline void learn_sender(lb_ctx *ctx, const struct lb_packet *p)
 /* Does this answer belong to a flow that came through us? Where all are remembered there is an entry;
  * elsewhere the backend's address and port belong to one service only (the planner sees to that). */
 static __always_inline int nat_is_ours(const __u32 *client, __u16 client_port, __u32 service,
-				       const struct lb_service *svc)
+				       const struct lb_service *svc, __u16 vip_port)
 {
 	struct lb_flow_key key = {};
 
+	if (!svc->port) { /* a range: is this port in it, and no other service's? */
+		__u32 *found = find_vip(svc->vip, vip_port, svc->proto);
+
+		if (!found || *found != service)
+			return 0;
+	}
 	if (svc->tracking != LB_TRACK_ALWAYS)
 		return 1;
 	__builtin_memcpy(key.client, client, sizeof(key.client));
 	key.service = service;
 	key.client_port = client_port;
-	key.vip_port = svc->port;
+	key.vip_port = vip_port;
 	return bpf_map_lookup_elem(lb_conntrack, &key) || bpf_map_lookup_elem(lb_embryonic, &key);
 }
 
@@ -123,7 +129,12 @@ static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p, struct lb
 	__builtin_memcpy(from.addr, backend_addr, sizeof(from.addr));
 	from.port = q->quoted ? q->dport : q->sport;
 	from.proto = q->proto;
+	port = from.port;
 	nat = bpf_map_lookup_elem(lb_nat_back_map, &from);
+	if (!nat) { /* a server of a range of ports */
+		from.port = 0;
+		nat = bpf_map_lookup_elem(lb_nat_back_map, &from);
+	}
 	if (!nat)
 		return pass(p, LB_PASS_NOT_OURS);
 	id = nat->service;
@@ -131,6 +142,8 @@ static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p, struct lb
 	if (!svc || !is_same_address(p->dst, client_addr))
 		return pass(p, LB_PASS_NOT_OURS);
 	backend = nat->backend;
+	if (svc->port)
+		port = svc->port;
 	if (svc->mode == LB_MODE_FULLNAT) {
 		/* The entry that was found only says that a server of this mode is there. */
 		client = find_client(ctx, q);
@@ -142,8 +155,10 @@ static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p, struct lb
 		if (!svc || svc->mode != LB_MODE_FULLNAT) /* removed since */
 			return pass(p, LB_PASS_NOT_OURS);
 		client_addr = client->flow.client;
+		port = client->flow.vip_port;
 	} else if (svc->mode != LB_MODE_NAT ||
-		   !nat_is_ours(client_addr, q->quoted ? q->sport : q->dport, id, svc)) {
+		   !nat_is_ours(client_addr, q->quoted ? q->sport : q->dport, id, svc,
+				port)) {
 		return pass(p, LB_PASS_NOT_OURS);
 	}
 
@@ -176,7 +191,6 @@ static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p, struct lb
 		stats->reply_packets++;
 		stats->reply_bytes += p->bytes;
 	}
-	port = client ? client->flow.vip_port : svc->port;
 	if (q->quoted ? translate_error(ctx, p, q, 0, own, q->dst, q->dport, svc->vip, port) :
 			nat_rewrite(ctx, p, 1, svc->vip, port))
 		return drop(p, LB_DROP_MALFORMED);

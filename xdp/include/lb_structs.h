@@ -14,10 +14,19 @@ struct lb_endpoint {
 	__u8 pad;
 };
 
+/* Key of the ranges map, a trie of prefixes: a range of ports is cut into prefixes of the port. */
+struct lb_range {
+	__u32 prefixlen; /* in bits, of what follows: LB_RANGE_BITS without the port's */
+	__u32 addr[4];
+	__u8 proto;
+	__u8 pad;
+	__u16 port;
+};
+
 struct lb_service {
 	__u64 seed[2]; /* keys the flow hash; the same on every node */
 	__u32 vip[4];
-	__u16 port;
+	__u16 port; /* 0 = a range of them */
 	__u8 proto;
 	__u8 mode;       /* enum lb_mode */
 	__u8 affinity;   /* enum lb_affinity */

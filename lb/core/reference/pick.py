@@ -32,7 +32,20 @@ class Choice:
 
 def find_service(packet: Packet, world: World) -> int | None:
     """The service at the packet's destination."""
-    return world.vips.get(Endpoint(packet.destination, packet.dport, packet.proto))
+    return service_at(Endpoint(packet.destination, packet.dport, packet.proto), world)
+
+
+def service_at(vip: Endpoint, world: World) -> int | None:
+    """One that names the port goes before one whose range covers it."""
+    if vip in world.vips:
+        return world.vips[vip]
+    for each, number in world.ranges.items():
+        if (each.address, each.proto) == (
+            vip.address,
+            vip.proto,
+        ) and each.first <= vip.port <= each.last:
+            return number
+    return None
 
 
 def choose_backend(packet: Packet, number: int, service: Service, world: World) -> Choice:

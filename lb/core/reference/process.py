@@ -8,7 +8,7 @@ from dataclasses import replace
 from lb.core.reference import answer, quote, rewrite, tunnel
 from lb.core.reference.fullnat import Bound, choose_binding, find_client
 from lb.core.reference.parse import ICMP, ICMPV6, Packet, Portless, parse
-from lb.core.reference.pick import Choice, choose_backend, find_service
+from lb.core.reference.pick import Choice, choose_backend, find_service, service_at
 from lb.core.reference.world import (
     TCP,
     UDP,
@@ -17,7 +17,6 @@ from lb.core.reference.world import (
     Client,
     Endpoint,
     FlowKey,
-    NatBack,
     Outcome,
     Result,
     Route,
@@ -216,10 +215,12 @@ def _nat_reply(packet: Packet, flow: Packet, world: World) -> Result:
     server, port = (flow.destination, flow.dport) if flow.quoted else (flow.source, flow.sport)
     seen, seen_port = (flow.source, flow.sport) if flow.quoted else (flow.destination, flow.dport)
     nat = world.nat_back.get(Endpoint(server, port, flow.proto))
+    nat = nat or world.nat_back.get(Endpoint(server, 0, flow.proto))  # a server of a range of ports
     service = world.services.get(nat.service) if nat else None
     if nat is None or service is None or packet.destination != seen:
         return _pass(packet.frame, Outcome.PASS_NOT_OURS)
-    number, backend, client = nat.service, nat.backend, FlowKey(seen, 0, seen_port, service.port)
+    number, backend = nat.service, nat.backend
+    client = FlowKey(seen, number, seen_port, service.port or port)
     changed: Mapping[Translated, Client | None] = {}
     if service.mode is Mode.FULLNAT:
         # The entry that was found only says that a server of this mode is there.
@@ -228,7 +229,7 @@ def _nat_reply(packet: Packet, flow: Packet, world: World) -> Result:
         if found is None or service is None or service.mode is not Mode.FULLNAT:
             return replace(_pass(packet.frame, Outcome.PASS_NOT_OURS), translations=changed)
         number, backend, client = found.flow.service, found.backend, found.flow
-    elif not _is_our_flow(seen, seen_port, nat, service, world):
+    elif not _is_our_flow(client, service, world):
         return _pass(packet.frame, Outcome.PASS_NOT_OURS)
     result = _reply(packet, flow, service, client, world)
     stats = Stats(reply_packets=1, reply_bytes=len(packet.frame))
@@ -268,16 +269,19 @@ def _reply(packet: Packet, flow: Packet, service: Service, client: FlowKey, worl
     return _pass(packet.frame, Outcome.REPLY_PASS)
 
 
-def _is_our_flow(client: Address, port: int, nat: NatBack, service: Service, world: World) -> bool:
+def _is_our_flow(flow: FlowKey, service: Service, world: World) -> bool:
     """Did the client's side come through us? Where all flows are remembered there is an entry;
-    elsewhere the backend's endpoint belongs to one service only (the planner sees to that).
+    elsewhere the backend's endpoint belongs to one service only (the planner sees to that). Of a range,
+    the port has to be in it, and no other service's.
     """
     if service.mode is not Mode.NAT:
         return False
+    vip = Endpoint(service.vip, flow.vip_port, service.proto)
+    if not service.port and service_at(vip, world) != flow.service:
+        return False
     if service.tracking is not Tracking.ALWAYS:
         return True
-    key = FlowKey(client, nat.service, port, service.port)
-    return key in world.conntrack or key in world.embryonic
+    return flow in world.conntrack or flow in world.embryonic
 
 
 def _return_to_sender(client: Address, world: World) -> RouteResult | None:

@@ -26,12 +26,22 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Range:
+    """An address and the ports from `first` to `last` of one protocol."""
+
+    address: Address
+    first: int
+    last: int
+    proto: int
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
     """A VIP with its policies."""
 
     seed: Seed
     vip: Address
-    port: int
+    port: int  # 0 = a range of them
     proto: int
     mode: Mode = Mode.DSR
     affinity: Affinity = Affinity.FLOW
@@ -183,6 +193,7 @@ class World:
 
     links: Mapping[int, bytes] = field(default_factory=dict)  # attached: ifindex -> MAC address
     vips: Mapping[Endpoint, int] = field(default_factory=dict)  # -> service
+    ranges: Mapping[Range, int] = field(default_factory=dict)  # -> service; they don't overlap
     services: Mapping[int, Service] = field(default_factory=dict)
     tables: Mapping[int, Sequence[int]] = field(default_factory=dict)  # slot -> backend, 0 = empty
     pasts: Mapping[int, Mapping[int, Past]] = field(default_factory=dict)  # slots that aren't quiet
@@ -204,7 +215,8 @@ class World:
 
     def served(self, address: Address) -> frozenset[int]:
         """The protocols of the services at an address; none = it isn't a VIP."""
-        return frozenset(vip.proto for vip in self.vips if vip.address == address)
+        vips: list[Endpoint | Range] = [*self.vips, *self.ranges]
+        return frozenset(vip.proto for vip in vips if vip.address == address)
 
 
 class Verdict(Enum):
