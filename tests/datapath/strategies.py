@@ -160,7 +160,7 @@ def backends(draw: st.DrawFn, version: int, mode: Mode) -> Backend:
         ip_address(draw(st.sampled_from(REALS[version]))),
         GUE_PORT if mode is Mode.GUE else draw(st.sampled_from(BACKEND_PORTS)),
         source=ip_address(SOURCES[version]) if mode in (*TUNNELS, Mode.FULLNAT) else None,
-        mtu=draw(st.sampled_from([0, 0, 9000, 1500, 1400, 700])),
+        mtu=draw(st.sampled_from([0, 0, 9000, 1500, 1400, 700, 700, 300])),
         generation=draw(st.integers(1, 3)),
         usable=draw(st.sampled_from([True] * 6 + [False])),
         resolved=draw(st.sampled_from([True] * 5 + [False])),
