@@ -38,6 +38,7 @@ class Limits(BaseModel):
 
     services: int = Field(default=4096, ge=1, le=65536)
     vips: int = Field(default=8192, ge=2, le=1 << 20)
+    rules: int = Field(default=4096, ge=1, le=1 << 20)
     backends: int = Field(default=16384, ge=2, le=1 << 20)
     conntrack: int = Field(default=131072, ge=1024, le=1 << 24)
     embryonic: int = Field(default=65536, ge=1024, le=1 << 24)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import ctypes
 import socket
 from enum import IntEnum, IntFlag
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
-from lb.model.objects import Address, Affinity, Mode, NoBackend, Protocol, Tracking
+from lb.model.objects import Address, Affinity, Mode, Network, NoBackend, Protocol, Tracking
 
 SLOTS = 65536
 LINKS = 4096
@@ -104,7 +104,27 @@ class Service(ctypes.Structure):
         ("affinity", ctypes.c_uint8),
         ("tracking", ctypes.c_uint8),
         ("no_backend", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8),
+        ("has_rules", ctypes.c_uint8),
+    )
+
+
+class RuleKey(ctypes.Structure):
+    """struct lb_rule_key."""
+
+    _fields_ = (
+        ("prefixlen", ctypes.c_uint32),
+        ("service", ctypes.c_uint32),
+        ("client", ctypes.c_uint8 * 16),
+    )
+
+
+class Rule(ctypes.Structure):
+    """struct lb_rule."""
+
+    _fields_ = (
+        ("table", ctypes.c_uint32),
+        ("before", ctypes.c_uint32),
+        ("closes", ctypes.c_uint64),
     )
 
 
@@ -260,6 +280,21 @@ def endpoint(address: Address, port: int, protocol: int) -> bytes:
             proto=protocol,
         )
     )
+
+
+def rule_key(service: int, prefix: Network) -> bytes:
+    """A key of the rules map."""
+    key = RuleKey(prefixlen=32 + prefix.prefixlen + (96 if prefix.version == 4 else 0), service=service)
+    key.client[:] = address_bytes(prefix.network_address)
+    return bytes(key)
+
+
+def rule_key_from(raw: bytes) -> tuple[int, Network]:
+    """Service and prefix of a key of the rules map."""
+    key = RuleKey.from_buffer_copy(raw)
+    address = address_from(bytes(key.client))
+    length = key.prefixlen - 32 - (96 if address.version == 4 else 0)
+    return key.service, ip_network((address, length))
 
 
 def port_range(address: Address, first: int, last: int, protocol: int) -> list[bytes]:

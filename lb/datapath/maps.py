@@ -40,6 +40,13 @@ def specs(limits: Limits) -> dict[str, MapSpec]:
     return {
         "vips": MapSpec(MapType.HASH, endpoint, 4, limits.vips),
         "ranges": MapSpec(MapType.LPM_TRIE, ctypes.sizeof(layout.Range), 4, limits.vips, _F_NO_PREALLOC),
+        "rules": MapSpec(
+            MapType.LPM_TRIE,
+            ctypes.sizeof(layout.RuleKey),
+            ctypes.sizeof(layout.Rule),
+            limits.rules,
+            _F_NO_PREALLOC,
+        ),
         "services": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Service), limits.services),
         "tables": MapSpec(MapType.ARRAY_OF_MAPS, 4, 4, limits.services),
         "backends": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Backend), limits.backends),

@@ -7,7 +7,7 @@ Each model is one JSON document in the store (keys: lb/model/keys.py) and one en
 from __future__ import annotations
 
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Annotated, Self
 
 from pydantic import (
@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
 
 # RFC 1123 labels: safe in store keys, file names, metrics and DNS alike.
 Name = Annotated[

@@ -100,6 +100,7 @@ class Kernel:
         hashes = (
             "vips",
             "ranges",
+            "rules",
             "nat_back",
             "conntrack",
             "embryonic",
@@ -134,7 +135,14 @@ class Kernel:
             )
             maps.vips.put(layout.endpoint(address, 0, socket.IPPROTO_ICMP), u32(bits))
         for number, service in world.services.items():
-            maps.services.put(u32(number), bytes(service_struct(service)))
+            has_rules = bool(world.rules.get(number))
+            maps.services.put(u32(number), bytes(service_struct(service, has_rules=has_rules)))
+        for number, rules in world.rules.items():
+            for prefix, rule in rules.items():
+                maps.rules.put(
+                    layout.rule_key(number, prefix),
+                    bytes(layout.Rule(rule.table, rule.before, rule.closes)),
+                )
         for number, backend in world.backends.items():
             maps.backends.put(u32(number), bytes(backend_struct(backend)))
         for where, nat in world.nat_back.items():
@@ -284,7 +292,7 @@ def endpoint(where: Endpoint) -> bytes:
     return layout.endpoint(where.address, where.port, where.proto)
 
 
-def service_struct(service: Service) -> layout.Service:
+def service_struct(service: Service, *, has_rules: bool = False) -> layout.Service:
     return layout.Service(
         seed=(ctypes.c_uint64 * 2)(*service.seed),
         vip=array(16, layout.address_bytes(service.vip)),
@@ -294,6 +302,7 @@ def service_struct(service: Service) -> layout.Service:
         affinity=layout.AFFINITY_NUMBER[service.affinity],
         tracking=layout.TRACKING_NUMBER[service.tracking],
         no_backend=layout.NO_BACKEND_NUMBER[service.no_backend],
+        has_rules=has_rules,
     )
 
 

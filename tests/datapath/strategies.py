@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, ip_address, ip_network
 
 import numpy as np
 from hypothesis import strategies as st
@@ -44,13 +44,23 @@ from lb.core.reference import (
     NatState,
     Past,
     Range,
+    Rule,
     Sender,
     Service,
     Translated,
     World,
     fullnat,
 )
-from lb.model.objects import TRANSLATIONS, TUNNELS, Address, Affinity, Mode, NoBackend, Tracking
+from lb.model.objects import (
+    TRANSLATIONS,
+    TUNNELS,
+    Address,
+    Affinity,
+    Mode,
+    Network,
+    NoBackend,
+    Tracking,
+)
 
 from . import harness, netns
 from .harness import Pasts
@@ -60,6 +70,7 @@ OURS = bytes([2, 0, 0, 0, 1, netns.A])
 PEER = bytes([2, 0, 0, 0, 2, 1])
 INGRESS = netns.A
 MAX_SERVICES = 6
+MAX_TABLES = 2 * MAX_SERVICES  # each service may have another one, for rules
 UNREACHED = 40  # an interface that is in no devmap
 
 VIPS = {4: ["10.0.0.1", "10.0.0.2"], 6: ["2001:db8::1", "2001:db8::2"]}
@@ -187,6 +198,21 @@ def memories(draw: st.DrawFn, origins: list[int]) -> Pasts:
     return Pasts(tuple(draw(st.lists(st.none() | one, min_size=1, max_size=4))))
 
 
+@st.composite
+def some_rules(draw: st.DrawFn, version: int, tables: list[int]) -> dict[Network, Rule]:
+    """For prefixes of all lengths around the clients: 63 is a table that nobody has."""
+    one = st.builds(
+        Rule,
+        st.sampled_from(tables),
+        st.sampled_from([*tables, 63]),
+        st.sampled_from([0, *CLOSED, *OPEN, *OPEN]),
+    )
+    clients = st.sampled_from(CLIENTS[version])
+    lengths = st.sampled_from([0, 1, 8, 24, 31, 32] if version == 4 else [0, 32, 64, 96, 128])
+    prefixes = st.builds(lambda a, n: ip_network((a, n), strict=False), clients, lengths)
+    return draw(st.dictionaries(prefixes, one, min_size=1, max_size=3))
+
+
 STATES = [
     NatState(0),
     NatState.ANSWERED,
@@ -235,6 +261,7 @@ def scenes(draw: st.DrawFn) -> Scene:
     tables: dict[int, np.ndarray] = {}
     nat_back: dict[Endpoint, NatBack] = {}
     pasts: dict[int, Pasts] = {}
+    rules: dict[int, dict[Network, Rule]] = {}
     conntrack: dict[FlowKey, Flow] = {}
     embryonic: dict[FlowKey, Flow] = {}
     senders: dict[Address, Sender] = {}
@@ -255,6 +282,11 @@ def scenes(draw: st.DrawFn) -> Scene:
         # An empty list: a table without any backend.
         tables[number] = np.array(pattern or [0], dtype=np.uint32)[slots_modulo(len(pattern) or 1)]
         pasts[number] = draw(memories([*ids, *ids, 0, 63]))
+        if draw(st.sampled_from([True, False, False])):
+            other = number + MAX_SERVICES
+            tables[other] = draw(st.sampled_from([tables[number], np.flip(tables[number])]))
+            pasts[other] = draw(memories([*ids, *ids, 0, 63]))
+            rules[number] = draw(some_rules(service.vip.version, [number, other, other]))
         if service.mode is Mode.FULLNAT and draw(st.booleans()):
             for one in ids:
                 for client in set(CLIENTS[service.vip.version]):
@@ -293,6 +325,7 @@ def scenes(draw: st.DrawFn) -> Scene:
         backends=by_id,
         nat_back=nat_back,
         pasts=pasts,
+        rules=rules,
         conntrack=conntrack,
         embryonic=embryonic,
         senders=senders,

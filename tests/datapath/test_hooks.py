@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import numpy as np
 import pytest
-from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
     IPv6,
@@ -23,17 +23,22 @@ from scapy.packet import Packet
 from lb.core import flowhash
 from lb.core.reference import (
     Backend,
+    Client,
     Endpoint,
+    FlowKey,
     NatBack,
     Outcome,
+    Rule,
     Sender,
     Service,
+    Translated,
     World,
+    fullnat,
     process,
 )
 from lb.datapath.bpf import Map
 from lb.datapath.maps import new_table
-from lb.model.objects import TRANSLATIONS, Affinity, Mode, NoBackend, Tracking
+from lb.model.objects import TRANSLATIONS, Affinity, Mode, Network, NoBackend, Tracking
 
 from . import harness, netns
 from .harness import Kernel
@@ -271,6 +276,150 @@ def test_a_tunnel_that_begins_where_a_tagged_frame_came_from(
     expected, seen = process(packet, INGRESS, world), kernels[hook].run(packet, INGRESS)
     assert expected.outcome is outcome
     assert not harness.compare(kernels[hook], packet, expected, seen)
+
+
+def those(world: World, **fields: object) -> World:
+    """The world with all backends so."""
+    changed = {n: replace(each, **fields) for n, each in world.backends.items()}  # type: ignore[arg-type]
+    return replace(world, backends=changed)
+
+
+def exhausted(version: int, **policy: object) -> World:
+    """Mode fullnat, and each port that the flow could get is somebody else's."""
+    world = those(one_service(version, mode=Mode.FULLNAT, **policy), source=VIPS[version])
+    client, service = ip_address(CLIENTS[version]), world.services[1]
+    taken = {}
+    for n, backend in world.backends.items():
+        for port in fullnat.candidates(service.seed, client, 4000, 80):
+            back = Translated(backend.address, 80, backend.source, port, 6)
+            taken[back] = Client(FlowKey(client, 2, 1, 1), n, 0)
+    return replace(world, translations=taken)
+
+
+SYN = TCP(sport=4000, dport=80, flags="S")
+UNKNOWN = {4: "198.51.100.77", 6: "2001:db8:a::77"}  # on a segment, and nobody knows its MAC address
+
+
+def nat_answer(version: int, client: str) -> bytes:
+    answer = TCP(sport=8080, dport=4000, flags="SA")
+    return frame(answer, version, src=REALS[version].format(1), dst=client)
+
+
+def fragment(version: int) -> bytes:
+    if version == 4:
+        ip = IP(src=CLIENTS[4], dst=str(VIPS[4]), proto=6, frag=185)
+        return bytes(Ether(src=PEER.hex(":"), dst=OURS.hex(":")) / ip / bytes(60))
+    return frame(IPv6ExtHdrFragment(offset=185, nh=6) / bytes(60), 6)
+
+
+# Of each IP version: a world, and a frame that ends so in it.
+ENDS: dict[Outcome, Callable[[int], tuple[World, bytes]]] = {
+    Outcome.PASS_NOT_OURS: lambda v: (one_service(v), frame(TCP(dport=81), v)),
+    Outcome.PASS_UNRESOLVED: lambda v: (
+        those(one_service(v, mode=Mode.NAT), resolved=False),
+        frame(SYN, v),
+    ),
+    Outcome.FORWARD_TX: lambda v: (those(one_service(v), ifindex=INGRESS), frame(SYN, v)),
+    Outcome.FORWARD_REDIRECT: lambda v: (one_service(v), frame(SYN, v)),
+    Outcome.REPLY_REDIRECT: lambda v: (one_service(v, mode=Mode.NAT), nat_answer(v, CLIENTS[v])),
+    Outcome.REPLY_PASS: lambda v: (one_service(v, mode=Mode.NAT), nat_answer(v, UNKNOWN[v])),
+    Outcome.ECHO_REPLY: lambda v: (
+        one_service(v),
+        frame(ICMPv6EchoRequest() if v == 6 else ICMP(), v),
+    ),
+    Outcome.REJECT_RST: lambda v: (those(one_service(v), usable=False), frame(SYN, v)),
+    Outcome.REJECT_UNREACH: lambda v: (
+        those(one_service(v, 17), usable=False),
+        frame(UDP(sport=4000, dport=80), v),
+    ),
+    Outcome.DROP_NO_BACKEND: lambda v: (
+        those(one_service(v, no_backend=NoBackend.DROP), usable=False),
+        frame(SYN, v),
+    ),
+    Outcome.DROP_MALFORMED: lambda v: (one_service(v), frame(TCP(dport=80, dataofs=2), v)),
+    Outcome.DROP_FRAGMENT: lambda v: (one_service(v), fragment(v)),
+    Outcome.DROP_TTL: lambda v: (one_service(v), frame(SYN, v, ttl=1)),
+    Outcome.DROP_UNRESOLVED: lambda v: (those(one_service(v), resolved=False), frame(SYN, v)),
+    Outcome.REJECT_TOO_BIG: lambda v: (those(one_service(v), mtu=300), frame(SYN / bytes(400), v)),
+    Outcome.DROP_TOO_BIG: lambda v: (
+        those(one_service(v), mtu=300),
+        frame(SYN / bytes(400), v, src={4: "255.255.255.255", 6: "ff02::1"}[v]),
+    ),
+    Outcome.REJECT_NAT_FULL: lambda v: (exhausted(v), frame(SYN, v)),
+    Outcome.DROP_NAT_FULL: lambda v: (exhausted(v, no_backend=NoBackend.DROP), frame(SYN, v)),
+}
+
+
+def test_every_end_of_a_packet_has_its_test() -> None:
+    # What DROP_NO_SPACE needs is in test_a_tunnel_that_begins_where_a_tagged_frame_came_from.
+    assert {*ENDS, Outcome.DROP_NO_SPACE} == set(Outcome)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("outcome", ENDS, ids=lambda outcome: outcome.name.lower())
+def test_every_end_of_a_packet(
+    kernels: dict[str, Kernel], table: Map, hook: str, version: int, outcome: Outcome
+) -> None:
+    world, packet = ENDS[outcome](version)
+    kernel = kernels[hook]
+    install(kernel, world, table)
+    expected = process(packet, INGRESS, world)
+    seen = kernel.run(packet, INGRESS)
+    assert expected.outcome is outcome
+    assert not harness.compare(kernel, packet, expected, seen)
+
+
+OPEN, CLOSED = 2**62, 1
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("mode", [Mode.DSR, Mode.FULLNAT])
+def test_clients_of_a_prefix_go_by_a_table_of_their_own(
+    kernels: dict[str, Kernel], table: Map, hook: str, version: int, mode: Mode
+) -> None:
+    kernel, world = kernels[hook], one_service(version, mode=mode)
+    client = ip_address(CLIENTS[version])
+    near = ip_network((client, {4: 24, 6: 64}[version]), strict=False)
+    elsewhere = ip_network("10.0.0.0/8" if version == 4 else "2001:db8:ffff::/48")
+    sources = {n: replace(b, source=VIPS[version]) for n, b in world.backends.items()}
+    world = replace(
+        world,
+        clock=1000,
+        backends=sources,
+        tables={1: np.full(65536, 1, np.uint32), 2: np.full(65536, 2, np.uint32)}
+        | {3: np.full(65536, 3, np.uint32)},
+    )
+    more = {number: new_table(with_past=True) for number in (2, 3)}
+    kernel.use_tables(more)
+    for number, each in more.items():
+        harness.fill_table(each, world.tables[number])
+
+    def goes_to(flags: str, rules: dict[Network, Rule], *, tracked: bool = False) -> int:
+        now = replace(world, rules={1: rules})
+        install(kernel, now, table)
+        if tracked:
+            kernel.run(frame(TCP(sport=4000, dport=80, flags="S"), version), INGRESS)
+            now = replace(now, embryonic=kernel.flows("embryonic"), bindings=kernel.bindings())
+            now = replace(now, translations=kernel.translations())
+        packet = frame(TCP(sport=4000, dport=80, flags=flags), version)
+        expected = process(packet, INGRESS, now)
+        seen = kernel.run(packet, INGRESS)
+        assert not harness.compare(kernel, packet, expected, seen)
+        return expected.backend[0] if expected.backend else 0
+
+    assert goes_to("S", {}) == 1
+    assert goes_to("S", {elsewhere: Rule(2)}) == 1
+    assert goes_to("S", {near: Rule(2)}) == 2
+    exactly = ip_network(client)
+    assert goes_to("S", {near: Rule(2), exactly: Rule(3)}) == 3
+    assert goes_to("A", {near: Rule(2, 1, OPEN)}, tracked=True) == 2
+    if mode is Mode.FULLNAT:
+        return  # its flows stay where they are bound, whatever moves
+    assert goes_to("A", {near: Rule(2, 1, OPEN)}) == 1  # older than the rule
+    assert goes_to("A", {near: Rule(2, 1, CLOSED)}) == 2
+    assert goes_to("A", {near: Rule(1, 3, OPEN), elsewhere: Rule(2)}) == 3
 
 
 @pytest.mark.parametrize("hook", HOOKS)

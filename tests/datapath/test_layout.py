@@ -30,6 +30,8 @@ STRUCTS = {
     "lb_sender": layout.Sender,
     "lb_nat_back": layout.NatBack,
     "lb_range": layout.Range,
+    "lb_rule_key": layout.RuleKey,
+    "lb_rule": layout.Rule,
     "lb_link": layout.Link,
     "lb_counter": layout.Counter,
     "lb_stats": layout.Stats,

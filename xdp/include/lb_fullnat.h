@@ -116,7 +116,7 @@ static __always_inline struct lb_choice choose_binding(lb_ctx *ctx, const struct
 	}
 	if (p->quoted || (p->proto == IPPROTO_TCP && !p->begins))
 		return choice;
-	id = slot_word(service, flow_slot(svc, p), &past) & LB_SLOT_BACKEND;
+	id = flow_word(svc, service, p, &past) & LB_SLOT_BACKEND;
 	if (!is_usable(id, 0))
 		return choice;
 	*full = bind_flow(p, svc, id, &key, binding);

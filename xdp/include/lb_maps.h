@@ -10,6 +10,7 @@
 #define lb_vips LB_MAP(LB_FD_VIPS)                   /* hash: lb_endpoint -> u32 service */
 #define lb_ranges LB_MAP(LB_FD_RANGES)               /* LPM trie: lb_range -> u32 service */
 #define lb_services LB_MAP(LB_FD_SERVICES)           /* array: lb_service */
+#define lb_rules LB_MAP(LB_FD_RULES)                 /* LPM trie: lb_rule_key -> lb_rule */
 #define lb_tables LB_MAP(LB_FD_TABLES)               /* array of maps: service -> array[1 or 2] of lb_table */
 #define lb_backends LB_MAP(LB_FD_BACKENDS)           /* array: lb_backend */
 #define lb_conntrack LB_MAP(LB_FD_CONNTRACK)         /* LRU hash: lb_flow_key -> lb_flow */

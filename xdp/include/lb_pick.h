@@ -66,6 +66,19 @@ static __always_inline struct lb_service *find_service(const struct lb_packet *p
 	return bpf_map_lookup_elem(lb_services, id);
 }
 
+/* What is asked for this client alone; NULL = nothing. */
+static __always_inline struct lb_rule *find_rule(const struct lb_service *svc, __u32 id,
+						 const struct lb_packet *p)
+{
+	struct lb_rule_key key = { .prefixlen = 8 * (sizeof(key) - sizeof(key.prefixlen)),
+				   .service = id };
+
+	if (!svc->has_rules)
+		return NULL;
+	__builtin_memcpy(key.client, p->src, sizeof(key.client));
+	return bpf_map_lookup_elem(lb_rules, &key);
+}
+
 /* The slot's word, and its past if it isn't quiet: in one lookup of the table, so that both are of the
  * same table. */
 static __always_inline __u32 slot_word(__u32 service, __u32 slot, struct lb_past *past)
@@ -89,6 +102,28 @@ static __always_inline __u32 slot_word(__u32 service, __u32 slot, struct lb_past
 	if (table)
 		past->origin = table->slot[slot & LB_SLOT_MASK];
 	return word;
+}
+
+/* The word that says where p's flow goes, and the past of its slot or, if that changed lately, of the rule
+ * for its client. */
+static __always_inline __u32 flow_word(const struct lb_service *svc, __u32 id,
+				       const struct lb_packet *p, struct lb_past *past)
+{
+	struct lb_rule *rule = find_rule(svc, id, p);
+	__u32 slot = flow_slot(svc, p);
+	struct lb_past before = {};
+	__u32 word;
+
+	word = slot_word(rule ? rule->table : id, slot, past);
+	if (!rule || !rule->closes)
+		return word;
+	if (rule->closes > bpf_ktime_get_ns()) {
+		past->moving = 1;
+		past->origin = slot_word(rule->before, slot, &before) & LB_SLOT_BACKEND;
+		if (before.moving)
+			past->origin = before.origin;
+	}
+	return word | LB_SLOT_STIRRED;
 }
 
 /* May flows go to this backend, if it is of that generation (0 = whichever)? */
@@ -170,9 +205,8 @@ static __always_inline void remember(struct lb_flow_key *key, __u32 id, int embr
 static __always_inline struct lb_choice choose_backend(const struct lb_service *svc, __u32 id,
 						       const struct lb_packet *p)
 {
-	__u32 slot = flow_slot(svc, p);
 	struct lb_past past = {};
-	__u32 word = slot_word(id, slot, &past);
+	__u32 word = flow_word(svc, id, p, &past);
 	__u32 own = word & LB_SLOT_BACKEND;
 	struct lb_choice choice = {};
 	struct lb_flow_key key = {};

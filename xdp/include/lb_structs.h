@@ -32,7 +32,22 @@ struct lb_service {
 	__u8 affinity;   /* enum lb_affinity */
 	__u8 tracking;   /* enum lb_tracking */
 	__u8 no_backend; /* enum lb_no_backend */
-	__u8 pad;
+	__u8 has_rules;  /* in the rules map */
+};
+
+/* Key of the rules map, a trie of client prefixes for each service. */
+struct lb_rule_key {
+	__u32 prefixlen; /* in bits, of what follows: 32 for the service, 96 more for IPv4 */
+	__u32 service;
+	__u32 client[4];
+};
+
+/* Which table these clients' flows are placed by. While the window is open (closes: as in lb_table; 0 = the
+ * rule changed long ago) older flows are where the table `before` has them. */
+struct lb_rule {
+	__u32 table;
+	__u32 before;
+	__u64 closes;
 };
 
 /* One cache line. */

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from lb.core import flowhash
 from lb.core.reference.parse import Packet, tcp_flags
-from lb.core.reference.pick import EMPTY, SEEN_STEP
+from lb.core.reference.pick import EMPTY, SEEN_STEP, slot_for
 from lb.core.reference.world import (
     TCP,
     Backend,
@@ -59,9 +59,7 @@ def choose_binding(packet: Packet, number: int, service: Service, world: World) 
         gone = {key: None}
     if packet.quoted or (packet.proto == TCP and not packet.begins):
         return Bound(None, bindings=gone)
-    slot = flowhash.slot(service.seed, packet.source, packet.sport, packet.dport, service.affinity)
-    table = world.tables.get(number)
-    own = int(table[slot]) if table is not None else EMPTY
+    own, _ = slot_for(packet, number, service, world)
     backend = world.backends.get(own)
     if own == EMPTY or backend is None or not backend.usable:
         return Bound(None, bindings=gone)

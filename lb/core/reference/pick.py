@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from lb.core import flowhash
 from lb.core.reference.parse import Packet
-from lb.core.reference.world import TCP, Endpoint, Flow, FlowKey, Past, Service, World
-from lb.model.objects import Tracking
+from lb.core.reference.world import TCP, Endpoint, Flow, FlowKey, Past, Rule, Service, World
+from lb.model.objects import Address, Tracking
 
 EMPTY = 0  # in slot tables: no backend
 
@@ -48,13 +48,39 @@ def service_at(vip: Endpoint, world: World) -> int | None:
     return None
 
 
+def slot_for(packet: Packet, number: int, service: Service, world: World) -> tuple[int, Past | None]:
+    """The backend (or EMPTY) that the packet's slot names, and the past of the slot or, if that changed
+    lately, of the rule for its client."""
+    slot = flowhash.slot(service.seed, packet.source, packet.sport, packet.dport, service.affinity)
+    rule = _rule_for(packet.source, number, world)
+    if rule is None:
+        return _slot(number, slot, world)
+    own, past = _slot(rule.table, slot, world)
+    if rule.closes <= world.clock:
+        return own, past or (Past(EMPTY, rule.closes) if rule.closes else None)
+    was, earlier = _slot(rule.before, slot, world)
+    if earlier is not None and earlier.closes > world.clock:
+        was = earlier.origin
+    return own, Past(was, rule.closes)
+
+
+def _slot(table: int, slot: int, world: World) -> tuple[int, Past | None]:
+    slots = world.tables.get(table)
+    own = int(slots[slot]) if slots is not None else EMPTY
+    return own, world.pasts.get(table, {}).get(slot)
+
+
+def _rule_for(client: Address, number: int, world: World) -> Rule | None:
+    """That of the longest prefix."""
+    prefixes = [prefix for prefix in world.rules.get(number, {}) if client in prefix]
+    longest = max(prefixes, key=lambda prefix: prefix.prefixlen, default=None)
+    return world.rules[number][longest] if longest else None
+
+
 def choose_backend(packet: Packet, number: int, service: Service, world: World) -> Choice:
     """A flow that is remembered goes where it went. One that is older than its slot's last move goes
     to where the slot was then; any other where its slot says."""
-    slot = flowhash.slot(service.seed, packet.source, packet.sport, packet.dport, service.affinity)
-    table = world.tables.get(number)
-    own = int(table[slot]) if table is not None else EMPTY
-    past = world.pasts.get(number, {}).get(slot)
+    own, past = slot_for(packet, number, service, world)
     always = service.tracking is Tracking.ALWAYS
     if service.tracking is Tracking.NEVER or (past is None and not always):
         # Without entries, a connection's start is all that can be counted.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum, Flag, auto
 
 from lb.core.flowhash import Seed
-from lb.model.objects import Address, Affinity, Mode, NoBackend, Tracking
+from lb.model.objects import Address, Affinity, Mode, Network, NoBackend, Tracking
 
 TCP = 6
 UDP = 17
@@ -138,6 +138,16 @@ class Past:
 
 
 @dataclass(frozen=True, slots=True)
+class Rule:
+    """Which table some clients' flows are placed by. While the window is open (`closes`, in ns; 0 = it
+    changed long ago), older flows are where the table `before` has them."""
+
+    table: int
+    before: int = 0
+    closes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Sender:
     """Where a client's frames come from."""
 
@@ -195,6 +205,8 @@ class World:
     vips: Mapping[Endpoint, int] = field(default_factory=dict)  # -> service
     ranges: Mapping[Range, int] = field(default_factory=dict)  # -> service; they don't overlap
     services: Mapping[int, Service] = field(default_factory=dict)
+    # By service, then by prefix of the client's address.
+    rules: Mapping[int, Mapping[Network, Rule]] = field(default_factory=dict)
     tables: Mapping[int, Sequence[int]] = field(default_factory=dict)  # slot -> backend, 0 = empty
     pasts: Mapping[int, Mapping[int, Past]] = field(default_factory=dict)  # slots that aren't quiet
     backends: Mapping[int, Backend] = field(default_factory=dict)
