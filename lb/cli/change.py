@@ -95,8 +95,9 @@ class Draft:
         """Delete a service, its backends and its table."""
         for key in (keys.service(name), *self.keys_under(keys.backend(name, ""))):
             self.remove(key)
-        if keys.table(name) in self.state.versions:
-            self.wanted[keys.table(name)] = None  # not compared: nodes write it, and it goes anyway
+        for key in (keys.table(name), *self.keys_under(keys.table(f"{name}/"))):
+            if key in self.state.versions:
+                self.wanted[key] = None  # not compared: nodes write it, and it goes anyway
 
     def _now(self, document: Service | Backend) -> Document | None:
         if isinstance(document, Service):
@@ -267,7 +268,10 @@ def entries(state: DesiredState) -> dict[str, int]:
     """How many entries each map of the data path needs, by the names of lb.settings.Limits."""
     addresses = {service.vip for service in state.services.values()}
     return {
-        "services": len(state.services),
+        # Each pool that rules send clients to has a table of its own.
+        "services": len(state.services)
+        + sum(len(set(service.rules.values())) for service in state.services.values()),
+        "rules": sum(len(service.rules) for service in state.services.values()),
         "backends": len(state.backends),
         # One for each endpoint, and one for each address, which says what ICMP to it is about.
         "vips": len(state.services) + len(addresses),

@@ -6,12 +6,13 @@ Everything is still named here; ids, which differ between nodes, are given out b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lb.core import slots
+from lb.core import rules, slots
 from lb.core.nexthop import NextHop
 from lb.core.overlay import overlay
+from lb.core.rules import Steer
 from lb.core.slots import Member, Table
 from lb.core.state import BackendKey, DesiredState
 from lb.model import keys
@@ -24,6 +25,7 @@ from lb.model.objects import (
     Problem,
     Service,
     TableDocument,
+    table_path,
 )
 
 GUE_PORT = 6080  # UDP, registered with IANA
@@ -56,11 +58,17 @@ class WantedService:
     seed: tuple[int, int]
     base: Table
     table: Table
+    pool: str | None = None  # the table for clients that rules send there; none = for all others
+
+    @property
+    def path(self) -> str:
+        """What its table is called."""
+        return table_path(self.service.name, self.pool)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """All of it."""
+    """All of it. Services are by the path of their table: besides "web" there may be "web/canary"."""
 
     services: Mapping[str, WantedService]
     backends: Mapping[BackendKey, WantedBackend]
@@ -81,29 +89,59 @@ def members_of(backends: Sequence[Backend]) -> list[Member]:
 
 
 def base_table(
-    service: Service, backends: Sequence[Backend], document: TableDocument | None, now: int
+    service: Service,
+    backends: Sequence[Backend],
+    document: TableDocument | None,
+    now: int,
+    pool: str | None = None,
 ) -> Table:
     """The service's table as people asked for it, moved least from the stored one; with the moves that
-    this takes, if it is made at `now` (Unix seconds)."""
+    this takes, if it is made at `now` (Unix seconds). With `pool`: the one for clients that rules send
+    to that pool, which is the same as for all others while nobody in the pool takes new flows."""
     previous = None
     if document is not None:
         try:
             previous = slots.from_document(document)
         except ValueError:
             previous = None  # quarantined like any bad document: begin anew
-    table = slots.plan(members_of(backends), service.split, previous)
+    members = members_of(backends)
+    alone = pool is not None and any(each.weight for each in members if each.pool == pool)
+    split = {pool: 100.0} if pool is not None and alone else service.split
+    table = slots.plan(members, split, previous)
+    if pool is None:
+        # Without a table before there is no flow that could be older than a rule.
+        held: rules.Steers = {prefix: Steer(to, None) for prefix, to in service.rules.items()}
+        held = previous.steers if previous else held
+        steers = rules.follow(held, service.rules, now, service.window)
+        table = slots.Table(table.backends, table.slots, table.parts, steers=steers)
     if previous is None:
         return table
     if slots.moved(previous, table) or table.backends != previous.backends:
         return slots.remember(previous, table, now, service.window)
-    return slots.Table(table.backends, table.slots, table.parts, previous.moves)
+    return slots.Table(table.backends, table.slots, table.parts, previous.moves, table.steers)
+
+
+def base_tables(
+    service: Service,
+    backends: Sequence[Backend],
+    documents: Mapping[str, TableDocument],
+    now: int,
+) -> dict[str, Table]:
+    """All of the service's tables, by path (TableDocument.path), as base_table() says."""
+    own = base_table(service, backends, documents.get(service.name), now)
+    found = {service.name: own}
+    for pool in sorted(rules.pools(own.steers)):
+        path = table_path(service.name, pool)
+        found[path] = base_table(service, backends, documents.get(path), now, pool)
+    return found
 
 
 @dataclass(frozen=True)
 class ServicePlan:
-    """What one service is to be in the kernel."""
+    """What one service is to be in the kernel: itself, and the pools that rules send clients to."""
 
     wanted: WantedService
+    pools: tuple[WantedService, ...]
     backends: Mapping[BackendKey, WantedBackend]
     problems: tuple[Problem, ...]
 
@@ -113,9 +151,9 @@ def plan_service(
     members: Sequence[Backend],
     observed: Observed,
     cluster_seed: str,
-    base: Table,
+    bases: Mapping[str, Table],
 ) -> ServicePlan:
-    """What the kernel should hold of a service and its backends."""
+    """What the kernel should hold of a service and its backends. `bases`: of base_tables()."""
     backends: dict[BackendKey, WantedBackend] = {}
     problems: list[Problem] = []
     for backend in members:
@@ -131,18 +169,45 @@ def plan_service(
         )
     # No traffic before the way to a backend is known.
     unresolved = [name for (_, name), each in backends.items() if each.next_hop is None]
-    wanted = WantedService(
-        service=service,
-        seed=seed_of(cluster_seed, service.name),
-        base=base,
-        table=overlay(base, members_of(members), dict.fromkeys(unresolved, 0.0)),
-    )
-    return ServicePlan(wanted, backends, tuple(problems))
+    taking = members_of(members)
+    fitness = dict.fromkeys(unresolved, 0.0)
+    seed = seed_of(cluster_seed, service.name)
+    base = bases[service.name]
+    wanted = WantedService(service, seed, base, overlay(base, taking, fitness))
+    pools = []
+    for pool in sorted(rules.pools(base.steers)):
+        own = bases[table_path(service.name, pool)]
+        table = overlay(own, taking, fitness)
+        if not table.has_backends and own.backends == wanted.table.backends:
+            table = wanted.table  # nobody in the pool can be used
+        pools.append(WantedService(service, seed, own, table, pool))
+    problems += _without_effect(service, taking)
+    return ServicePlan(wanted, tuple(pools), backends, tuple(problems))
+
+
+def _without_effect(service: Service, members: Sequence[Member]) -> list[Problem]:
+    """Rules for pools in which nobody takes new flows."""
+    taking = {member.pool for member in members if member.weight}
+    return [
+        Problem(
+            where=keys.service(service.name),
+            message=f"no backend of pool {pool!r} takes new flows: the clients that rules send there go"
+            " by the split",
+            hint=f"add one: lbctl backend add {service.name} NAME ADDRESS --pool {pool}, or remove the"
+            " rules: lbctl rule rm",
+        )
+        for pool in sorted(set(service.rules.values()) - taking)
+    ]
 
 
 def seed_in_force(state: DesiredState) -> str:
     """The cluster's seed; without a configuration it is all zeros."""
     return state.config.seed if state.config else "0" * 32
+
+
+def flat(plans: Iterable[ServicePlan]) -> dict[str, WantedService]:
+    """Services and the pools that rules send clients to, by path."""
+    return {each.path: each for plan in plans for each in (plan.wanted, *plan.pools)}
 
 
 def join(plans: Mapping[str, ServicePlan]) -> Wanted:
@@ -151,18 +216,18 @@ def join(plans: Mapping[str, ServicePlan]) -> Wanted:
     for each in plans.values():
         backends.update(each.backends)
     return Wanted(
-        services={name: each.wanted for name, each in plans.items()},
+        services=flat(plans.values()),
         backends=backends,
         problems=tuple(problem for each in plans.values() for problem in each.problems),
     )
 
 
 def plan(state: DesiredState, observed: Observed, bases: Mapping[str, Table]) -> Wanted:
-    """What the kernel should hold. `bases` has the base table of every service."""
+    """What the kernel should hold. `bases` has the base tables of every service."""
     seed = seed_in_force(state)
     return join(
         {
-            name: plan_service(service, state.backends_of(name), observed, seed, bases[name])
+            name: plan_service(service, state.backends_of(name), observed, seed, bases)
             for name, service in state.services.items()
         }
     )

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from lb.core import apportion, moves
 from lb.core.apportion import IntArray, Pool
 from lb.core.moves import Moves
+from lb.core.rules import Steer, Steers
 from lb.model.objects import TableDocument
 
 SLOTS = 65536
@@ -56,13 +57,15 @@ class Table:
         slots: NDArray[np.int32],
         parts: Mapping[str, int] | None = None,
         moves: tuple[MoveRun, ...] = (),
+        steers: Steers | None = None,
     ) -> None:
         """`slots` has shape (65536,): index into `backends`, or EMPTY. `parts` is each pool's share
-        that it was planned for, in millionths of a per cent. `moves`: see TableDocument."""
+        that it was planned for, in millionths of a per cent. `moves`, `steers`: see TableDocument."""
         starts = _starts(slots)
         self.backends = backends
         self.parts: Mapping[str, int] = parts or {}
         self.moves = moves
+        self.steers: Steers = steers or {}
         self.owners: NDArray[np.int32] = slots[starts].astype(np.int32)
         self.lengths: NDArray[np.int32] = np.diff(starts, append=SLOTS).astype(np.int32)
 
@@ -70,6 +73,11 @@ class Table:
     def slots(self) -> NDArray[np.int32]:
         """Index into `backends`, or EMPTY, for each slot; shape (65536,). A new array each time."""
         return np.repeat(self.owners, self.lengths)
+
+    @property
+    def has_backends(self) -> bool:
+        """Does any slot name a backend?"""
+        return bool((self.owners != EMPTY).any())
 
     def counts(self) -> dict[str, int]:
         """Slots per backend; backends without a slot are there with 0."""
@@ -141,6 +149,7 @@ def equal(one: Table, other: Table) -> bool:
         one.backends == other.backends
         and one.parts == other.parts
         and one.moves == other.moves
+        and one.steers == other.steers
         and np.array_equal(one.owners, other.owners)
         and np.array_equal(one.lengths, other.lengths)
     )
@@ -151,14 +160,17 @@ def moved(before: Table, after: Table) -> int:
     return int(np.count_nonzero(_renumbered(before, after.backends) != after.slots))
 
 
-def to_document(service: str, table: Table) -> TableDocument:
-    """Run-length encoding for the store."""
+def to_document(path: str, table: Table) -> TableDocument:
+    """Run-length encoding for the store; the path is a service's name, or service/pool."""
+    service, _, pool = path.partition("/")
     return TableDocument(
         service=service,
+        pool=pool or None,
         backends=table.backends,
         parts=dict(table.parts),
         runs=tuple(zip(table.owners.tolist(), table.lengths.tolist(), strict=True)),
         moves=table.moves,
+        steers=tuple((p, each.to, each.before, each.closes) for p, each in table.steers.items()),
     )
 
 
@@ -178,7 +190,8 @@ def from_document(document: TableDocument) -> Table:
             raise ValueError("a move names a backend that the table does not have, or no time")
         end = first + length
     slots = np.repeat(owners, lengths).astype(np.int32)
-    return Table(document.backends, slots, dict(document.parts), document.moves)
+    steers = {prefix: Steer(to, before, closes) for prefix, to, before, closes in document.steers}
+    return Table(document.backends, slots, dict(document.parts), document.moves, steers)
 
 
 def remember(previous: Table, table: Table, now: int, window: int) -> Table:
@@ -194,7 +207,7 @@ def remember(previous: Table, table: Table, now: int, window: int) -> Table:
         now,
         EMPTY,
     )
-    return Table(table.backends, table.slots, table.parts, _runs(past, now))
+    return Table(table.backends, table.slots, table.parts, _runs(past, now), table.steers)
 
 
 def _runs(past: Moves, now: int) -> tuple[MoveRun, ...]:

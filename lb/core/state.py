@@ -128,7 +128,7 @@ def parse(
     services = load(keys.SERVICES, Service, old.services.get, lambda d: d.name)
     by_path = {f"{service}/{name}": b for (service, name), b in old.backends.items()}
     backends = load(keys.BACKENDS, Backend, by_path.get, lambda d: f"{d.service}/{d.name}")
-    tables = load(keys.TABLES, TableDocument, old.tables.get, lambda d: d.service)
+    tables = load(keys.TABLES, TableDocument, old.tables.get, lambda d: d.path)
     nodes = load(keys.NODES, NodeStatus, old.nodes.get, lambda d: d.node)
     config = load(keys.CONFIG, ClusterConfig, lambda _: old.config, lambda _: "")
     for key, problem in conflicts(services, backends, old):
@@ -186,9 +186,9 @@ def advance(state: DesiredState, revision: int, changes: Iterable[Change]) -> De
                 touched.add(backend.service)
             elif key.startswith(keys.TABLES):
                 table = TableDocument.model_validate_json(text)
-                if key != keys.table(table.service):
+                if key != keys.table(table.path):
                     return None
-                tables[table.service] = table
+                tables[table.path] = table
             else:
                 return None
             if text is None:

@@ -20,9 +20,9 @@ def backend(service: str, name: str) -> str:
     return f"{BACKENDS}{service}/{name}"
 
 
-def table(service: str) -> str:
-    """Key of a service's slot table."""
-    return TABLES + service
+def table(path: str) -> str:
+    """Key of a slot table: of a service, or of service/pool."""
+    return TABLES + path
 
 
 def node(name: str) -> str:

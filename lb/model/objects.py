@@ -32,6 +32,7 @@ MAX_WEIGHT = 65535
 DEFAULT_POOL = "stable"
 DEFAULT_WINDOW = 900
 MAX_WINDOW = 7 * 86400
+MAX_RULES = 1024  # of one service
 
 
 class Protocol(StrEnum):
@@ -156,6 +157,13 @@ class Service(Document):
         default={DEFAULT_POOL: 100.0},
         description="Share of new flows for each pool, in per cent; sums to 100.",
     )
+    rules: dict[Network, Name] = Field(
+        default={},
+        max_length=MAX_RULES,
+        description="Source prefixes whose clients go to a pool of their own, whatever the split says;"
+        " of several that cover a client the longest counts. While nobody in that pool can be used,"
+        " they go by the split.",
+    )
 
     _check_text = field_validator("vip", mode="before")(_written)
     _check_vip = field_validator("vip")(_unicast)
@@ -164,6 +172,13 @@ class Service(Document):
     def _check_split(self) -> Self:
         if abs(sum(self.split.values()) - 100.0) > 1e-6:
             raise ValueError(f"split sums to {sum(self.split.values()):g} %, not to 100 %")
+        return self
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> Self:
+        for prefix in self.rules:
+            if prefix.version != self.vip.version:
+                raise ValueError(f"rules: {prefix} is of another IP version than the VIP {self.vip}")
         return self
 
     @model_validator(mode="after")
@@ -219,22 +234,40 @@ class ClusterConfig(Document):
     )
 
 
+def table_path(service: str, pool: str | None) -> str:
+    """What a table is called: "web", or "web/canary" for the clients that rules send to that pool."""
+    return f"{service}/{pool}" if pool else service
+
+
 class TableDocument(Document):
-    """A service's slot table as shared state. Key: /lb/v1/tables/<service>.
+    """A service's slot table as shared state. Key: /lb/v1/tables/<service>, and
+    /lb/v1/tables/<service>/<pool> for a pool that rules send clients to.
 
     `runs` covers the slots 0..65535 in order: [index into backends, or -1 for empty; length].
     `moves` lists those that moved lately: [first slot; how many; their origin, as an index into
     backends, or -1 for none; when their window closes, in Unix seconds]. The origin is the backend
-    that they had when they last were not moving.
+    that they had when they last were not moving. `steers` are the rules that it was planned with, and
+    those that went lately: [prefix; pool, or null for the split's; the same before, and when that no
+    longer counts, in Unix seconds, 0 = it counts no more].
     """
 
     service: Name
+    pool: Name | None = Field(
+        default=None,
+        description="Of a table for the clients that rules send to this pool; none = for all others.",
+    )
     backends: tuple[Name, ...]
     parts: dict[Name, int] = Field(
         description="Share of each pool that it was planned for, in millionths of a per cent."
     )
     runs: tuple[tuple[int, int], ...]
     moves: tuple[tuple[int, int, int, int], ...] = ()
+    steers: tuple[tuple[Network, Name | None, Name | None, int], ...] = ()
+
+    @property
+    def path(self) -> str:
+        """Its key below /lb/v1/tables/."""
+        return table_path(self.service, self.pool)
 
 
 class Problem(Document):
@@ -264,8 +297,10 @@ class NodeStatus(Document):
     revision: int = Field(description="Revision of the store that the kernel maps hold.")
     links: tuple[LinkStatus, ...]
     pin_dir: str
-    digests: dict[Name, str] = Field(
-        default={}, description="Per service: digest of the slot table that the kernel holds."
+    digests: dict[str, str] = Field(
+        default={},
+        description="Per service, and service/pool that rules send clients to: digest of the slot table"
+        " that the kernel holds.",
     )
     unresolved: tuple[str, ...] = Field(
         default=(), description="service/backend whose next hop has not been resolved."

@@ -238,18 +238,13 @@ class Daemon:
             self.inbox.put(StoreChanged())
 
     def _share_tables(self, documents: Mapping[str, TableDocument]) -> None:
-        """Make new base tables part of the shared state, and take those of removed services out. If
+        """Make new base tables part of the shared state, and take those out that nobody needs. If
         another node was faster, or somebody changed the service, the watch brings that."""
-        versions = self.state.versions
         puts = [
             (name, Put(keys.table(name), document.model_dump_json()))
             for name, document in documents.items()
         ]
-        gone = [
-            (name, Delete(keys.table(name)))
-            for name in self.state.tables
-            if keys.service(name) not in versions
-        ]
+        gone = [(name, Delete(keys.table(name))) for name in self._bases.unneeded(self.state)]
         changes: list[tuple[str, Put | Delete]] = [*puts, *gone]
         for start in range(0, len(changes), TABLES_A_COMMIT):
             self._share(changes[start : start + TABLES_A_COMMIT])
@@ -259,7 +254,7 @@ class Daemon:
         compares = [
             Compare(key, versions.get(key, 0))
             for name, _ in changes
-            for key in (keys.table(name), keys.service(name))
+            for key in (keys.table(name), keys.service(name.partition("/")[0]))
         ]
         try:
             self.store.commit([change for _, change in changes], compares)
@@ -362,6 +357,7 @@ class Daemon:
                     "services": self.maps.services.max_entries - 1,
                     "backends": self.maps.backends.max_entries - 1,
                     "vips": self.maps.vips.max_entries,
+                    "rules": self.maps.rules.max_entries,
                 },
                 problems=(*self.notes, *problems),
             )

@@ -6,53 +6,83 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lb.core import slots
-from lb.core.plan import Observed, ServicePlan, Wanted, base_table, join, plan_service, seed_in_force
+from lb.core import rules, slots
+from lb.core.plan import (
+    Observed,
+    ServicePlan,
+    Wanted,
+    base_tables,
+    flat,
+    join,
+    plan_service,
+    seed_in_force,
+)
 from lb.core.slots import Table
 from lb.core.state import DesiredState
-from lb.model.objects import Backend, Service, TableDocument
+from lb.model import keys
+from lb.model.objects import Backend, Service, TableDocument, table_path
 
-_BaseInputs = tuple[Service, tuple[Backend, ...], TableDocument | None]
-_Inputs = tuple[Service, tuple[Backend, ...], Table]
+_BaseInputs = tuple[Service, tuple[Backend, ...], dict[str, TableDocument]]
+_Inputs = tuple[Service, tuple[Backend, ...], dict[str, Table]]
 
 
 @dataclass
 class Bases:
-    """The base table of each service."""
+    """The base tables of each service."""
 
-    _known: dict[str, tuple[_BaseInputs, Table]] = field(default_factory=dict)
+    _known: dict[str, tuple[_BaseInputs, dict[str, Table]]] = field(default_factory=dict)
     _documents: dict[str, tuple[Table, TableDocument]] = field(default_factory=dict)
 
     def update(self, state: DesiredState) -> dict[str, Table]:
-        """Base tables for this state. A table stays the same object while its content is the same."""
-        known: dict[str, tuple[_BaseInputs, Table]] = {}
+        """Base tables for this state, by path. A table stays the same object while its content is the
+        same."""
+        documents: dict[str, dict[str, TableDocument]] = {}
+        for path, document in state.tables.items():
+            documents.setdefault(document.service, {})[path] = document
+        known: dict[str, tuple[_BaseInputs, dict[str, Table]]] = {}
         for name, service in state.services.items():
-            members = state.backends_of(name)
-            inputs = (service, members, state.tables.get(name))
+            inputs = service, state.backends_of(name), documents.get(name, {})
             before = self._known.get(name)
             if before is not None and before[0] == inputs:
                 known[name] = inputs, before[1]
                 continue
-            table = base_table(service, members, inputs[2], int(time.time()))
-            if before is not None and slots.equal(before[1], table):
-                table = before[1]  # the same object: whoever has it knows that it is no news
-            known[name] = (inputs, table)
+            made = base_tables(*inputs, int(time.time()))
+            held = before[1] if before else {}
+            for path in made.keys() & held.keys():
+                if slots.equal(held[path], made[path]):
+                    made[path] = held[path]  # the same object: whoever has it knows that it is no news
+            known[name] = inputs, made
         self._known = known
-        return {name: table for name, (_, table) in known.items()}
+        return self._tables()
+
+    def _tables(self) -> dict[str, Table]:
+        return {path: table for _, made in self._known.values() for path, table in made.items()}
 
     def unstored(self, state: DesiredState) -> dict[str, TableDocument]:
-        """The tables of the last update that differ from what the store holds."""
+        """The tables of the last update that differ from what the store holds, by path."""
         documents = {}
-        for name, (_, table) in self._known.items():
-            before = self._documents.get(name)
+        for path, table in self._tables().items():
+            before = self._documents.get(path)
             same = before is not None and before[0] is table
-            documents[name] = before if same and before else (table, slots.to_document(name, table))
+            documents[path] = before if same and before else (table, slots.to_document(path, table))
         self._documents = documents
         return {
-            name: document
-            for name, (_, document) in documents.items()
-            if state.tables.get(name) != document
+            path: document
+            for path, (_, document) in documents.items()
+            if state.tables.get(path) != document
         }
+
+    def unneeded(self, state: DesiredState) -> list[str]:
+        """Paths of tables that the store holds of services that are gone, and of pools that no rule
+        sends anybody to any more."""
+        needed = {path for _, made in self._known.values() for path in made}
+        return [
+            path
+            for path, document in state.tables.items()
+            if path not in needed
+            # A service that can't be read may come back as it was.
+            and (document.service in self._known or keys.service(document.service) not in state.versions)
+        ]
 
 
 @dataclass
@@ -73,7 +103,8 @@ class Plans:
         known: dict[str, tuple[_Inputs, ServicePlan]] = {}
         changed: list[ServicePlan] = []
         for name, service in state.services.items():
-            inputs = service, state.backends_of(name), bases[name]
+            own = {path: bases[path] for path in self._paths(name, bases[name])}
+            inputs = service, state.backends_of(name), own
             before = self._known.get(name)
             if before is not None and before[0] == inputs:
                 known[name] = inputs, before[1]  # equal: identical ones are compared faster
@@ -84,6 +115,10 @@ class Plans:
         self._known = known
         return self._joined
 
+    @staticmethod
+    def _paths(name: str, base: Table) -> list[str]:
+        return [name, *(table_path(name, pool) for pool in rules.pools(base.steers))]
+
     def _join(self, plans: Mapping[str, ServicePlan], changed: Sequence[ServicePlan]) -> Wanted:
         """All of them; where only values differ, what was joined before with what changed."""
         before = self._joined
@@ -91,10 +126,9 @@ class Plans:
         if (
             before.problems
             or any(each.problems for each in changed)
-            or plans.keys() != before.services.keys()
+            or flat(plans.values()).keys() != before.services.keys()
             or len(before.backends) != sum(len(each.backends) for each in plans.values())
             or not fresh.keys() <= before.backends.keys()
         ):
             return join(plans)
-        services = {each.wanted.service.name: each.wanted for each in changed}
-        return Wanted({**before.services, **services}, {**before.backends, **fresh})
+        return Wanted({**before.services, **flat(changed)}, {**before.backends, **fresh})
