@@ -84,5 +84,7 @@ def _document(state: DesiredState, key: str) -> Document | None:
 
 def _show(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {each:g}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {_show(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, float):
+        return f"{value:g}"
     return "none" if value is None else str(value)

@@ -18,12 +18,14 @@ from types import UnionType
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
+from pydantic import BaseModel
 from typer.models import ArgumentInfo, OptionInfo
 
 import lb.errors
 from lb.cli.main import InternalError, UsageError, app
 from lb.cli.options import CHANGE, COMMON
 from lb.cli.rows import BackendRow, ServiceRow
+from lb.cli.rule import RuleRow
 from lb.errors import ExitCode, LbError
 
 DIRECTORY = Path(__file__).resolve().parents[2] / "docs" / "reference"
@@ -130,6 +132,7 @@ def cli_page() -> str:
     parts.append("## Output keys\n")
     parts.append(_row_keys("service list, service show", ServiceRow))
     parts.append(_row_keys("backend list, backend show", BackendRow))
+    parts.append(_row_keys("rule list", RuleRow))
     parts.append("`service show` prints `service` (one such object) and `backends` (a list).\n")
     parts.append(CHANGE_KEYS)
     return "\n".join(parts)
@@ -248,7 +251,7 @@ def _default(default: Any) -> str:
     return f" Default: `{default.value if isinstance(default, Enum) else default}`."
 
 
-def _row_keys(where: str, row: type[ServiceRow] | type[BackendRow]) -> str:
+def _row_keys(where: str, row: type[BaseModel]) -> str:
     fields = sorted(row.model_fields.items(), key=lambda each: each[0] in _counters())
     rows = [f"| `{name}` | {field.description} |" for name, field in fields]
     return "\n".join((f"### What `{where}` print\n", "| key | meaning |", "|---|---|", *rows, ""))

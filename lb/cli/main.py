@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import lb
-from lb.cli import backend, backend_node, declarative, flows, replay, service, status, trace
+from lb.cli import backend, backend_node, declarative, flows, replay, rule, service, status, trace
 from lb.cli.output import Format, report
 from lb.errors import ExitCode, LbError
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(service.app, name="service")
 app.add_typer(backend.app, name="backend")
+app.add_typer(rule.app, name="rule")
 app.add_typer(backend_node.app, name="backend-node")
 app.add_typer(flows.app, name="flows")
 status.register(app)

@@ -14,7 +14,17 @@ from lb.cli.kernel import Kernel, Stats
 from lb.cli.output import Table, number, percent
 from lb.core.state import DesiredState, describe_socket, describe_vip
 from lb.errors import DatapathError
-from lb.model.objects import Address, Admin, Affinity, Backend, Mode, NoBackend, Protocol, Tracking
+from lb.model.objects import (
+    Address,
+    Admin,
+    Affinity,
+    Backend,
+    Mode,
+    Network,
+    NoBackend,
+    Protocol,
+    Tracking,
+)
 from lb.model.objects import Service as ServiceDocument
 
 
@@ -49,6 +59,9 @@ class ServiceRow(Counters):
     window: int = Field(description="Seconds for which a slot that moved remembers where it was.")
     no_backend: NoBackend = Field(description="Answer while no backend is usable.")
     split: dict[str, float] = Field(description="Share of new flows for each pool, in per cent.")
+    rules: dict[Network, str] = Field(
+        description="Pool for the clients of each source prefix, whatever the split says."
+    )
     backends: int = Field(description="How many backends it has.")
     backends_up: int = Field(description="How many of them take new flows.")
 
@@ -81,7 +94,7 @@ def _service_row(
         **service.model_dump(),
         ports=service.ports,
         backends=len(backends),
-        backends_up=sum(_takes_flows(backend) for backend in backends),
+        backends_up=sum(backend.takes_flows for backend in backends),
         **_counters(_service_stats(kernel, service.name)),
     )
 
@@ -130,7 +143,7 @@ def by_service(state: DesiredState) -> dict[str, list[Backend]]:
 def planned_shares(split: Mapping[str, float], backends: Sequence[Backend]) -> dict[str, float]:
     """Exact share of new flows in per cent: pools by split, within a pool by weight. A pool in which
     nobody takes flows leaves its share to the others, as in lb/core/slots.py."""
-    weights = {b.name: b.weight if _takes_flows(b) else 0 for b in backends}
+    weights = {b.name: b.weight if b.takes_flows else 0 for b in backends}
     totals: dict[str, int] = {}
     for backend in backends:
         totals[backend.pool] = totals.get(backend.pool, 0) + weights[backend.name]
@@ -196,11 +209,8 @@ def summary(service: ServiceDocument) -> str:
         f"{f' (window {service.window} s)' if service.tracking is Tracking.MOVING else ''}, "
         f"no backend: {service.no_backend}, "
         f"split {', '.join(f'{pool} {share:g} %' for pool, share in sorted(service.split.items()))}"
+        + (f", {len(service.rules)} rules for clients" if service.rules else "")
     )
-
-
-def _takes_flows(backend: Backend) -> bool:
-    return backend.admin is Admin.UP and backend.weight > 0
 
 
 def _cells(row: Counters) -> tuple[str, str, str]:

@@ -71,6 +71,8 @@ def _raise_problem(
         # A problem is named by its key, or as service/backend as in `unresolved`.
         names |= {key, path, path.partition("/")[2]}
     for problem in status.problems:
+        if problem.warning:
+            continue
         if status.revision >= revision:
             relevant = problem.where in names
         else:  # what stops a node as a whole is under its own name, and it stays at its revision

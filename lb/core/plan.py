@@ -85,7 +85,7 @@ def seed_of(cluster_seed: str, service: str) -> tuple[int, int]:
 
 def members_of(backends: Sequence[Backend]) -> list[Member]:
     """Backends as the slot planner sees them: only what is up takes slots."""
-    return [Member(b.name, b.pool, b.weight if b.admin is Admin.UP else 0) for b in backends]
+    return [Member(b.name, b.pool, b.weight if b.takes_flows else 0) for b in backends]
 
 
 def base_table(
@@ -195,6 +195,7 @@ def _without_effect(service: Service, members: Sequence[Member]) -> list[Problem
             " by the split",
             hint=f"add one: lbctl backend add {service.name} NAME ADDRESS --pool {pool}, or remove the"
             " rules: lbctl rule rm",
+            warning=True,
         )
         for pool in sorted(set(service.rules.values()) - taking)
     ]

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Generic, TypeVar
 
-from lb.core.moves import QUIET
 from lb.model.objects import Network
 
 T = TypeVar("T")
 V = TypeVar("V")
+
+QUIET = 0  # in `closes`, as in lb/core/moves.py
 
 
 @dataclass(frozen=True, slots=True)

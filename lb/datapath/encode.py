@@ -16,7 +16,7 @@ def index_key(number: int) -> bytes:
     return number.to_bytes(4, sys.byteorder)
 
 
-def service(document: Service, seed: tuple[int, int]) -> bytes:
+def service(document: Service, seed: tuple[int, int], *, has_rules: bool = False) -> bytes:
     """A struct lb_service."""
     return bytes(
         layout.Service(
@@ -28,6 +28,7 @@ def service(document: Service, seed: tuple[int, int]) -> bytes:
             affinity=layout.AFFINITY_NUMBER[document.affinity],
             tracking=layout.TRACKING_NUMBER[document.tracking],
             no_backend=layout.NO_BACKEND_NUMBER[document.no_backend],
+            has_rules=has_rules,
         )
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 import numpy as np
@@ -118,7 +117,7 @@ class FlowTable:
             if only.backend is not None:
                 mine &= np.isin(entries.values["backend"], _numbers(self._backends, only.backend, 1))
             if only.client is not None:
-                mine &= _within(entries.keys["client"], only.client)
+                mine &= layout.within(entries.keys["client"], only.client)
             chosen.append(entries[mine])
         return chosen
 
@@ -140,14 +139,3 @@ def _named(
 
 def _numbers(named: Mapping[int, tuple[str, ...]], name: str, part: int) -> list[int]:
     return [number for number, each in named.items() if each[part] == name]
-
-
-def _within(clients: NDArray[np.uint64], network: IPv4Network | IPv6Network) -> NDArray[np.bool_]:
-    """Which of the addresses (rows of two words) are in it."""
-    bits = network.prefixlen + (96 if network.version == 4 else 0)
-    mask = (1 << 128) - (1 << 128 - bits)
-    wanted = int.from_bytes(layout.address_bytes(network.network_address), "big") & mask
-    words = np.array([mask >> 64, mask & 2**64 - 1], dtype=np.uint64)
-    same = clients.astype(np.uint64) & words == np.array([wanted >> 64, wanted & 2**64 - 1], np.uint64)
-    whole: NDArray[np.bool_] = same.all(axis=1)
-    return whole

@@ -7,33 +7,32 @@ from them, so nothing on disk can contradict them.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import socket
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 
 from lb.core import ids, moves
-from lb.core.diff import Difference, diff
 from lb.core.ids import Allocation
 from lb.core.moves import Moves
 from lb.core.plan import Wanted, WantedBackend, WantedService
+from lb.core.rules import Steer
 from lb.core.state import BackendKey
-from lb.datapath import encode, expiry, layout, slotmaps, sweep
+from lb.datapath import contents, encode, expiry, layout, rulemaps, slotmaps, sweep
 from lb.datapath.bpf import Map
 from lb.datapath.clock import Clock
+from lb.datapath.contents import Contents
 from lb.datapath.encode import index_key
 from lb.datapath.maps import Maps
+from lb.datapath.rulemaps import Kept
 from lb.datapath.slotmaps import Encoded, Slots
+from lb.datapath.sweep import Placement
 from lb.model import keys
-from lb.model.objects import TRANSLATIONS, Mode, Protocol, Service, Tracking
+from lb.model.objects import TRANSLATIONS, Mode, Protocol, Service, Tracking, table_path
 from lb.settings import Timeouts
-
-# New tables that are open at the same time; each is a file descriptor.
-_TABLES_AT_ONCE = 200
 
 
 def read_owners(owners: Map) -> dict[int, int]:
@@ -43,20 +42,9 @@ def read_owners(owners: Map) -> dict[int, int]:
 
 
 @dataclass
-class Contents:
-    """What the kernel maps hold, as bytes; tables as digests."""
-
-    services: dict[int, bytes] = field(default_factory=dict)
-    backends: dict[int, bytes] = field(default_factory=dict)
-    tables: dict[int, bytes] = field(default_factory=dict)
-    vips: dict[bytes, bytes] = field(default_factory=dict)
-    ranges: dict[bytes, bytes] = field(default_factory=dict)
-    nat_back: dict[bytes, bytes] = field(default_factory=dict)
-
-
-@dataclass
 class Kernel:
-    """The maps of one node."""
+    """The maps of one node. A service's tables are known by their paths: "web", and "web/canary" for the
+    clients that rules send to that pool."""
 
     maps: Maps
     _have: Contents = field(default_factory=Contents)
@@ -89,25 +77,15 @@ class Kernel:
         self._service_ids = {
             number: Allocation(owner, 1) for number, owner in read_owners(maps.service_owners).items()
         }
-        have = Contents(
-            vips=dict(maps.vips.items()),
-            ranges=dict(maps.ranges.items()),
-            nat_back=dict(maps.nat_back.items()),
-            backends={
+        have, stirred = contents.read(
+            maps,
+            self._service_ids,
+            {
                 number: generations[number].tobytes()
                 for number, each in self._backend_ids.items()
                 if each.owner
             },
         )
-        stirred = set()
-        for number in self._service_ids:
-            have.services[number] = maps.services.get(index_key(number)) or b""
-            held = slotmaps.read_raw(maps.tables, number)
-            if held is None:
-                continue
-            have.tables[number] = _digest(held)
-            if held[1] is not None:
-                stirred.add(number)
         self._have = have
         self._stirred = stirred
         self._programmed.clear()
@@ -120,10 +98,8 @@ class Kernel:
 
     def apply(self, wanted: Wanted, keep: Collection[str] = ()) -> int:
         """Make the maps so; returns how many entries were written or deleted. What belongs to objects
-        whose store keys are in `keep` is left as it is.
-
-        The order keeps every packet on solid ground: what is pointed to is written before what points
-        to it, and taken away after. Raises CapacityError, before anything is written.
+        whose store keys are in `keep` is left as it is. Raises CapacityError, before anything is
+        written.
         """
         if self._unsure:
             self.adopt()
@@ -131,7 +107,7 @@ class Kernel:
         same = self._is_whole and not keep and wanted.services.keys() == self._programmed.keys()
         if same and all(self._is_in_place(each, wanted) for each in few):
             return self._apply_few(few, wanted)
-        kept = {ids.uid(key) for key in keep}
+        kept = self._with_pools({ids.uid(key) for key in keep})
         service_uids = {name: ids.uid(keys.service(name)) for name in wanted.services}
         backend_uids = {key: ids.uid(keys.backend(*key)) for key in wanted.backends}
         service_ids = ids.allocate(
@@ -153,10 +129,11 @@ class Kernel:
         for key, number in backend_of.items():
             generation = backend_ids[number].generation
             want.backends[number] = encode.backend(wanted.backends[key], generation)
-        for name, number in service_of.items():
-            each = wanted.services[name]
-            self._add_vip(want, number, each.service)
-            self._add_service(want, tables, number, each, backend_of)
+        for path, number in service_of.items():
+            each = wanted.services[path]
+            if each.pool is None:
+                self._add_vip(want, number, each.service)
+            self._add_service(want, tables, service_of, each, backend_of)
         for (service, name), number in backend_of.items():
             owner = wanted.services[service].service
             if owner.mode in TRANSLATIONS:
@@ -167,11 +144,13 @@ class Kernel:
         self._keep(want, kept)
         self.maps.vips.check_room(len(want.vips))
         self.maps.ranges.check_room(len(want.ranges))
+        self.maps.rules.check_room(len(rulemaps.flat(want.rules)))
 
         # Whatever fails from here on leaves maps that memory doesn't know.
         self._unsure = True
         changes = self._give_out(service_ids, backend_ids)
         changes += self._write(self._have, want, tables)
+        self._stirred &= want.tables.keys()
         self._take_back(service_ids, backend_ids)
         self._service_ids = {n: each for n, each in service_ids.items() if each.owner}
         self._backend_ids = backend_ids
@@ -186,10 +165,24 @@ class Kernel:
     def _owned(held: Mapping[int, Allocation], kept: Collection[int]) -> set[int]:
         return {each.owner for each in held.values() if each.owner in kept}
 
+    def _with_pools(self, kept: set[int]) -> set[int]:
+        """With the owners of the tables that rules of these services send clients to."""
+        held = self._service_ids
+        tables = {
+            table
+            for number, rules in self._have.rules.items()
+            if number in held and held[number].owner in kept
+            for rule in rules.values()
+            for table in (rule.to, rule.before)
+        }
+        return kept | {held[table].owner for table in tables & held.keys()}
+
     def _keep(self, want: Contents, kept: Collection[int]) -> None:
         """Carry over what the kernel has of these owners."""
         have = self._have
         services = {n for n, each in self._service_ids.items() if each.owner in kept}
+        for number in services & have.rules.keys():
+            want.rules.setdefault(number, have.rules[number])
         backends = {n for n, each in self._backend_ids.items() if each.owner in kept}
         for number in services & have.services.keys():
             want.services.setdefault(number, have.services[number])
@@ -220,7 +213,7 @@ class Kernel:
     def _is_in_place(self, each: WantedService, wanted: Wanted) -> bool:
         """Does the service differ from what is programmed in nothing but values: no id to give out, no
         VIP and no way back to change?"""
-        before = self._programmed.get(each.service.name)
+        before = self._programmed.get(each.path)
         if before is None or _fixed(before.service) != _fixed(each.service):
             return False
         name = each.service.name
@@ -234,21 +227,24 @@ class Kernel:
         have, want = Contents(), Contents()
         tables: dict[int, Encoded] = {}
         for each in few:
-            name = each.service.name
-            number = self._service_of[name]
-            self._add_service(want, tables, number, each, self._backend_of)
+            name, number = each.service.name, self._service_of[each.path]
+            self._add_service(want, tables, self._service_of, each, self._backend_of)
             have.services[number] = self._have.services[number]
             have.tables[number] = self._have.tables[number]
+            have.rules[number] = self._have.rules.get(number, {})
             for key in ((name, backend) for backend in each.base.backends):
                 at = self._backend_of[key]
                 generation = self._backend_ids[at].generation
                 want.backends[at] = encode.backend(wanted.backends[key], generation)
                 have.backends[at] = self._have.backends[at]
+        entries = {**self._have.rules, **want.rules}
+        self.maps.rules.check_room(len(rulemaps.flat(entries)))
         self._unsure = True
         changes = self._write(have, want, tables)
         self._have.services |= want.services
         self._have.backends |= want.backends
         self._have.tables |= want.tables
+        self._have.rules |= want.rules
         self._programmed = dict(wanted.services)
         self._wanted_backends = wanted.backends
         self._unsure = False
@@ -258,17 +254,49 @@ class Kernel:
         self,
         want: Contents,
         tables: dict[int, Encoded],
-        number: int,
+        service_of: Mapping[str, int],
         wanted: WantedService,
         backend_of: Mapping[BackendKey, int],
     ) -> None:
-        want.services[number] = encode.service(wanted.service, wanted.seed)
-        before = self._programmed.get(wanted.service.name)
-        if before and _is_same_table(before, wanted):
+        number = service_of[wanted.path]
+        before = self._programmed.get(wanted.path)
+        is_same = before is not None and _is_same_table(before, wanted)
+        if is_same:
             want.tables[number] = self._have.tables[number]
         else:
             tables[number] = self._slots_of(number, wanted, backend_of)
-            want.tables[number] = _digest(tables[number])
+            want.tables[number] = contents.digest(tables[number])
+        if wanted.pool is None:
+            held = self._have.rules.get(number, {})
+            rules = held if is_same else self._rules_of(service_of, wanted)
+            want.rules[number] = rules
+        want.services[number] = encode.service(
+            wanted.service, wanted.seed, has_rules=bool(want.rules.get(number))
+        )
+
+    def _rules_of(self, service_of: Mapping[str, int], wanted: WantedService) -> Kept:
+        """The service's rules with ids for pools, and what they remember of those before."""
+        service, steers = wanted.service, wanted.base.steers
+        number = service_of[service.name]
+
+        def table(pool: str | None) -> int:
+            return service_of[table_path(service.name, pool)]
+
+        if service.tracking is Tracking.NEVER:
+            return rulemaps.at_rest({prefix: table(pool) for prefix, pool in service.rules.items()})
+        shared = {
+            prefix: Steer(table(each.to), table(each.before), each.closes)
+            for prefix, each in steers.items()
+        }
+        known = number in self._have.tables
+        return rulemaps.follow_on(
+            held=self._have.rules.get(number, {}) if known else None,
+            shared=shared,
+            asked=service.rules,
+            tables=[n for path, n in service_of.items() if path.partition("/")[0] == service.name],
+            service=number,
+            window=service.window,
+        )
 
     @staticmethod
     def _add_vip(want: Contents, number: int, service: Service) -> None:
@@ -295,7 +323,7 @@ class Kernel:
         quiet = slotmaps.encode(Slots(after, moves.none(after)))
         had = self._have.tables.get(number)
         if wanted.service.tracking is Tracking.NEVER or (
-            is_quiet and (had is None or had == _digest(quiet))
+            is_quiet and (had is None or had == contents.digest(quiet))
         ):
             return quiet
         before = slotmaps.read(self.maps.tables, number)
@@ -313,26 +341,56 @@ class Kernel:
         many slots. Call it now and then, while `is_stirred`."""
         if self._unsure:
             return 0
-        by_uid = {each.owner: number for number, each in self._service_ids.items()}
         flows = sweep.read(self.maps)
-        calmed: dict[int, Encoded] = {}
+        tables: dict[int, Encoded] = {}
+        rules: dict[int, Kept] = {}
         quiet = 0
-        for name, wanted in self._programmed.items():
-            number = by_uid[ids.uid(keys.service(name))]
-            before = slotmaps.read(self.maps.tables, number)
-            if number not in self._stirred or before is None:
+        for name, numbers in self._tables_of_services().items():
+            number, service = self._service_of[name], self._programmed[name].service
+            held = self._have.rules.get(number, {})
+            if not self._stirred.intersection(numbers) and not _is_stirred(held):
                 continue
-            idle = wanted.service.window * self.clock.rate
-            after = sweep.calm(self.maps, number, before, flows, idle, self.clock.jiffies())
-            fewer = np.count_nonzero(before.moves.stirred) - np.count_nonzero(after.moves.stirred)
-            if fewer:
-                calmed[number] = slotmaps.encode(after)
-                quiet += int(fewer)
+            slots = {n: slotmaps.read(self.maps.tables, n) or slotmaps.empty() for n in numbers}
+            before = Placement(slots, held)
+            idle = service.window * self.clock.rate
+            after = sweep.calm(
+                self.maps, number, before, service.rules, flows, idle, self.clock.jiffies()
+            )
+            if after.rules != held:
+                rules[number] = after.rules
+            for n in numbers:
+                if (slots[n].moves.stirred != after.tables[n].moves.stirred).any():
+                    tables[n] = slotmaps.encode(after.tables[n])
+            quiet += before.stirred - after.stirred
+        have, want = self._just(rules, tables), self._just(rules, tables)
+        want.rules |= rules
+        want.tables |= {n: contents.digest(encoded) for n, encoded in tables.items()}
+        for number, kept in rules.items():
+            raw = layout.Service.from_buffer_copy(have.services[number])
+            raw.has_rules = bool(kept)
+            want.services[number] = bytes(raw)
         self._unsure = True
-        self._swap(calmed)
-        self._have.tables |= {number: _digest(encoded) for number, encoded in calmed.items()}
+        self._write(have, want, tables)
+        self._have.tables |= want.tables
+        self._have.rules |= want.rules
+        self._have.services |= want.services
         self._unsure = False
         return quiet
+
+    def _tables_of_services(self) -> dict[str, list[int]]:
+        """The ids of each service's tables."""
+        found: dict[str, list[int]] = {}
+        for path, each in self._programmed.items():
+            found.setdefault(each.service.name, []).append(self._service_of[path])
+        return found
+
+    def _just(self, rules: Collection[int], tables: Collection[int]) -> Contents:
+        """What the kernel has of these services' rules, and of these tables."""
+        return Contents(
+            services={n: self._have.services[n] for n in rules},
+            rules={n: self._have.rules.get(n, {}) for n in rules},
+            tables={n: self._have.tables[n] for n in tables},
+        )
 
     @property
     def remembers(self) -> bool:
@@ -349,8 +407,8 @@ class Kernel:
             (Protocol.UDP, timeouts.udp, timeouts.udp),
         ):
             numbers = [
-                self._service_of[name]
-                for name, each in self._programmed.items()
+                self._service_of[path]
+                for path, each in self._programmed.items()
                 if each.service.tracking is Tracking.ALWAYS and each.service.protocol is protocol
             ]
             if not numbers:
@@ -372,8 +430,8 @@ class Kernel:
 
     @property
     def is_stirred(self) -> bool:
-        """Are there slots that aren't quiet?"""
-        return bool(self._stirred)
+        """Are there slots or rules that aren't quiet?"""
+        return bool(self._stirred) or any(_is_stirred(each) for each in self._have.rules.values())
 
     def _give_out(
         self, service_ids: Mapping[int, Allocation], backend_ids: Mapping[int, Allocation]
@@ -392,48 +450,11 @@ class Kernel:
         return new
 
     def _write(self, have: Contents, want: Contents, tables: Mapping[int, Encoded]) -> int:
-        maps = self.maps
-        backends = diff(have.backends, want.backends)
-        services = diff(have.services, want.services)
-        swaps = diff(have.tables, want.tables)
-        vips = diff(have.vips, want.vips)
-        ranges = diff(have.ranges, want.ranges)
-        nat_back = diff(have.nat_back, want.nat_back)
-        # A backend that becomes unusable must first lose its slots.
-        later = {n: raw for n, raw in backends.put.items() if not encode.is_usable(raw)}
-        _put(maps.backends, (item for item in backends.put.items() if item[0] not in later))
-        _put_hash(maps.nat_back, nat_back, len(have.nat_back))
-        _put(maps.services, services.put.items())
-        for numbers in _chunks(list(swaps.put), _TABLES_AT_ONCE):
-            self._swap({number: tables[number] for number in numbers})
-        _put_hash(maps.vips, vips, len(have.vips))
-        _put_hash(maps.ranges, ranges, len(have.ranges))
-        _put(maps.backends, later.items())
-
-        for endpoint in vips.delete:
-            maps.vips.delete(endpoint)
-        for prefix in ranges.delete:
-            maps.ranges.delete(prefix)
-        for number in swaps.delete:
-            maps.tables.delete(index_key(number))
-            self._stirred.discard(number)
-        for number in services.delete:
-            maps.services.put(index_key(number), bytes(maps.services.value_size))
-        for endpoint in nat_back.delete:
-            maps.nat_back.delete(endpoint)
-        for number in backends.delete:
-            # The generation stays, for the id's next owner.
-            freed = layout.Backend(generation=self._backend_ids[number].generation)
-            maps.backends.put(index_key(number), bytes(freed))
-        return sum(
-            len(each.put) + len(each.delete)
-            for each in (backends, services, swaps, vips, ranges, nat_back)
-        )
-
-    def _swap(self, fresh: Mapping[int, Encoded]) -> None:
-        slotmaps.swap(self.maps.tables, fresh)
-        stirred = {number for number, (_, past) in fresh.items() if past is not None}
-        self._stirred = self._stirred - fresh.keys() | stirred
+        generations = {number: each.generation for number, each in self._backend_ids.items()}
+        changes = contents.write(self.maps, have, want, tables, generations)
+        stirred = {number for number, (_, past) in tables.items() if past is not None}
+        self._stirred = self._stirred - tables.keys() | stirred
+        return changes
 
     def _take_back(
         self, service_ids: Mapping[int, Allocation], backend_ids: Mapping[int, Allocation]
@@ -455,33 +476,6 @@ def _inverse(allocations: Mapping[int, Allocation], uids: Mapping[K, int]) -> di
     return {key: by_owner[owner] for key, owner in uids.items()}
 
 
-def _put(target: Map, entries: Iterable[tuple[int, bytes]]) -> None:
-    for number, raw in entries:
-        target.put(index_key(number), raw)
-
-
-def _put_hash(target: Map, changes: Difference[bytes, bytes], held: int) -> None:
-    """Insert first and delete later, so that nothing is missing in between; the other way around only
-    where there is no room for both."""
-    if held + len(changes.put) > target.max_entries:
-        for key in changes.delete:
-            target.delete(key)
-    for key, value in changes.put.items():
-        target.put(key, value)
-
-
-def _chunks(numbers: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(numbers), size):
-        yield numbers[start : start + size]
-
-
-def _digest(encoded: Encoded) -> bytes:
-    table, past = encoded
-    state = hashlib.blake2b(table, digest_size=16)
-    state.update(past or b"")
-    return state.digest()
-
-
 def _where(backend: WantedBackend) -> tuple[object, ...]:
     return backend.address, backend.port
 
@@ -490,10 +484,14 @@ def _fixed(service: Service) -> tuple[object, ...]:
     return service.endpoint, service.mode
 
 
+def _is_stirred(rules: Kept) -> bool:
+    return any(each.closes for each in rules.values())
+
+
 def _is_same_table(before: WantedService, after: WantedService) -> bool:
     one, other = before.service, after.service
     return (
         before.table is after.table
         and before.base is after.base
-        and (one.tracking, one.window) == (other.tracking, other.window)
+        and (one.tracking, one.window, one.rules) == (other.tracking, other.window, other.rules)
     )

@@ -11,6 +11,9 @@ import socket
 from enum import IntEnum, IntFlag
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lb.model.objects import Address, Affinity, Mode, Network, NoBackend, Protocol, Tracking
 
 SLOTS = 65536
@@ -315,3 +318,14 @@ def port_range(address: Address, first: int, last: int, protocol: int) -> list[b
         keys.append(bytes(key))
         first += 1 << bits
     return keys
+
+
+def within(clients: NDArray[np.uint64], network: Network) -> NDArray[np.bool_]:
+    """Which of the addresses, as rows of two words of 64 bits, are in it."""
+    bits = network.prefixlen + (96 if network.version == 4 else 0)
+    mask = (1 << 128) - (1 << 128 - bits)
+    wanted = int.from_bytes(address_bytes(network.network_address), "big") & mask
+    words = np.array([mask >> 64, mask & 2**64 - 1], dtype=np.uint64)
+    same = clients.astype(np.uint64) & words == np.array([wanted >> 64, wanted & 2**64 - 1], np.uint64)
+    whole: NDArray[np.bool_] = same.all(axis=1)
+    return whole

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lb.core.moves import QUIET
-from lb.core.rules import Steer, in_order, longest, step
+from lb.core.rules import QUIET, Steer, in_order, longest, step
 from lb.datapath import layout
 from lb.datapath.bpf import Map
 from lb.model.objects import Network
@@ -22,30 +21,48 @@ Key = tuple[int, Network]  # service, prefix
 Kept = Mapping[Network, Steer[int]]  # of one service
 
 
+def at_rest(to: Mapping[Network, int]) -> dict[Network, Steer[int]]:
+    """Rules without a past, that send these prefixes' clients to these tables."""
+    return {prefix: Steer(table, table) for prefix, table in to.items()}
+
+
 def encode(key: Key, steer: Steer[int]) -> tuple[bytes, bytes]:
     """Key and value of an entry of the rules map."""
     return layout.rule_key(*key), bytes(layout.Rule(steer.to, steer.before, steer.closes))
 
 
-def read(rules: Map) -> dict[Key, Steer[int]]:
-    """What the kernel holds."""
-    found = {}
+def decode(value: bytes) -> Steer[int]:
+    """A value of the rules map."""
+    rule = layout.Rule.from_buffer_copy(value)
+    return Steer(rule.table, rule.before, rule.closes)
+
+
+def read(rules: Map) -> dict[int, Kept]:
+    """What the kernel holds, by service."""
+    found: dict[int, dict[Network, Steer[int]]] = {}
     for raw_key, raw in rules.items():
-        each = layout.Rule.from_buffer_copy(raw)
-        found[layout.rule_key_from(raw_key)] = Steer(each.table, each.before, each.closes)
-    return found
+        service, prefix = layout.rule_key_from(raw_key)
+        found.setdefault(service, {})[prefix] = decode(raw)
+    return {**found}
+
+
+def flat(rules: Mapping[int, Kept]) -> dict[Key, Steer[int]]:
+    """Entry by entry."""
+    return {(service, prefix): each for service, kept in rules.items() for prefix, each in kept.items()}
 
 
 def follow_on(
     held: Kept | None,
     shared: Kept,
     asked: Collection[Network],
+    tables: Collection[int],
     service: int,
     window: int,
 ) -> dict[Network, Steer[int]]:
     """What follows on `held`. `shared` is what the store says (times in Unix seconds); its windows count
     where this node's begin with it. `asked` are the prefixes that have a rule; of others the entry
-    stays until calm() finds that nobody needs it. `window` is in seconds.
+    stays until calm() finds that nobody needs it. `tables` are those that the service has now: the id of
+    another may be somebody else's. `window` is in seconds.
 
     A node without memory (`held` is None) has to see older flows again: its windows begin anew. No
     window is longer than that, whatever a clock says.
@@ -67,6 +84,8 @@ def follow_on(
             each = step(longest(prefix, held) or anywhere, to, until if is_told else whole, now)
             if is_told and not each.closes:
                 each = Steer(to, told.before, until)
+        if each.before not in tables:
+            each = Steer(each.to, each.to, each.closes)
         if each.closes or prefix in asked:
             found[prefix] = each
     return found
@@ -78,17 +97,9 @@ def placed(rules: Kept, service: int, clients: NDArray[Any]) -> tuple[NDArray[An
     tables = np.full(len(clients), service, dtype=np.int64)
     by = np.full(len(clients), -1, dtype=np.int64)
     order = in_order(rules)
-    high, low = clients[:, 0].astype(np.uint64), clients[:, 1].astype(np.uint64)
     for index in sorted(range(len(order)), key=lambda i: order[i].prefixlen):
-        prefix = order[index]
-        number = int.from_bytes(layout.address_bytes(prefix.network_address), "big")
-        length = prefix.prefixlen + (96 if prefix.version == 4 else 0)
-        mask = (1 << 128) - (1 << 128 - length)
-        inside = np.ones(len(clients), dtype=bool)
-        for half, shift in ((high, 64), (low, 0)):
-            bits = np.uint64(mask >> shift & (1 << 64) - 1)
-            inside &= (half & bits) == np.uint64(number >> shift & (1 << 64) - 1)
-        tables[inside], by[inside] = rules[prefix].to, index
+        inside = layout.within(clients, order[index])
+        tables[inside], by[inside] = rules[order[index]].to, index
     return tables, by
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lb.core import flowhash, moves
-from lb.datapath import layout
+from lb.core.rules import in_order
+from lb.datapath import layout, rulemaps
 from lb.datapath.bpf import Map
 from lb.datapath.maps import Maps
+from lb.datapath.rulemaps import Kept
 from lb.datapath.slotmaps import Slots
-from lb.model.objects import Affinity, Tracking
+from lb.model.objects import Affinity, Network, Tracking
 
 # struct lb_flow_key and struct lb_flow, as arrays.
 KEY = np.dtype([("client", ">u8", 2), ("service", "=u4"), ("client_port", ">u2"), ("vip_port", ">u2")])
@@ -70,9 +73,32 @@ def read(maps: Maps) -> list[Flows]:
     return found
 
 
-def calm(maps: Maps, number: int, slots: Slots, flows: list[Flows], idle: float, now: int) -> Slots:
-    """The service's slots with those quiet that can be; flows that are idle for so many jiffies are
-    dropped. Where all flows are remembered, or none, only open windows count."""
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """How a service's flows are placed: by its tables, by id, which of them the rules say."""
+
+    tables: Mapping[int, Slots]
+    rules: Kept
+
+    @property
+    def stirred(self) -> int:
+        """How many slots and rules aren't quiet."""
+        slots = sum(int(np.count_nonzero(each.moves.stirred)) for each in self.tables.values())
+        return slots + sum(bool(rule.closes) for rule in self.rules.values())
+
+
+def calm(
+    maps: Maps,
+    number: int,
+    placement: Placement,
+    asked: Collection[Network],
+    flows: list[Flows],
+    idle: float,
+    now: int,
+) -> Placement:
+    """The service's slots and rules with those quiet that can be; flows that are idle for so many
+    jiffies are dropped, and rules that nobody asks for. Where all flows are remembered, or none, only
+    open windows count."""
     service = layout.Service.from_buffer_copy(
         maps.services.get(number.to_bytes(4, sys.byteorder)) or bytes(ctypes.sizeof(layout.Service))
     )
@@ -82,5 +108,15 @@ def calm(maps: Maps, number: int, slots: Slots, flows: list[Flows], idle: float,
     mine = [each.without_idle(now, idle) for each in mine]
     at = np.concatenate([np.zeros(0, np.uint16), *(each.slots(service) for each in mine)])
     went = np.concatenate([np.zeros(0, np.uint32), *(each.values["backend"] for each in mine)])
-    quiet = moves.calm(slots.backends, slots.moves, at, went, time.monotonic_ns())
-    return Slots(slots.backends, moves.quieten(slots.moves, quiet))
+    clients = np.concatenate([np.zeros((0, 2), np.uint64), *(each.keys["client"] for each in mine)])
+    by_table, by_rule = rulemaps.placed(placement.rules, number, clients)
+    elsewhere = np.zeros(len(at), dtype=bool)
+    tables = {}
+    for table, slots in placement.tables.items():
+        inside = by_table == table
+        elsewhere[inside] = went[inside] != slots.backends[at[inside]]
+        quiet = moves.calm(slots.backends, slots.moves, at[inside], went[inside], time.monotonic_ns())
+        tables[table] = Slots(slots.backends, moves.quieten(slots.moves, quiet))
+    order = in_order(placement.rules)
+    busy = {order[index] for index in np.unique(by_rule[elsewhere]).tolist() if index >= 0}
+    return Placement(tables, rulemaps.calm(placement.rules, busy, asked))

@@ -9,6 +9,7 @@ import time
 from collections import Counter as Tally
 from dataclasses import dataclass, field
 from functools import cached_property
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,15 +17,16 @@ import numpy as np
 
 from lb.core import flowhash, ids
 from lb.core.moves import QUIET
+from lb.core.rules import Steer
 from lb.core.state import DesiredState
-from lb.datapath import layout, slotmaps
+from lb.datapath import layout, rulemaps, slotmaps
 from lb.datapath.bpf import Map
 from lb.datapath.encode import index_key
 from lb.datapath.kernel import read_owners
 from lb.datapath.maps import Maps
 from lb.datapath.slotmaps import Slots
 from lb.model import keys
-from lb.model.objects import TRANSLATIONS, Address, Affinity, Mode, Protocol, Tracking
+from lb.model.objects import TRANSLATIONS, Address, Affinity, Mode, Protocol, Tracking, table_path
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,12 @@ class KernelView:
         self._maps = maps
         self._backend_names = {ids.uid(keys.backend(*key)): key[1] for key in state.backends}
         self._service_names = {ids.uid(keys.service(name)): name for name in state.services}
+        # Tables for the clients that rules send to a pool have an owner of their own.
+        self._pool_names = {
+            ids.uid(keys.service(table_path(name, pool))): pool
+            for name, service in state.services.items()
+            for pool in service.rules.values()
+        }
 
     @classmethod
     def open(cls, pin_dir: Path, state: DesiredState) -> KernelView:
@@ -161,10 +169,18 @@ class KernelView:
         affinity = Affinity.CLIENT if raw.affinity else Affinity.FLOW
         seed = (raw.seed[0], raw.seed[1])
         slot = flowhash.slot(seed, client, client_port, vip_port, affinity)
-        held = slotmaps.read(self._maps.tables, service) or slotmaps.empty()
+        why = [f"the VIP belongs to service {self._service_name(service)!r}"]
+        rule = self._rule(service, client, why)
+        held = slotmaps.read(self._maps.tables, rule.to) or slotmaps.empty()
         slot_id = int(held.backends[slot])
-        why = [
-            f"the VIP belongs to service {self._service_name(service)!r}",
+        stirred, closes, origin = (
+            held.moves.stirred[slot],
+            held.moves.closes[slot],
+            held.moves.origin[slot],
+        )
+        if rule.closes > time.monotonic_ns():
+            closes, origin = rule.closes, self._was(rule.before, slot)
+        why += [
             f"the flow hash ({affinity} affinity) gives slot {slot}",
             f"slot {slot} names {self._backend_name(slot_id) or 'no backend'}",
         ]
@@ -172,15 +188,15 @@ class KernelView:
         if raw.mode == layout.MODE_NUMBER[Mode.FULLNAT]:
             tracked_id = self._bound(service, client, client_port, vip_port, why)
         elif raw.tracking == layout.TRACKING_NUMBER[Tracking.ALWAYS] or (
-            raw.tracking == layout.TRACKING_NUMBER[Tracking.MOVING] and held.moves.stirred[slot]
+            raw.tracking == layout.TRACKING_NUMBER[Tracking.MOVING] and (stirred or rule.closes)
         ):
             tracked_id = self._tracked(service, client, client_port, vip_port, why)
-            left = (int(held.moves.closes[slot]) - time.monotonic_ns()) / 1e9
+            left = (int(closes) - time.monotonic_ns()) / 1e9
             if not tracked_id and left > 0:
-                origin = self._backend_name(int(held.moves.origin[slot])) or "nobody"
                 why.append(
-                    f"the slot moved lately: a flow that was there before goes to {origin}, if it sends"
-                    f" something within {left:.0f} s"
+                    f"{'the rule changed' if closes == rule.closes else 'the slot moved'} lately: a flow"
+                    f" that was there before goes to {self._backend_name(int(origin)) or 'nobody'}, if"
+                    f" it sends something within {left:.0f} s"
                 )
         chosen = tracked_id or slot_id
         backend = layout.Backend.from_buffer_copy(
@@ -196,6 +212,24 @@ class KernelView:
             verdict=_verdict(raw, backend, usable, why),
             why=why,
         )
+
+    def _rule(self, service: int, client: Address, why: list[str]) -> Steer[int]:
+        """What this client's flows are placed by."""
+        found = self._maps.rules.get(layout.rule_key(service, ip_network(client)))
+        if found is None:
+            return Steer(service, service)
+        rule = rulemaps.decode(found)
+        owner = layout.Owner.from_buffer_copy(self._maps.service_owners.get(index_key(rule.to)) or b"")
+        pool = self._pool_names.get(owner.uid)
+        why.append(f"a rule sends the client to pool {pool!r}" if pool else "no rule is for the client")
+        return rule
+
+    def _was(self, table: int, slot: int) -> int:
+        """The backend that older flows of this slot went to."""
+        held = slotmaps.read(self._maps.tables, table) or slotmaps.empty()
+        if held.moves.closes[slot] > time.monotonic_ns():
+            return int(held.moves.origin[slot])
+        return int(held.backends[slot])
 
     def _bound(
         self, service: int, client: Address, client_port: int, vip_port: int, why: list[str]

@@ -32,6 +32,7 @@ MAX_DEPTH = 50  # a manifest has 6 levels
 
 _HINT = "`lbctl schema manifest` prints what a manifest may hold"
 _ADDRESS_FIELDS = ("vip", "address")
+_PREFIX_ERRORS = ("ip_v4_network", "ip_v6_network", "ip_any_network")
 _NAME_RULE = "1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit"
 
 D = TypeVar("D", bound=Document)
@@ -123,6 +124,8 @@ def explain(error: ErrorDetails, model: type[Document]) -> str:
     name = str(location[0])
     if name in _ADDRESS_FIELDS:
         location = location[:1]  # pydantic names the union's members behind it
+    if name == "rules" and error["type"] in _PREFIX_ERRORS:
+        return f"rules: {error['input']!r} is not a source prefix, such as 10.1.0.0/16 or 2001:db8::/32"
     what = _what(error, name, model)
     return f"{'.'.join(str(part) for part in location)}: {what}"
 

@@ -179,6 +179,8 @@ class Service(Document):
         for prefix in self.rules:
             if prefix.version != self.vip.version:
                 raise ValueError(f"rules: {prefix} is of another IP version than the VIP {self.vip}")
+            if prefix.version == 6 and prefix.network_address.ipv4_mapped:
+                raise ValueError(f"rules: {prefix} stands for IPv4 addresses, which no IPv6 client has")
         return self
 
     @model_validator(mode="after")
@@ -224,6 +226,11 @@ class Backend(Document):
 
     _check_text = field_validator("address", mode="before")(_written)
     _check_address = field_validator("address")(_unicast)
+
+    @property
+    def takes_flows(self) -> bool:
+        """Does anybody want new flows to go there?"""
+        return self.admin is Admin.UP and self.weight > 0
 
 
 class ClusterConfig(Document):
@@ -277,6 +284,9 @@ class Problem(Document):
     message: str
     hint: str = ""
     kind: str = Field(default="", description="Class of the error (lb/errors.py), if it was one.")
+    warning: bool = Field(
+        default=False, description="What was asked for is in force; this is worth knowing."
+    )
 
 
 class LinkStatus(Document):
