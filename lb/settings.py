@@ -43,6 +43,7 @@ class Limits(BaseModel):
     conntrack: int = Field(default=131072, ge=1024, le=1 << 24)
     embryonic: int = Field(default=65536, ge=1024, le=1 << 24)
     translations: int = Field(default=131072, ge=1024, le=1 << 24)
+    fragments: int = Field(default=4096, ge=128, le=1 << 20)
     senders: int = Field(default=16384, ge=1024, le=1 << 24)
 
 

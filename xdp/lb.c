@@ -14,6 +14,8 @@
 #include "lb_tunnel.h"
 #include "lb_errors.h"
 #include "lb_pick.h"
+#include "lb_fragment.h"
+#include "lb_quic.h"
 #include "lb_fullnat.h"
 #include "lb_nat.h"
 #include "lb_core.h"

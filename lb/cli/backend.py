@@ -38,6 +38,10 @@ def add(
         typer.Option("--weight", metavar="N", help="Share of new flows, relative; 0 to 65535."),
     ] = "100",
     pool: Annotated[str, typer.Option("--pool", help="Pool of the service.")] = DEFAULT_POOL,
+    quic_id: Annotated[
+        str | None,
+        typer.Option("--quic-id", metavar="HEX", help="Its server ID in QUIC connection IDs."),
+    ] = None,
     drain: Annotated[
         bool, typer.Option("--drain", help="Begin without new flows; `backend up` admits them.")
     ] = False,
@@ -52,6 +56,7 @@ def add(
         port=port,
         weight=weight,
         pool=pool,
+        quic_id=quic_id,
         admin=Admin.DRAIN if drain else Admin.UP,
     )
 

@@ -62,6 +62,10 @@ class ServiceRow(Counters):
     rules: dict[Network, str] = Field(
         description="Pool for the clients of each source prefix, whatever the split says."
     )
+    quic_id_bytes: int = Field(
+        description="Length of the server ID in QUIC connection IDs; 0 = not steered by them."
+    )
+    quic_config: int = Field(description="The first three bits of such a connection ID.")
     backends: int = Field(description="How many backends it has.")
     backends_up: int = Field(description="How many of them take new flows.")
 
@@ -76,6 +80,7 @@ class BackendRow(Counters):
     pool: str = Field(description="Pool that it belongs to.")
     weight: int = Field(description="Weight that was asked for.")
     admin: Admin = Field(description="up, drain or down.")
+    quic_id: str | None = Field(description="Server ID in QUIC connection IDs, in hexadecimal.")
     share_percent: float = Field(description="Planned share of the service's new flows, exact.")
     slots: int | None = Field(description="Slots that the kernel of this node holds now.")
     unresolved_on: list[str] = Field(description="Nodes that found no way to its address.")
@@ -210,6 +215,11 @@ def summary(service: ServiceDocument) -> str:
         f"no backend: {service.no_backend}, "
         f"split {', '.join(f'{pool} {share:g} %' for pool, share in sorted(service.split.items()))}"
         + (f", {len(service.rules)} rules for clients" if service.rules else "")
+        + (
+            f", QUIC by connection ID (config {service.quic_config}, {service.quic_id_bytes} bytes)"
+            if service.quic_id_bytes
+            else ""
+        )
     )
 
 

@@ -36,6 +36,11 @@ WindowHelp = (
     "How long a slot that moved remembers where it was, in seconds. With tracking `moving`, an"
     " established flow that says nothing for so long is lost to the move."
 )
+QuicIdBytesHelp = (
+    "Steer QUIC by connection ID: the length of the server ID in it (draft-ietf-quic-load-balancers,"
+    " unencrypted), 1 to 8; 0 = don't. Backends have theirs by --quic-id."
+)
+QuicConfigHelp = "The first three bits of such a connection ID, 0 to 6."
 NoBackendHelp = "While no backend is usable: answer (TCP RST, ICMP unreachable), or drop."
 
 
@@ -61,6 +66,10 @@ def add(
     no_backend: Annotated[
         NoBackend, typer.Option("--no-backend", help=NoBackendHelp)
     ] = NoBackend.REJECT,
+    quic_id_bytes: Annotated[
+        int, typer.Option("--quic-id-bytes", metavar="N", help=QuicIdBytesHelp)
+    ] = 0,
+    quic_config: Annotated[int, typer.Option("--quic-config", metavar="N", help=QuicConfigHelp)] = 0,
 ) -> None:
     """Add a service."""
     address, ports = words.socket(vip, "--vip")
@@ -77,6 +86,8 @@ def add(
         tracking=tracking,
         window=window,
         no_backend=no_backend,
+        quic_id_bytes=quic_id_bytes,
+        quic_config=quic_config,
     )
     perform(session, lambda draft: draft.add(document))
 
@@ -122,6 +133,12 @@ def set_policies(
     tracking: Annotated[Tracking | None, typer.Option("--tracking", help=TrackingHelp)] = None,
     window: Annotated[int | None, typer.Option("--window", metavar="SECONDS", help=WindowHelp)] = None,
     no_backend: Annotated[NoBackend | None, typer.Option("--no-backend", help=NoBackendHelp)] = None,
+    quic_id_bytes: Annotated[
+        int | None, typer.Option("--quic-id-bytes", metavar="N", help=QuicIdBytesHelp)
+    ] = None,
+    quic_config: Annotated[
+        int | None, typer.Option("--quic-config", metavar="N", help=QuicConfigHelp)
+    ] = None,
 ) -> None:
     """Change policies of a service; what isn't named stays as it is."""
     asked = {
@@ -130,6 +147,8 @@ def set_policies(
         "tracking": tracking,
         "window": window,
         "no_backend": no_backend,
+        "quic_id_bytes": quic_id_bytes,
+        "quic_config": quic_config,
     }
     fields = {name: value for name, value in asked.items() if value is not None}
     if not fields:

@@ -47,6 +47,7 @@ class WantedBackend:
     port: int  # host order; 0 = the VIP's, of a range; in mode gue, where its tunnel ends
     usable: bool  # established flows may go on here
     next_hop: NextHop | None
+    quic_id: int | None = None  # the server's, in connection IDs
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,7 @@ def plan_service(
             port=GUE_PORT if service.mode is Mode.GUE else backend.port or service.one_port or 0,
             usable=backend.admin is not Admin.DOWN,
             next_hop=hop,
+            quic_id=None if backend.quic_id is None else int(backend.quic_id, 16),
         )
     # No traffic before the way to a backend is known.
     unresolved = [name for (_, name), each in backends.items() if each.next_hop is None]

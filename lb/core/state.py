@@ -179,7 +179,7 @@ def advance(state: DesiredState, revision: int, changes: Iterable[Change]) -> De
                 if (
                     key != keys.backend(backend.service, backend.name)
                     or held is None
-                    or (backend.address, backend.port) != (held.address, held.port)
+                    or _claimed(backend) != _claimed(held)
                 ):
                     return None
                 backends[backend.service, backend.name] = backend
@@ -236,7 +236,12 @@ def _node(nodes: dict[str, NodeStatus], name: str, text: str | None) -> None:
 
 def _contested(service: Service) -> tuple[object, ...]:
     """What of a service conflicts() compares with others."""
-    return service.name, service.endpoint, service.mode
+    return service.name, service.endpoint, service.mode, service.quic_id_bytes
+
+
+def _claimed(backend: Backend) -> tuple[object, ...]:
+    """What of a backend conflicts() compares with others."""
+    return backend.address, backend.port, backend.quic_id
 
 
 def _quarantined(key: str, text: str, good: Document | None) -> Problem:
@@ -278,6 +283,7 @@ def conflicts(
     vips = {service.vip for service in services.values()}
     sockets: dict[tuple[Address, int, Protocol, str], str] = {}
     translated: dict[tuple[Address, int, Protocol], Mode] = {}
+    named: dict[tuple[str, str], str] = {}  # by server IDs
     answering: dict[tuple[Address, Protocol], list[tuple[int, int, str]]] = {}  # in mode nat
 
     def in_force(path: str) -> bool:
@@ -299,6 +305,15 @@ def conflicts(
         if problem:
             refuse(key, *problem)
             continue
+        if backend.quic_id is not None:
+            twin = named.setdefault((backend.service, backend.quic_id), path)
+            if twin != path:
+                refuse(
+                    key,
+                    f"quic_id {backend.quic_id} is that of backend {twin!r} already",
+                    "give each server an ID of its own",
+                )
+                continue
         # In nat mode the way back is one lookup, so a socket may belong to one service only. In fullnat
         # it may belong to several, as each flow has a port of ours there; but not to one of nat as well.
         port = backend.port or owner.one_port or 0
@@ -350,6 +365,12 @@ def _misfit(service: Service, backend: Backend, vips: set[Address]) -> tuple[str
         return (
             f"address {backend.address} is a VIP itself",
             "give the address of the server's own interface",
+        )
+    if backend.quic_id is not None and len(backend.quic_id) != 2 * service.quic_id_bytes:
+        return (
+            f"quic_id {backend.quic_id} has {len(backend.quic_id) // 2} bytes, but service"
+            f" {service.name!r} has quic_id_bytes {service.quic_id_bytes}",
+            f"lbctl service set {service.name} --quic-id-bytes {len(backend.quic_id) // 2}",
         )
     if service.mode is Mode.NAT and service.end_port and backend.port:
         return (

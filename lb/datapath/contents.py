@@ -34,6 +34,7 @@ class Contents:
     vips: dict[bytes, bytes] = field(default_factory=dict)
     ranges: dict[bytes, bytes] = field(default_factory=dict)
     nat_back: dict[bytes, bytes] = field(default_factory=dict)
+    quic: dict[bytes, bytes] = field(default_factory=dict)
 
 
 def read(
@@ -46,6 +47,7 @@ def read(
         vips=dict(maps.vips.items()),
         ranges=dict(maps.ranges.items()),
         nat_back=dict(maps.nat_back.items()),
+        quic=dict(maps.quic.items()),
     )
     stirred = set()
     for number in services:
@@ -75,10 +77,12 @@ def write(
     vips = diff(have.vips, want.vips)
     ranges = diff(have.ranges, want.ranges)
     nat_back = diff(have.nat_back, want.nat_back)
+    quic = diff(have.quic, want.quic)
     # A backend that becomes unusable must first lose its slots.
     later = {n: raw for n, raw in backends.put.items() if not encode.is_usable(raw)}
     _put(maps.backends, (item for item in backends.put.items() if item[0] not in later))
     _put_hash(maps.nat_back, nat_back, len(have.nat_back))
+    _put_hash(maps.quic, quic, len(have.quic))
     _put(maps.services, services.put.items())
     for numbers in _chunks(list(swaps.put), _TABLES_AT_ONCE):
         slotmaps.swap(maps.tables, {number: tables[number] for number in numbers})
@@ -100,13 +104,15 @@ def write(
         maps.services.put(index_key(number), bytes(maps.services.value_size))
     for endpoint in nat_back.delete:
         maps.nat_back.delete(endpoint)
+    for server in quic.delete:
+        maps.quic.delete(server)
     for number in backends.delete:
         # The generation stays, for the id's next owner.
         freed = layout.Backend(generation=generations[number])
         maps.backends.put(index_key(number), bytes(freed))
     return sum(
         len(each.put) + len(each.delete)
-        for each in (backends, services, swaps, rules, vips, ranges, nat_back)
+        for each in (backends, services, swaps, rules, vips, ranges, nat_back, quic)
     )
 
 

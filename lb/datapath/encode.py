@@ -29,6 +29,8 @@ def service(document: Service, seed: tuple[int, int], *, has_rules: bool = False
             tracking=layout.TRACKING_NUMBER[document.tracking],
             no_backend=layout.NO_BACKEND_NUMBER[document.no_backend],
             has_rules=has_rules,
+            quic_bytes=document.quic_id_bytes,
+            quic_config=document.quic_config,
         )
     )
 

@@ -135,9 +135,11 @@ class Kernel:
                 self._add_vip(want, number, each.service)
             self._add_service(want, tables, service_of, each, backend_of)
         for (service, name), number in backend_of.items():
-            owner = wanted.services[service].service
+            owner, backend = wanted.services[service].service, wanted.backends[service, name]
+            if backend.quic_id is not None:
+                server = layout.QuicKey(backend.quic_id, service_of[service])
+                want.quic[bytes(server)] = index_key(number)
             if owner.mode in TRANSLATIONS:
-                backend = wanted.backends[service, name]
                 protocol = layout.PROTOCOL_NUMBER[owner.protocol]
                 at = layout.endpoint(backend.address, backend.port, protocol)
                 want.nat_back[at] = bytes(layout.NatBack(service_of[service], number))
@@ -193,6 +195,9 @@ class Kernel:
         for at, value in have.nat_back.items():
             if layout.NatBack.from_buffer_copy(value).service in services:
                 want.nat_back.setdefault(at, value)
+        for at, value in have.quic.items():
+            if layout.QuicKey.from_buffer_copy(at).service in services:
+                want.quic.setdefault(at, value)
         addresses = set()
         for at, value in have.vips.items():
             endpoint = layout.Endpoint.from_buffer_copy(at)
@@ -477,7 +482,7 @@ def _inverse(allocations: Mapping[int, Allocation], uids: Mapping[K, int]) -> di
 
 
 def _where(backend: WantedBackend) -> tuple[object, ...]:
-    return backend.address, backend.port
+    return backend.address, backend.port, backend.quic_id
 
 
 def _fixed(service: Service) -> tuple[object, ...]:

@@ -108,6 +108,9 @@ class Service(ctypes.Structure):
         ("tracking", ctypes.c_uint8),
         ("no_backend", ctypes.c_uint8),
         ("has_rules", ctypes.c_uint8),
+        ("quic_bytes", ctypes.c_uint8),
+        ("quic_config", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 6),
     )
 
 
@@ -229,6 +232,43 @@ class Client(ctypes.Structure):
         ("seen", ctypes.c_uint32),
         ("state", ctypes.c_uint8),
         ("pad", ctypes.c_uint8 * 3),
+    )
+
+
+class QuicKey(ctypes.Structure):
+    """struct lb_quic_key."""
+
+    _fields_ = (
+        ("server_id", ctypes.c_uint64),
+        ("service", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    )
+
+
+class FragmentKey(ctypes.Structure):
+    """struct lb_fragment_key."""
+
+    _fields_ = (
+        ("src", ctypes.c_uint8 * 16),
+        ("dst", ctypes.c_uint8 * 16),
+        ("id", ctypes.c_uint8 * 4),
+        ("proto", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 3),
+    )
+
+
+class Fragment(ctypes.Structure):
+    """struct lb_fragment."""
+
+    _fields_ = (
+        ("addr", ctypes.c_uint8 * 16),
+        ("service", ctypes.c_uint32),
+        ("backend", ctypes.c_uint32),
+        ("generation", ctypes.c_uint32),
+        ("mode", ctypes.c_uint8),
+        ("is_answer", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 2),
+        ("until", ctypes.c_uint64),
     )
 
 

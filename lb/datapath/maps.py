@@ -68,6 +68,13 @@ def specs(limits: Limits) -> dict[str, MapSpec]:
             limits.translations,
             _F_NO_PREALLOC,
         ),
+        "quic": MapSpec(MapType.HASH, ctypes.sizeof(layout.QuicKey), 4, limits.backends, _F_NO_PREALLOC),
+        "fragments": MapSpec(
+            MapType.LRU_HASH,
+            ctypes.sizeof(layout.FragmentKey),
+            ctypes.sizeof(layout.Fragment),
+            limits.fragments,
+        ),
         "links": MapSpec(MapType.ARRAY, 4, link, layout.LINKS),
         "egress": MapSpec(MapType.DEVMAP_HASH, 4, 4, 256),
         "scratch": MapSpec(MapType.PERCPU_ARRAY, 4, layout.SCRATCH, 2),

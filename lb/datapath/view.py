@@ -171,6 +171,8 @@ class KernelView:
         slot = flowhash.slot(seed, client, client_port, vip_port, affinity)
         why = [f"the VIP belongs to service {self._service_name(service)!r}"]
         rule = self._rule(service, client, why)
+        if raw.quic_bytes:
+            why.append("a QUIC packet whose connection ID names a server goes there; others go so:")
         held = slotmaps.read(self._maps.tables, rule.to) or slotmaps.empty()
         slot_id = int(held.backends[slot])
         stirred, closes, origin = (

@@ -1,4 +1,5 @@
-"""`python -m lb.lab.udp_name NAME PORT ADDRESS…`: answer each datagram with a name.
+"""`python -m lb.lab.udp_name NAME PORT ADDRESS…`: answer each datagram with a name, and spaces
+behind it up to the length of the question.
 
 One socket per address, so that an answer comes from the address that was asked (a VIP, mostly).
 """
@@ -23,8 +24,8 @@ def serve(name: str, port: int, addresses: Sequence[str]) -> None:
     while True:
         for key, _ in selector.select():
             assert isinstance(key.fileobj, socket.socket)
-            _, client = key.fileobj.recvfrom(65535)
-            key.fileobj.sendto(answer, client)
+            question, client = key.fileobj.recvfrom(65535)
+            key.fileobj.sendto(answer.ljust(len(question)), client)
 
 
 if __name__ == "__main__":

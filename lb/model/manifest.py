@@ -140,6 +140,8 @@ def _what(error: ErrorDetails, name: str, model: type[Document]) -> str:
         return error["msg"].removeprefix("Value error, ")
     if kind == "string_type":
         return f"must be text, not {given!r}; quotes make it text"
+    if kind == "string_pattern_mismatch" and name == "quic_id":
+        return f"must be 1 to 8 bytes in hexadecimal, such as 0a3f; not {given!r}"
     if kind.startswith("string_"):
         return f"must be {_NAME_RULE}; not {given!r}"
     if name in _ADDRESS_FIELDS:

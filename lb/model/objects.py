@@ -33,6 +33,7 @@ DEFAULT_POOL = "stable"
 DEFAULT_WINDOW = 900
 MAX_WINDOW = 7 * 86400
 MAX_RULES = 1024  # of one service
+MAX_QUIC_ID_BYTES = 8
 
 
 class Protocol(StrEnum):
@@ -97,6 +98,11 @@ class Admin(StrEnum):
     UP = "up"
     DRAIN = "drain"
     DOWN = "down"
+
+
+QuicId = Annotated[
+    str, StringConstraints(pattern=rf"^([0-9a-fA-F]{{2}}){{1,{MAX_QUIC_ID_BYTES}}}$", to_lower=True)
+]
 
 
 class Document(BaseModel):
@@ -165,6 +171,17 @@ class Service(Document):
         " they go by the split.",
     )
 
+    quic_id_bytes: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_QUIC_ID_BYTES,
+        description="Length of the server ID that servers write into their QUIC connection IDs"
+        " (draft-ietf-quic-load-balancers, unencrypted); 0 = packets aren't steered by them.",
+    )
+    quic_config: int = Field(
+        default=0, ge=0, le=6, description="The first three bits of such a connection ID."
+    )
+
     _check_text = field_validator("vip", mode="before")(_written)
     _check_vip = field_validator("vip")(_unicast)
 
@@ -181,6 +198,12 @@ class Service(Document):
                 raise ValueError(f"rules: {prefix} is of another IP version than the VIP {self.vip}")
             if prefix.version == 6 and prefix.network_address.ipv4_mapped:
                 raise ValueError(f"rules: {prefix} stands for IPv4 addresses, which no IPv6 client has")
+        return self
+
+    @model_validator(mode="after")
+    def _check_quic(self) -> Self:
+        if self.quic_id_bytes and self.protocol is not Protocol.UDP:
+            raise ValueError("quic_id_bytes: QUIC runs over UDP, and this is a TCP service")
         return self
 
     @model_validator(mode="after")
@@ -223,6 +246,10 @@ class Backend(Document):
     )
     admin: Admin = Field(default=Admin.UP, description="What a person wants of it.")
     pool: Name = Field(default=DEFAULT_POOL, description="Pool of the service that it belongs to.")
+    quic_id: QuicId | None = Field(
+        default=None,
+        description="Its server ID in QUIC connection IDs, in hexadecimal, of quic_id_bytes bytes.",
+    )
 
     _check_text = field_validator("address", mode="before")(_written)
     _check_address = field_validator("address")(_unicast)

@@ -23,6 +23,8 @@ from lb.core.reference import (
     Client,
     Flow,
     FlowKey,
+    Fragment,
+    FragmentKey,
     NatState,
     Outcome,
     Past,
@@ -107,6 +109,8 @@ class Kernel:
             "senders",
             "bindings",
             "translations",
+            "fragments",
+            "quic",
         )
         for name in hashes:
             each = maps.by_name[name]
@@ -158,6 +162,10 @@ class Kernel:
             maps.bindings.put(flow_key(key), binding_struct(binding))
         for back, client in world.translations.items():
             maps.translations.put(translated(back), client_struct(client))
+        for piece, first in world.fragments.items():
+            maps.fragments.put(fragment_key(piece), fragment_struct(first))
+        for (number, server_id), backend in world.quic.items():
+            maps.quic.put(bytes(layout.QuicKey(server_id, number)), u32(backend))
         self._world = world
 
     def use_tables(self, tables: Mapping[int, Map]) -> None:
@@ -249,6 +257,13 @@ class Kernel:
             found[back] = Client(flow_key_from(each.flow), each.backend, each.seen, state)
         return found
 
+    def fragments(self) -> dict[FragmentKey, Fragment]:
+        """The whole fragments map."""
+        return {
+            fragment_key_from(raw_key): fragment_from(raw)
+            for raw_key, raw in self.maps.fragments.items()
+        }
+
     def senders(self) -> dict[Address, Sender]:
         """The whole senders map."""
         found = {}
@@ -303,6 +318,8 @@ def service_struct(service: Service, *, has_rules: bool = False) -> layout.Servi
         tracking=layout.TRACKING_NUMBER[service.tracking],
         no_backend=layout.NO_BACKEND_NUMBER[service.no_backend],
         has_rules=has_rules,
+        quic_bytes=service.quic_bytes,
+        quic_config=service.quic_config,
     )
 
 
@@ -375,6 +392,52 @@ def translated(key: Translated) -> bytes:
 def client_struct(client: Client) -> bytes:
     flow = layout.FlowKey.from_buffer_copy(flow_key(client.flow))
     return bytes(layout.Client(flow, client.backend, client.seen, client.state.value))
+
+
+def fragment_key(key: FragmentKey) -> bytes:
+    return bytes(
+        layout.FragmentKey(
+            src=array(16, layout.address_bytes(key.source)),
+            dst=array(16, layout.address_bytes(key.destination)),
+            id=array(4, key.identification),
+            proto=key.proto,
+        )
+    )
+
+
+def fragment_key_from(raw: bytes) -> FragmentKey:
+    key = layout.FragmentKey.from_buffer_copy(raw)
+    ends = layout.address_from(bytes(key.src)), layout.address_from(bytes(key.dst))
+    return FragmentKey(*ends, bytes(key.id), key.proto)
+
+
+def fragment_struct(first: Fragment) -> bytes:
+    address = layout.address_bytes(first.address) if first.address else bytes(16)
+    return bytes(
+        layout.Fragment(
+            addr=array(16, address),
+            service=first.service,
+            backend=first.backend,
+            generation=first.generation,
+            mode=layout.MODE_NUMBER[first.mode],
+            is_answer=first.is_answer,
+            until=first.until,
+        )
+    )
+
+
+def fragment_from(raw: bytes) -> Fragment:
+    first = layout.Fragment.from_buffer_copy(raw)
+    modes = {number: mode for mode, number in layout.MODE_NUMBER.items()}
+    return Fragment(
+        service=first.service,
+        backend=first.backend,
+        generation=first.generation,
+        mode=modes[first.mode],
+        address=layout.address_from(bytes(first.addr)) if any(first.addr) else None,
+        is_answer=bool(first.is_answer),
+        until=first.until,
+    )
 
 
 def flow_struct(flow: Flow) -> bytes:

@@ -40,6 +40,8 @@ from lb.core.reference import (
     Endpoint,
     Flow,
     FlowKey,
+    Fragment,
+    FragmentKey,
     NatBack,
     NatState,
     Past,
@@ -157,6 +159,8 @@ def services(draw: st.DrawFn) -> dict[int, Service]:
             draw(st.sampled_from(Affinity)),
             draw(st.sampled_from(Tracking)),
             draw(st.sampled_from(NoBackend)),
+            quic_bytes=draw(st.sampled_from([0, 0, 1, 2, 8])) if proto == UDP_NUMBER else 0,
+            quic_config=draw(st.sampled_from([0, 5])),
         )
         for number, (vip, port, proto) in enumerate(endpoints, 1)
     }
@@ -179,6 +183,33 @@ def backends(draw: st.DrawFn, version: int, mode: Mode) -> Backend:
         dmac=bytes([2, 0, 0, 0, 3, draw(st.integers(1, 9))]),
         # Told apart by it on the wire: a test run doesn't say where a frame was redirected to.
         smac=bytes([2, 0, 0, 0, 4, ifindex]),
+    )
+
+
+IDENTIFICATIONS = [bytes(4), b"\1\2\0\0"]
+SERVER_IDS = [0, 1, 7, 255]
+
+
+def _piece(
+    draw: st.DrawFn, number: int, service: Service, one: int, server: Backend
+) -> tuple[FragmentKey, Fragment]:
+    """The first piece of a datagram that came by: of a client's, or of an answer."""
+    version, is_answer = service.vip.version, service.mode in TRANSLATIONS and draw(st.booleans())
+    client = draw(st.sampled_from(CLIENTS[version]))
+    ends = (client, service.vip)
+    if is_answer:
+        # A server of fullnat answers us.
+        ends = (server.address, server.source or client)
+    proto = 0 if version == 6 else service.proto
+    key = FragmentKey(*ends, draw(st.sampled_from(IDENTIFICATIONS)), proto)
+    return key, Fragment(
+        service=draw(st.sampled_from([number] * 5 + [number % 2 + 1])),
+        backend=one,
+        generation=server.generation + draw(st.sampled_from([0] * 5 + [1])),
+        mode=draw(st.sampled_from([service.mode] * 5 + [Mode.DSR])),
+        address=client if is_answer else server.source if service.mode is Mode.FULLNAT else None,
+        is_answer=is_answer,
+        until=draw(st.sampled_from([CLOSED[0], *OPEN, *OPEN])),
     )
 
 
@@ -268,6 +299,8 @@ def scenes(draw: st.DrawFn) -> Scene:
     ages: dict[FlowKey, int] = {}
     bindings: dict[FlowKey, Binding] = {}
     translations: dict[Translated, Client] = {}
+    fragments: dict[FragmentKey, Fragment] = {}
+    quic: dict[tuple[int, int], int] = {}
     served = draw(services())
     for number, service in served.items():
         own = draw(st.lists(backends(service.vip.version, service.mode), min_size=1, max_size=3))
@@ -287,6 +320,12 @@ def scenes(draw: st.DrawFn) -> Scene:
             tables[other] = draw(st.sampled_from([tables[number], np.flip(tables[number])]))
             pasts[other] = draw(memories([*ids, *ids, 0, 63]))
             rules[number] = draw(some_rules(service.vip.version, [number, other, other]))
+        if draw(st.booleans()):
+            one = draw(st.sampled_from([*ids]))
+            fragments.update([_piece(draw, number, service, one, by_id[one])])
+        if service.quic_bytes:
+            for one in (*ids, 63):
+                quic[number, draw(st.sampled_from(SERVER_IDS))] = one
         if service.mode is Mode.FULLNAT and draw(st.booleans()):
             for one in ids:
                 for client in set(CLIENTS[service.vip.version]):
@@ -331,6 +370,8 @@ def scenes(draw: st.DrawFn) -> Scene:
         senders=senders,
         bindings=bindings,
         translations=translations,
+        fragments=fragments,
+        quic=quic,
         route=netns.route,
     )
     return Scene(world, ages)
@@ -345,6 +386,21 @@ QUIC = [
     bytes.fromhex(head)
     for head in ("c300000001", "df6b3343cf", "d300000001", "c36b3343cf", "4300000001")
 ]
+# A short header; Handshakes of versions 1 and 2, and of another; 0-RTT; something that is not QUIC.
+QUIC_NAMING = [
+    bytes.fromhex(head)
+    for head in ("40", "40", "7f", "e00000000114", "ff6b3343cf09", "f00000000114", "d00000000114", "00")
+]
+
+
+def _cid(draw: st.DrawFn, rng: random.Random) -> bytes:
+    """The begin of a QUIC connection ID that may name a server."""
+    size = draw(st.sampled_from([1, 2, 8, 8]))
+    first = draw(st.sampled_from([0, 5, 5, 7])) << 5 | rng.getrandbits(5)
+    server = draw(st.sampled_from(SERVER_IDS)).to_bytes(size)
+    return bytes([first]) + server + rng.randbytes(draw(st.sampled_from([0, 7, 30])))
+
+
 EXTENSIONS = {
     "hop": IPv6ExtHdrHopByHop,
     "dest": IPv6ExtHdrDestOpt,
@@ -369,14 +425,26 @@ class Way:
     dport: int
     proto: int
     is_answer: bool = False  # of a server
+    piece: bytes = b""  # identification of a datagram of which this is a later piece
+    cid: bytes = b""  # the begin of a connection ID that names a server
 
 
-KINDS = ["service"] * 8 + ["known"] * 6 + ["reply"] * 5 + ["other port", "stranger"]
+KINDS = ["service"] * 8 + ["known"] * 6 + ["reply"] * 5 + ["piece", "named", "other port", "stranger"]
 
 
 def _draw_way(draw: st.DrawFn, world: World) -> Way:
     """Mostly from a client to a service or from a backend to a client."""
     kind = draw(st.sampled_from(KINDS))
+    if kind == "piece" and world.fragments:
+        piece = draw(st.sampled_from(list(world.fragments)))
+        return Way(piece.source, 0, piece.destination, 0, piece.proto or 6, piece=piece.identification)
+    if kind == "named" and world.quic:
+        number, server_id = draw(st.sampled_from(list(world.quic)))
+        service = world.services[number]
+        client = draw(st.sampled_from(CLIENTS[service.vip.version]))
+        size = service.quic_bytes
+        cid = bytes([service.quic_config << 5]) + server_id.to_bytes(size) + bytes(8 - size)
+        return Way(client, 4000, service.vip, service.port or RANGE_PORTS[0], service.proto, cid=cid)
     if kind == "reply" and world.translations and draw(st.booleans()):
         back = draw(st.sampled_from(list(world.translations)))
         return Way(back.backend, back.backend_port, back.source, back.port, back.proto, is_answer=True)
@@ -415,6 +483,8 @@ def _transport(draw: st.DrawFn, way: Way, rng: random.Random) -> Packet:
     payload = rng.randbytes(draw(st.sampled_from([0, 0, 1, 6, 17, 64, 700, 1360])))
     if way.proto == UDP_NUMBER and draw(st.sampled_from([False] * 3 + [True])):
         payload = draw(st.sampled_from(QUIC)) + rng.randbytes(draw(st.sampled_from([1194, 1195, 1300])))
+    elif way.proto == UDP_NUMBER and (way.cid or draw(st.sampled_from([False, False, True]))):
+        payload = draw(st.sampled_from(QUIC_NAMING)) + (way.cid or _cid(draw, rng))
     kind = draw(
         st.sampled_from(
             ["flow"] * 14 + ["echo", "icmp", "other"] + ["error"] * (20 if way.is_answer else 3)
@@ -485,16 +555,25 @@ def _error(draw: st.DrawFn, way: Way, rng: random.Random) -> Packet:
     return error / whole[: header + draw(st.sampled_from([8, 8, 20, 60, 4]))]
 
 
+def _fragment(draw: st.DrawFn, way: Way) -> tuple[str | None, bytes]:
+    """Which piece of a datagram it is (mostly none), and what identifies that."""
+    if way.piece:
+        return draw(st.sampled_from(["middle", "last"])), way.piece
+    fragment = draw(st.sampled_from([None] * 12 + list(FRAGMENTS)))
+    return fragment, draw(st.sampled_from(IDENTIFICATIONS))
+
+
 def _ipv4(draw: st.DrawFn, way: Way, inner: Packet, rng: random.Random) -> Packet:
     options = draw(st.sampled_from([[]] * 4 + [["nop"], ["rr"], ["rr", "nop", "time"]]))
-    fragment = draw(st.sampled_from([None] * 20 + list(FRAGMENTS)))
+    fragment, cut = _fragment(draw, way)
     offset, more = FRAGMENTS[fragment] if fragment else (0, 0)
+    identification = int.from_bytes(cut[:2]) if fragment else rng.getrandbits(16)
     proto = {"proto": 253} if isinstance(inner, Raw) else {}  # RFC 3692: for experiments
     return (
         IP(
             src=str(way.source),
             dst=str(way.destination),
-            id=rng.getrandbits(16),
+            id=identification,
             tos=rng.getrandbits(8),
             ttl=draw(TTLS),
             frag=offset,
@@ -514,7 +593,7 @@ def _ipv6(draw: st.DrawFn, way: Way, inner: Packet, rng: random.Random) -> Packe
             + [["hop", "dest"], ["hop", "routed", "dest"], ["dest"] * 6, ["dest"] * 7]
         )
     )
-    fragment = draw(st.sampled_from([None] * 20 + list(FRAGMENTS)))
+    fragment, cut = _fragment(draw, way)
     packet: Packet = IPv6(
         src=str(way.source),
         dst=str(way.destination),
@@ -526,7 +605,7 @@ def _ipv6(draw: st.DrawFn, way: Way, inner: Packet, rng: random.Random) -> Packe
         packet /= EXTENSIONS[name]()
     if fragment:
         offset, more = FRAGMENTS[fragment]
-        packet /= IPv6ExtHdrFragment(offset=offset, m=more, id=rng.getrandbits(32))
+        packet /= IPv6ExtHdrFragment(offset=offset, m=more, id=int.from_bytes(cut))
     if isinstance(inner, Raw):
         packet.lastlayer().nh = 253
     return packet / inner

@@ -8,6 +8,7 @@ with services of that mode only. `make test-packets` does that for every mode.
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,9 +16,19 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from lb.core.reference import Flow, Outcome, Result, World, process
+from lb.core.reference import (
+    Flow,
+    Fragment,
+    FragmentKey,
+    Outcome,
+    Result,
+    World,
+    process,
+    quic,
+)
 from lb.core.reference.parse import ICMP, ICMPV6, Packet, parse
-from lb.core.reference.pick import SEEN_STEP
+from lb.core.reference.pick import SEEN_STEP, find_service
+from lb.core.reference.pieces import FRAGMENT_NS
 from lb.core.reference.world import FlowKey
 from lb.datapath.clock import Clock
 from lb.datapath.maps import new_table
@@ -46,6 +57,7 @@ class Pair:
         self.senders = dict(world.senders)
         self.bindings = dict(world.bindings)
         self.translations = dict(world.translations)
+        self.fragments = dict(world.fragments)
         clock_ns = (OPEN[0] + CLOSED[-1]) // 2
         self.world: World = replace(
             world,
@@ -53,6 +65,7 @@ class Pair:
             senders=self.senders,
             bindings=self.bindings,
             translations=self.translations,
+            fragments=self.fragments,
             reachable=reachable,
             tunnels_tagged=kernel.hook != "tc",
             clock=clock_ns,
@@ -62,7 +75,7 @@ class Pair:
     def send(self, frame: bytes) -> tuple[Result, list[str]]:
         if not self.kernel.takes(frame):
             return process(frame, INGRESS, self.world), []
-        before = self.clock.jiffies()
+        before, began = self.clock.jiffies(), time.monotonic_ns()
         seen = self.kernel.run(frame, INGRESS)
         expected = process(frame, INGRESS, replace(self.world, now=before))
         differences = harness.compare(self.kernel, frame, expected, seen)
@@ -76,7 +89,21 @@ class Pair:
         ):
             if changed:
                 differences += self._note_nat(held, changed, there(), before)
+        if expected.fragments:
+            differences += self._note_fragments(expected.fragments, began)
         return expected, differences
+
+    def _note_fragments(self, written: Mapping[FragmentKey, Fragment], began: int) -> list[str]:
+        """The same for the first pieces of datagrams, which the kernel times by its own clock."""
+        differences, held = [], self.kernel.fragments()
+        for key, first in written.items():
+            got = held.get(key)
+            if got and began <= got.until - FRAGMENT_NS <= time.monotonic_ns():
+                first = replace(first, until=got.until)
+            self.fragments[key] = replace(first, until=OPEN[0])
+            if got != first:
+                differences.append(f"{self.kernel.hook}: {key}: model {first}, kernel {got}")
+        return differences
 
     def _note(self, where: str, key: FlowKey, flow: Flow | None, before: int) -> list[str]:
         """Is the kernel's entry as the model says it was written?"""
@@ -110,6 +137,23 @@ class Pair:
         written = (got.seen - before) % 2**32 <= elapsed
         was_due = flow.seen == before or (old is not None and (now - old.seen) % 2**32 >= SEEN_STEP)
         return replace(got, seen=flow.seen) == flow and written and was_due
+
+
+FORWARDED = (Outcome.FORWARD_TX, Outcome.FORWARD_REDIRECT)
+SENT = (*FORWARDED, Outcome.REPLY_REDIRECT)
+
+
+def is_later(frame: bytes) -> bool:
+    packet = parse(frame, INGRESS)
+    return isinstance(packet, Packet) and packet.later
+
+
+def names_a_backend(frame: bytes, world: World) -> bool:
+    packet = parse(frame, INGRESS)
+    number = find_service(packet, world) if isinstance(packet, Packet) else None
+    if number is None or not isinstance(packet, Packet):
+        return False
+    return quic.named_backend(packet, number, world.services[number], world) is not None
 
 
 def is_icmp(frame: bytes) -> bool:
@@ -162,11 +206,14 @@ def test_kernel_does_what_the_model_says(kernels: dict[str, Kernel], record_prop
             reached["flow forgotten"] += None in entries
             reached["by a rule"] += any(entries) and scene.world.rules.keys() >= {expected.service[0]}
             reached["sender learned"] += bool(expected.senders)
-            forwarded = expected.outcome in (Outcome.FORWARD_TX, Outcome.FORWARD_REDIRECT)
+            forwarded = expected.outcome in FORWARDED
             reached["bound"] += any(each and each.state for each in expected.bindings.values())
             reached["newly bound"] += bool(expected.translations and expected.bindings)
             reached["unbound"] += None in expected.bindings.values()
             reached["put into a tunnel"] += forwarded and len(expected.frame) > len(frame) + 8
+            reached["first piece"] += bool(expected.fragments)
+            reached["later piece"] += expected.outcome in SENT and is_later(frame)
+            reached["named by a connection ID"] += names_a_backend(frame, scene.world)
             about = is_icmp(frame)
             reached["error to a backend"] += forwarded and about
             reached["error to a client"] += expected.outcome is Outcome.REPLY_REDIRECT and about
@@ -176,6 +223,7 @@ def test_kernel_does_what_the_model_says(kernels: dict[str, Kernel], record_prop
             assert pair.kernel.senders() == pair.senders
             assert pair.kernel.bindings() == pair.bindings
             assert pair.kernel.translations() == pair.translations
+            assert pair.kernel.fragments().keys() == pair.fragments.keys()
 
     run()
     total = outcomes.total()

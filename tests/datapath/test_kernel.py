@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -430,3 +431,27 @@ def test_flows_that_are_remembered_for_good_are_forgotten_when_idle(
     assert kernel.forget_idle(Timeouts()) == is_over
     assert len(list(flows.keys())) == 2 - is_over
     assert kernel.remembers == (tracking is Tracking.ALWAYS)
+
+
+def test_quic_server_ids_lead_to_backends_and_go_with_them() -> None:
+    state = state_of({"s1": {"b1": 1, "b2": 1}})
+    quic = state.services["s1"].model_copy(update={"protocol": Protocol.UDP, "quic_id_bytes": 2})
+    first = state.backends["s1", "b1"].model_copy(update={"quic_id": "0a3f"})
+    named = replace(state, services={"s1": quic}, backends={**state.backends, ("s1", "b1"): first})
+    kernel = Kernel(Maps.create(SMALL))
+    kernel.apply(wanted_of(named))
+    [(key, value)] = kernel.maps.quic.items()
+    assert bytes(layout.QuicKey(0x0A3F, 1)) == key
+    owner = read_owners(kernel.maps.backend_owners)[int.from_bytes(value, sys.byteorder)]
+    assert owner == uid(keys.backend("s1", "b1"))
+    raw = layout.Service.from_buffer_copy(kernel.maps.services.get(index_key(1)) or b"")
+    assert (raw.quic_bytes, raw.quic_config) == (2, 0)
+    heir = Kernel(kernel.maps)
+    heir.adopt()
+    assert heir.apply(wanted_of(named)) == 0
+    # Another ID for the same server, without anything else that differs.
+    other = first.model_copy(update={"quic_id": "0b00"})
+    heir.apply(wanted_of(replace(named, backends={**named.backends, ("s1", "b1"): other})))
+    assert list(kernel.maps.quic.keys()) == [bytes(layout.QuicKey(0x0B00, 1))]
+    heir.apply(wanted_of(state))
+    assert list(kernel.maps.quic.keys()) == []

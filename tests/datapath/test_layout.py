@@ -10,7 +10,7 @@ import pytest
 
 from lb.core import slots
 from lb.core.plan import GUE_PORT
-from lb.core.reference import Outcome, answer, parse, pick
+from lb.core.reference import Outcome, answer, parse, pick, pieces
 from lb.datapath import headers, layout, sources
 from lb.datapath.bpf import Program
 
@@ -32,6 +32,9 @@ STRUCTS = {
     "lb_range": layout.Range,
     "lb_rule_key": layout.RuleKey,
     "lb_rule": layout.Rule,
+    "lb_quic_key": layout.QuicKey,
+    "lb_fragment_key": layout.FragmentKey,
+    "lb_fragment": layout.Fragment,
     "lb_link": layout.Link,
     "lb_counter": layout.Counter,
     "lb_stats": layout.Stats,
@@ -63,6 +66,7 @@ SINGLE = {
     "LB_REPLY_TTL": answer.REPLY_TTL,
     "LB_OUTCOMES": len(layout.Outcome),
     "LB_GUE_PORT": GUE_PORT,
+    "LB_FRAGMENT_NS": pieces.FRAGMENT_NS,
 }
 
 

@@ -73,17 +73,19 @@ def _host(address: Address) -> str:
     return f"[{address}]" if address.version == 6 else str(address)
 
 
-def ask_udp(lab: Lab, vip: Address, ports: Iterable[int]) -> set[str]:
-    """Who answers datagrams from these source ports; each answer must come from the VIP."""
+def ask_udp(lab: Lab, vip: Address, ports: Iterable[int], size: int = 1) -> set[str]:
+    """Who answers datagrams of so many bytes from these source ports; each answer must come from the
+    VIP, and be as long."""
     code = f"""
 import socket
 for port in {list(ports)!r}:
     s = socket.socket({"socket.AF_INET6" if vip.version == 6 else "socket.AF_INET"}, socket.SOCK_DGRAM)
     s.settimeout(5)
     s.bind(("", port))
-    s.sendto(b"?", ("{vip}", {UDP_PORT}))
-    data, peer = s.recvfrom(100)
+    s.sendto(bytes({size}), ("{vip}", {UDP_PORT}))
+    data, peer = s.recvfrom(65535)
     assert peer[:2] == ("{vip}", {UDP_PORT}), peer
+    assert len(data) >= {size}, len(data)
     print(data.decode().strip())
 """
     return set(lab.run("client", [sys.executable, "-c", code]).stdout.split())

@@ -168,3 +168,29 @@ def test_addresses_that_no_packet_can_be_sent_to() -> None:
         state = state_of({keys.service("web"): {**WEB, "vip": address}})
         assert state.services == {}, address
         assert "vip" in state.problems[0].message
+
+
+QUIC = {**WEB, "protocol": "udp", "quic_id_bytes": 2}
+
+
+def test_quic_ids_have_the_services_length_and_are_one_servers() -> None:
+    state = state_of(
+        {
+            keys.service("web"): QUIC,
+            keys.backend("web", "b1"): backend("b1", "203.0.113.1", quic_id="0A3F"),
+            keys.backend("web", "b2"): backend("b2", "203.0.113.2", quic_id="0a3f"),
+            keys.backend("web", "b3"): backend("b3", "203.0.113.3", quic_id="0a"),
+            keys.backend("web", "b4"): backend("b4", "203.0.113.4", quic_id="not hex"),
+            keys.backend("web", "b5"): backend("b5", "203.0.113.5"),
+        }
+    )
+    assert [b.name for b in state.backends_of("web")] == ["b1", "b5"]
+    said = {problem.where[-2:]: problem.message for problem in state.problems}
+    assert "is that of backend 'web/b1' already" in said["b2"]
+    assert "has 1 bytes, but service 'web' has quic_id_bytes 2" in said["b3"]
+    assert "quic_id" in said["b4"]
+
+
+def test_quic_is_for_udp() -> None:
+    state = state_of({keys.service("web"): {**WEB, "quic_id_bytes": 2}})
+    assert "runs over UDP" in state.problems[0].message

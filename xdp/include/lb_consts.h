@@ -52,6 +52,10 @@
 
 #define LB_GUE_PORT 6080    /* UDP port of gue tunnels (IANA) */
 
+/* For how long the pieces of a datagram follow the first: as long as a receiver waits for the last of them
+ * (RFC 8200, 4.5; RFC 1122, 3.3.2). */
+#define LB_FRAGMENT_NS (60ULL * 1000000000)
+
 /* binding.state: what was seen of a translated connection, from either side */
 enum lb_nat_state { LB_NAT_ANSWERED = 0x1, LB_NAT_FIN = 0x2, LB_NAT_RST = 0x4 };
 /* service.mode */

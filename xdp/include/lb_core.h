@@ -67,6 +67,18 @@ static __always_inline int forward(lb_ctx *ctx, struct lb_packet *p, const struc
 	return emit(ctx, p, backend->ifindex, backend->dmac, backend->smac, outcome);
 }
 
+/* A later piece of a datagram goes where the first went. */
+static __always_inline struct lb_choice choose_first(const struct lb_packet *p,
+						     struct lb_binding *binding)
+{
+	struct lb_choice choice = {};
+
+	__builtin_memcpy(binding->source, p->first.addr, sizeof(binding->source));
+	if (is_usable(p->first.backend, p->first.generation))
+		choice.backend = p->first.backend;
+	return choice;
+}
+
 /* A packet to a service, or (q isn't p) an ICMP error about one of its flows. */
 static __always_inline int serve(lb_ctx *ctx, struct lb_packet *p, struct lb_packet *q,
 				 struct lb_service *svc, __u32 id)
@@ -75,16 +87,30 @@ static __always_inline int serve(lb_ctx *ctx, struct lb_packet *p, struct lb_pac
 	struct lb_choice choice;
 	int full = 0;
 
-	if (svc->mode == LB_MODE_FULLNAT)
-		choice = choose_binding(ctx, svc, id, q, &binding, &full);
+	if (p->later)
+		choice = choose_first(p, &binding);
+	else if (svc->mode == LB_MODE_FULLNAT)
+		choice = choose_binding(ctx, svc, id, q, quic_backend(ctx, svc, id, q), &binding, &full);
 	else
-		choice = choose_backend(svc, id, q);
+		choice = choose_backend(svc, id, q, quic_backend(ctx, svc, id, q));
 	lb_forget(choice.is_new, p->bytes);
 	count_stats(lb_service_stats, id, p, choice.is_new);
 	if (choice.backend == LB_SLOT_EMPTY)
 		return q->quoted ? drop(p, LB_DROP_NO_BACKEND) : refuse(ctx, p, svc, full);
 	count_stats(lb_backend_stats, choice.backend, p, choice.is_new);
+	if (p->fragment && !p->later)
+		lead_fragments(p, svc, id, choice.backend, binding.source, 0);
 	return forward(ctx, p, q, svc, choice.backend, &binding);
+}
+
+static __always_inline struct lb_service *service_of(const struct lb_packet *q, __u32 *id)
+{
+	if (!q->later)
+		return find_service(q, id);
+	if (q->first.is_answer)
+		return NULL;
+	*id = q->first.service;
+	return bpf_map_lookup_elem(lb_services, id);
 }
 
 /* ICMP: an echo request to a VIP is answered here, an error is for the one whose packet it is about;
@@ -117,7 +143,7 @@ static __always_inline int process_packet(lb_ctx *ctx)
 
 	if (!p)
 		return LB_VERDICT_PASS;
-	__builtin_memset(p, 0, sizeof(*p));
+	__builtin_memset(p, 0, offsetof(struct lb_packet, first));
 	ctx_make_readable(ctx);
 	p->ifindex = ctx_ifindex(ctx);
 	p->bytes = ctx_bytes(ctx);
@@ -126,14 +152,14 @@ static __always_inline int process_packet(lb_ctx *ctx)
 	parsed = p->parsed;
 	if (parsed == LB_PARSED_OTHER || !is_for_us(ctx_data(ctx), ctx_data_end(ctx), p->ifindex))
 		return pass(p, LB_PASS_NOT_OURS);
-	if (parsed == LB_PARSED_ADDRESS)
+	if (parsed == LB_PARSED_ADDRESS || (parsed == LB_PARSED_LATER && !follow_first(p)))
 		return portless(p);
 	if (p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMPV6) {
 		q = about(ctx, p, &verdict);
 		if (!q)
 			return verdict >= 0 ? verdict : pass(p, LB_PASS_NOT_OURS);
 	}
-	svc = find_service(q, &id);
+	svc = service_of(q, &id);
 	if (!svc)
 		return nat_reply(ctx, p, q);
 	/* Not about a packet from the VIP that it is addressed to: somebody's invention. */

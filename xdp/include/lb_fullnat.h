@@ -84,7 +84,8 @@ static __always_inline int bind_flow(const struct lb_packet *p, const struct lb_
  * there was no port for it. Only what begins a flow is bound: the server knows no other port of ours. */
 static __always_inline struct lb_choice choose_binding(lb_ctx *ctx, const struct lb_service *svc,
 						       __u32 service, const struct lb_packet *p,
-						       struct lb_binding *binding, int *full)
+						       __u32 named, struct lb_binding *binding,
+						       int *full)
 {
 	struct lb_choice choice = {};
 	struct lb_flow_key key = {};
@@ -116,7 +117,9 @@ static __always_inline struct lb_choice choose_binding(lb_ctx *ctx, const struct
 	}
 	if (p->quoted || (p->proto == IPPROTO_TCP && !p->begins))
 		return choice;
-	id = flow_word(svc, service, p, &past) & LB_SLOT_BACKEND;
+	id = named;
+	if (id == LB_SLOT_EMPTY)
+		id = flow_word(svc, service, p, &past) & LB_SLOT_BACKEND;
 	if (!is_usable(id, 0))
 		return choice;
 	*full = bind_flow(p, svc, id, &key, binding);

@@ -4,7 +4,8 @@
 #define LB_NAT_H
 
 /* Replaces one address (and port, unless 0) of a TCP or UDP packet:
- * the destination on the way in, the source on the way back. */
+ * the destination on the way in, the source on the way back. A later piece of a datagram has no port, and its
+ * checksum stands in the first. */
 static __always_inline int nat_rewrite(lb_ctx *ctx, const struct lb_packet *p, int source,
 				       const __u32 *addr, __u16 port)
 {
@@ -16,15 +17,19 @@ static __always_inline int nat_rewrite(lb_ctx *ctx, const struct lb_packet *p, i
 
 	if (!port)
 		port = old_port;
-	if (ctx_update_l4_csum(ctx, p, pseudo, csum_diff_u16(old_port, port)))
-		return -1;
+	if (p->later) {
+		if (p->ipv6)
+			ctx_update_frame_csum(ctx, pseudo);
+	} else {
+		if (ctx_update_l4_csum(ctx, p, pseudo, csum_diff_u16(old_port, port)))
+			return -1;
+		ports = ctx_data(ctx) + at_l4(p);
+		if ((void *)(ports + 2) > ctx_data_end(ctx))
+			return -1;
+		ports[source ? 0 : 1] = port;
+	}
 
 	data = ctx_data(ctx);
-	ports = data + at_l4(p);
-	if ((void *)(ports + 2) > ctx_data_end(ctx))
-		return -1;
-	ports[source ? 0 : 1] = port;
-
 	if (p->ipv6) {
 		struct ipv6hdr *ip = data + at_l3(p);
 
@@ -108,59 +113,90 @@ static __always_inline int return_to_sender(const __u32 *client, struct bpf_fib_
 	return BPF_FIB_LKUP_RET_SUCCESS;
 }
 
-/* A packet that isn't for a VIP: a backend's answer, to be translated back, or not ours at all. `q` is p
- * itself or, if p is an ICMP error about a packet that went to a backend, what it quotes, turned around:
- * then it is for the client as an answer is. */
-static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p, struct lb_packet *q)
+/* Whose an answer is: the client's end of the flow that it belongs to. */
+struct lb_answered {
+	__u32 client[4];
+	__u32 service;
+	__u32 backend;
+	__u16 client_port; /* fullnat only */
+	__u16 vip_port;
+};
+
+/* A packet from a backend's socket, by what it says itself. `q` is p or, if p is an ICMP error about a packet
+ * that went to a backend, what it quotes, turned around: then it is for the client as an answer is. */
+static __always_inline struct lb_service *find_answered(lb_ctx *ctx, const struct lb_packet *p,
+							const struct lb_packet *q,
+							struct lb_answered *to)
 {
 	const __u32 *backend_addr = q->quoted ? q->dst : q->src;
 	const __u32 *client_addr = q->quoted ? q->src : q->dst;
 	struct lb_endpoint from = {};
-	struct bpf_fib_lookup fib = {};
+	struct lb_client *client;
 	struct lb_nat_back *nat;
 	struct lb_service *svc;
-	struct lb_stats *stats;
-	struct lb_client *client = NULL;
-	__u16 port;
-	int own = is_same_address(p->src, backend_addr);
-	__u32 id, backend;
-	int rc;
 
 	__builtin_memcpy(from.addr, backend_addr, sizeof(from.addr));
 	from.port = q->quoted ? q->dport : q->sport;
 	from.proto = q->proto;
-	port = from.port;
+	to->vip_port = from.port;
 	nat = bpf_map_lookup_elem(lb_nat_back_map, &from);
 	if (!nat) { /* a server of a range of ports */
 		from.port = 0;
 		nat = bpf_map_lookup_elem(lb_nat_back_map, &from);
 	}
 	if (!nat)
-		return pass(p, LB_PASS_NOT_OURS);
-	id = nat->service;
-	svc = bpf_map_lookup_elem(lb_services, &id);
+		return NULL;
+	to->service = nat->service;
+	to->backend = nat->backend;
+	svc = bpf_map_lookup_elem(lb_services, &to->service);
 	if (!svc || !is_same_address(p->dst, client_addr))
-		return pass(p, LB_PASS_NOT_OURS);
-	backend = nat->backend;
+		return NULL;
 	if (svc->port)
-		port = svc->port;
-	if (svc->mode == LB_MODE_FULLNAT) {
-		/* The entry that was found only says that a server of this mode is there. */
-		client = find_client(ctx, q);
-		if (!client)
-			return pass(p, LB_PASS_NOT_OURS);
-		id = client->flow.service;
-		backend = client->backend;
-		svc = bpf_map_lookup_elem(lb_services, &id);
-		if (!svc || svc->mode != LB_MODE_FULLNAT) /* removed since */
-			return pass(p, LB_PASS_NOT_OURS);
-		client_addr = client->flow.client;
-		port = client->flow.vip_port;
-	} else if (svc->mode != LB_MODE_NAT ||
-		   !nat_is_ours(client_addr, q->quoted ? q->sport : q->dport, id, svc,
-				port)) {
-		return pass(p, LB_PASS_NOT_OURS);
+		to->vip_port = svc->port;
+	if (svc->mode == LB_MODE_NAT) {
+		__builtin_memcpy(to->client, client_addr, sizeof(to->client));
+		return nat_is_ours(client_addr, q->quoted ? q->sport : q->dport, to->service, svc,
+				   to->vip_port) ? svc : NULL;
 	}
+	if (svc->mode != LB_MODE_FULLNAT)
+		return NULL;
+	/* The entry that was found only says that a server of this mode is there. */
+	client = find_client(ctx, q);
+	if (!client)
+		return NULL;
+	__builtin_memcpy(to->client, client->flow.client, sizeof(to->client));
+	to->service = client->flow.service;
+	to->backend = client->backend;
+	to->client_port = client->flow.client_port;
+	to->vip_port = client->flow.vip_port;
+	svc = bpf_map_lookup_elem(lb_services, &to->service);
+	return svc && svc->mode == LB_MODE_FULLNAT ? svc : NULL; /* or removed since */
+}
+
+/* The same for a later piece of an answer, by what the first said. */
+static __always_inline struct lb_service *first_answered(const struct lb_packet *p,
+							 struct lb_answered *to)
+{
+	__builtin_memcpy(to->client, p->first.addr, sizeof(to->client));
+	to->service = p->first.service;
+	to->backend = p->first.backend;
+	return bpf_map_lookup_elem(lb_services, &to->service);
+}
+
+/* A packet that isn't for a VIP: a backend's answer, to be translated back, or not ours at all. `q`: see
+ * find_answered(). */
+static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p, struct lb_packet *q)
+{
+	struct lb_answered to = {};
+	struct bpf_fib_lookup fib = {};
+	struct lb_service *svc;
+	struct lb_stats *stats;
+	int own = is_same_address(p->src, q->quoted ? q->dst : q->src);
+	int rc;
+
+	svc = p->later ? first_answered(p, &to) : find_answered(ctx, p, q, &to);
+	if (!svc)
+		return pass(p, LB_PASS_NOT_OURS);
 
 	fib.ifindex = p->ifindex;
 	fib.tot_len = ctx_fib_bytes(ctx, p);
@@ -168,11 +204,11 @@ static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p, struct lb
 	if (p->ipv6) {
 		fib.family = 10; /* AF_INET6 */
 		__builtin_memcpy(fib.ipv6_src, svc->vip, 16);
-		__builtin_memcpy(fib.ipv6_dst, client_addr, 16);
+		__builtin_memcpy(fib.ipv6_dst, to.client, 16);
 	} else {
 		fib.family = 2; /* AF_INET */
 		fib.ipv4_src = svc->vip[3];
-		fib.ipv4_dst = client_addr[3];
+		fib.ipv4_dst = to.client[3];
 	}
 	rc = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
 	/* To this machine itself: its own connection to the backend (a health check), not a client's. */
@@ -181,27 +217,27 @@ static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p, struct lb
 	if (!may_hop(ctx, p))
 		return drop(p, LB_DROP_TTL);
 
-	stats = bpf_map_lookup_elem(lb_backend_stats, &backend);
+	stats = bpf_map_lookup_elem(lb_backend_stats, &to.backend);
 	if (stats) {
 		stats->reply_packets++;
 		stats->reply_bytes += p->bytes;
 	}
-	stats = bpf_map_lookup_elem(lb_service_stats, &id);
+	stats = bpf_map_lookup_elem(lb_service_stats, &to.service);
 	if (stats) {
 		stats->reply_packets++;
 		stats->reply_bytes += p->bytes;
 	}
-	if (q->quoted ? translate_error(ctx, p, q, 0, own, q->dst, q->dport, svc->vip, port) :
-			nat_rewrite(ctx, p, 1, svc->vip, port))
+	if (p->fragment && !p->later)
+		lead_fragments(p, svc, to.service, to.backend, to.client, 1);
+	if (q->quoted ? translate_error(ctx, p, q, 0, own, q->dst, q->dport, svc->vip, to.vip_port) :
+			nat_rewrite(ctx, p, 1, svc->vip, to.vip_port))
 		return drop(p, LB_DROP_MALFORMED);
-	if (client) {
-		port = client->flow.client_port;
-		if (q->quoted ? translate_error(ctx, p, q, 1, 1, q->src, q->sport, client_addr, port) :
-				nat_rewrite(ctx, p, 0, client_addr, port))
-			return drop(p, LB_DROP_MALFORMED);
-	}
+	if (svc->mode == LB_MODE_FULLNAT &&
+	    (q->quoted ? translate_error(ctx, p, q, 1, 1, q->src, q->sport, to.client, to.client_port) :
+			 nat_rewrite(ctx, p, 0, to.client, to.client_port)))
+		return drop(p, LB_DROP_MALFORMED);
 	if (rc == BPF_FIB_LKUP_RET_NO_NEIGH)
-		rc = return_to_sender(client_addr, &fib);
+		rc = return_to_sender(to.client, &fib);
 	/* A packet to be fragmented, a device that takes no frames from here: the kernel does it. */
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS || !ctx_can_send_to(fib.ifindex))
 		return pass(p, LB_REPLY_PASS);

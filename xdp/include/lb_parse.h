@@ -21,6 +21,7 @@ enum lb_parsed {
 	LB_PARSED = 0,      /* everything below is filled in */
 	LB_PARSED_OTHER,    /* not IP, or nothing that a service could match */
 	LB_PARSED_ADDRESS,  /* IP with addresses and protocol, but no usable ports: see `fault` */
+	LB_PARSED_LATER,    /* the same: a piece of a datagram, and not the first */
 };
 
 struct lb_packet {
@@ -38,10 +39,13 @@ struct lb_packet {
 	__u8 ipv6;
 	__u8 l4_bytes; /* of the TCP or UDP header */
 	__u8 begins;   /* this packet can only be the first of its flow: TCP SYN, QUIC Initial */
-	__u8 fragment; /* the first part of a datagram that comes in several */
+	__u8 fragment; /* a part of a datagram that comes in several */
+	__u8 later;    /* and not the first of them: it has no ports */
 	__u8 fault;    /* enum lb_outcome: why ports are missing */
 	__u8 parsed;   /* enum lb_parsed */
 	__u8 quoted;   /* read from an ICMP error: it tells of a flow, and isn't part of it */
+	__u32 fragment_id;
+	struct lb_fragment first; /* of a later one: where the first went; undefined otherwise */
 };
 
 /* Offsets of the IP header and of what it carries, with bounds that the verifier can see: behind two
@@ -81,6 +85,13 @@ struct lb_quic {
 };
 
 #define LB_QUIC_INITIAL_BYTES 1200 /* a client pads to this (RFC 9000, 14.1) */
+#define LB_QUIC_V1 1
+#define LB_QUIC_V2 0x6b3343cf
+
+static __always_inline __u32 quic_version(const struct lb_quic *quic)
+{
+	return quic->version[0] << 24 | quic->version[1] << 16 | quic->version[2] << 8 | quic->version[3];
+}
 
 /* A client's first datagram: version 1 (RFC 9000, 17.2.2) or version 2 (RFC 9369, 3.2). */
 static __always_inline int is_quic_initial(struct lb_quic *quic, void *data_end)
@@ -89,10 +100,9 @@ static __always_inline int is_quic_initial(struct lb_quic *quic, void *data_end)
 
 	if ((void *)(quic + 1) > data_end)
 		return 0;
-	version = quic->version[0] << 24 | quic->version[1] << 16 | quic->version[2] << 8 |
-		  quic->version[3];
-	return ((quic->first & 0xf0) == 0xc0 && version == 1) ||
-	       ((quic->first & 0xf0) == 0xd0 && version == 0x6b3343cf);
+	version = quic_version(quic);
+	return ((quic->first & 0xf0) == 0xc0 && version == LB_QUIC_V1) ||
+	       ((quic->first & 0xf0) == 0xd0 && version == LB_QUIC_V2);
 }
 
 static __always_inline int parse_ports(void *data, void *data_end, struct lb_packet *p)
@@ -154,10 +164,14 @@ static __always_inline int parse_ipv4(void *data, void *data_end, struct lb_pack
 		return LB_PARSED_ADDRESS;
 	p->l4 = p->l3 + ip->ihl * 4;
 	offset = lb_ntohs(ip->frag_off);
-	p->fragment = !!(offset & (LB_IP_MF | LB_IP_OFFSET));
+	if (offset & (LB_IP_MF | LB_IP_OFFSET)) {
+		p->fragment = 1;
+		p->fragment_id = ip->id;
+	}
 	if (offset & LB_IP_OFFSET) {
+		p->later = 1;
 		p->fault = LB_DROP_FRAGMENT;
-		return LB_PARSED_ADDRESS;
+		return LB_PARSED_LATER;
 	}
 	return parse_ports(data, data_end, p);
 }
@@ -209,10 +223,13 @@ static __always_inline int parse_ipv6(void *data, void *data_end, struct lb_pack
 		if (next == IPPROTO_FRAGMENT) {
 			/* With neither offset nor M it is a whole datagram (RFC 6946). */
 			p->fragment |= lb_ntohs(frag->offset) & 1;
+			p->fragment_id = frag->id;
 			if (lb_ntohs(frag->offset) & 0xfff8) {
+				p->fragment = 1;
+				p->later = 1;
 				p->proto = frag->nexthdr;
 				p->fault = LB_DROP_FRAGMENT;
-				return LB_PARSED_ADDRESS;
+				return LB_PARSED_LATER;
 			}
 			offset += sizeof(*frag);
 		} else {

@@ -202,8 +202,9 @@ static __always_inline void remember(struct lb_flow_key *key, __u32 id, int embr
 	}
 }
 
+/* `named`: the backend that the packet itself names, and that goes before all else; or LB_SLOT_EMPTY. */
 static __always_inline struct lb_choice choose_backend(const struct lb_service *svc, __u32 id,
-						       const struct lb_packet *p)
+						       const struct lb_packet *p, __u32 named)
 {
 	struct lb_past past = {};
 	__u32 word = flow_word(svc, id, p, &past);
@@ -213,6 +214,10 @@ static __always_inline struct lb_choice choose_backend(const struct lb_service *
 	int known = 0;
 	int older;
 
+	if (named != LB_SLOT_EMPTY && svc->tracking != LB_TRACK_ALWAYS) {
+		choice.backend = named;
+		return choice;
+	}
 	if (svc->tracking == LB_TRACK_NEVER ||
 	    (svc->tracking == LB_TRACK_MOVING && !(word & LB_SLOT_STIRRED))) {
 		if (is_usable(own, 0)) {
@@ -227,6 +232,10 @@ static __always_inline struct lb_choice choose_backend(const struct lb_service *
 	key.client_port = p->sport;
 	key.vip_port = p->dport;
 	choice.backend = follow(&key, p, &known);
+	if (named != LB_SLOT_EMPTY && named != choice.backend) {
+		remember(&key, named, 0, known);
+		choice.backend = named;
+	}
 	if (choice.backend != LB_SLOT_EMPTY)
 		return choice;
 

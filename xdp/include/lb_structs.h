@@ -33,6 +33,9 @@ struct lb_service {
 	__u8 tracking;   /* enum lb_tracking */
 	__u8 no_backend; /* enum lb_no_backend */
 	__u8 has_rules;  /* in the rules map */
+	__u8 quic_bytes;  /* length of the server ID in connection IDs, at most 8; 0 = not steered by them */
+	__u8 quic_config; /* their first three bits */
+	__u8 pad[6];
 };
 
 /* Key of the rules map, a trie of client prefixes for each service. */
@@ -127,6 +130,34 @@ struct lb_client {
 	__u32 seen;  /* of the backend's packets */
 	__u8 state;  /* LB_NAT_*: seen of the backend */
 	__u8 pad[3];
+};
+
+/* Key of the quic map: a server ID, as a number, of a service. */
+struct lb_quic_key {
+	__u64 server_id;
+	__u32 service;
+	__u32 pad;
+};
+
+/* Key of the fragments map: what the pieces of one datagram have in common (RFC 791, 3.2; RFC 8200, 4.5). */
+struct lb_fragment_key {
+	__u32 src[4];
+	__u32 dst[4];
+	__u32 id;   /* as it stands in the header */
+	__u8 proto; /* 0 in IPv6 */
+	__u8 pad[3];
+};
+
+/* Where the first of them went. */
+struct lb_fragment {
+	__u32 addr[4]; /* of a backend's answer, the client; else in fullnat our source, as in lb_binding */
+	__u32 service;
+	__u32 backend;
+	__u32 generation;
+	__u8 mode;
+	__u8 is_answer;
+	__u8 pad[2];
+	__u64 until; /* as in lb_table.closes */
 };
 
 struct lb_link {

@@ -8,6 +8,8 @@ changes there is part of the `Result` that comes out.
     parse.py    bytes -> addresses, protocol, ports, or why not
     pick.py     service, slot and its past, conntrack -> backend
     rewrite.py  NAT, hop, MAC addresses, VLAN tags; with the checksums of checksum.py
+    pieces.py   datagrams in several fragments
+    quic.py     the backend that a QUIC connection ID names
     fullnat.py  the ports that mode fullnat gives to flows
     tunnel.py   the outer headers of modes ipip and gue
     quote.py    what an ICMP error is about, and its translation
@@ -26,6 +28,8 @@ from lb.core.reference.world import (
     Endpoint,
     Flow,
     FlowKey,
+    Fragment,
+    FragmentKey,
     NatBack,
     NatState,
     Outcome,
@@ -51,6 +55,8 @@ __all__ = [
     "Endpoint",
     "Flow",
     "FlowKey",
+    "Fragment",
+    "FragmentKey",
     "NatBack",
     "NatState",
     "Outcome",

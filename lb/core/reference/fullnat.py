@@ -38,7 +38,9 @@ class Bound:
     translations: Mapping[Translated, Client | None] = field(default_factory=dict)
 
 
-def choose_binding(packet: Packet, number: int, service: Service, world: World) -> Bound:
+def choose_binding(
+    packet: Packet, number: int, service: Service, named: int | None, world: World
+) -> Bound:
     """A flow that is bound stays so while its backend is usable. Only what begins a flow is bound: the
     server knows no other port of ours."""
     key = FlowKey(packet.source, number, packet.sport, packet.dport)
@@ -59,7 +61,7 @@ def choose_binding(packet: Packet, number: int, service: Service, world: World) 
         gone = {key: None}
     if packet.quoted or (packet.proto == TCP and not packet.begins):
         return Bound(None, bindings=gone)
-    own, _ = slot_for(packet, number, service, world)
+    own = named or slot_for(packet, number, service, world)[0]
     backend = world.backends.get(own)
     if own == EMPTY or backend is None or not backend.usable:
         return Bound(None, bindings=gone)

@@ -23,7 +23,8 @@ UDP_BYTES = 8
 ICMP_BYTES = 8
 
 QUIC_INITIAL_BYTES = 1200
-QUIC_INITIALS = ((0xC0, 1), (0xD0, 0x6B3343CF))  # high bits of the first byte, version
+QUIC_V1, QUIC_V2 = 1, 0x6B3343CF  # RFC 9000, 15; RFC 9369, 3.1
+QUIC_INITIALS = ((0xC0, QUIC_V1), (0xD0, QUIC_V2))  # high bits of the first byte, version
 
 ETH_IPV4 = 0x0800
 ETH_IPV6 = 0x86DD
@@ -55,7 +56,9 @@ class Packet:
     sport: int  # 0 with ICMP
     dport: int
     begins: bool  # it can only be the first of its flow: TCP SYN without ACK, QUIC Initial
-    fragment: bool  # a piece of a larger datagram, the first one
+    fragment: bool  # a piece of a larger datagram
+    later: bool = False  # and not the first one: it has no ports
+    identification: bytes = b""  # of that datagram, as it stands in the header
     quoted: bool = False  # read from an ICMP error: it tells of a flow, and isn't part of it
 
     @property
@@ -121,9 +124,12 @@ def _ipv4(frame: bytes, ifindex: int, l3: int) -> Parsed:
     if version != 4 or header_bytes < IPV4_BYTES or end < l4 or end > len(frame):
         return Portless(destination, proto, Outcome.DROP_MALFORMED)
     more, offset = _number(frame, l3 + 6) & 0x2000, _number(frame, l3 + 6) & 0x1FFF
+    cut = b""
+    if more or offset:
+        cut = frame[l3 + 4 : l3 + 6] + bytes(2)
     if offset:
-        return Portless(destination, proto, Outcome.DROP_FRAGMENT)
-    return _ports(frame, ifindex, l3, l4, end, source, destination, proto, fragment=bool(more))
+        return _later(frame, ifindex, l3, l4, end, source, destination, proto, cut)
+    return _ports(frame, ifindex, l3, l4, end, source, destination, proto, cut)
 
 
 def _ipv6(frame: bytes, ifindex: int, l3: int) -> Parsed:
@@ -140,7 +146,7 @@ def _ipv6(frame: bytes, ifindex: int, l3: int) -> Parsed:
         return Portless(destination, proto, Outcome.DROP_MALFORMED)
 
     l4 = l3 + IPV6_BYTES
-    fragment = False
+    cut = b""
     for _ in range(EXTENSION_DEPTH):
         if proto not in (HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION_OPTIONS):
             break
@@ -153,14 +159,47 @@ def _ipv6(frame: bytes, ifindex: int, l3: int) -> Parsed:
         if proto == FRAGMENT:
             more, offset = _number(frame, l4 + 2) & 1, _number(frame, l4 + 2) >> 3
             if offset:
-                return Portless(destination, following, Outcome.DROP_FRAGMENT)
+                cut = frame[l4 + 4 : l4 + 8]
+                return _later(frame, ifindex, l3, l4, end, source, destination, following, cut)
             # With neither it is an atomic fragment, a whole datagram (RFC 6946).
-            fragment = fragment or bool(more)
+            if more or cut:
+                cut = frame[l4 + 4 : l4 + 8]
             l4 += 8
         else:
             l4 += 8 + frame[l4 + 1] * 8
         proto = following
-    return _ports(frame, ifindex, l3, l4, end, source, destination, proto, fragment=fragment)
+    return _ports(frame, ifindex, l3, l4, end, source, destination, proto, cut)
+
+
+def _later(
+    frame: bytes,
+    ifindex: int,
+    l3: int,
+    l4: int,
+    end: int,
+    source: Address,
+    destination: Address,
+    proto: int,
+    cut: bytes,
+) -> Packet:
+    """A piece of a datagram that isn't the first. In IPv6 `proto` is what follows, not what it is all
+    about."""
+    return Packet(
+        frame=frame,
+        ifindex=ifindex,
+        l3=l3,
+        l4=l4,
+        end=end,
+        source=source,
+        destination=destination,
+        proto=proto,
+        sport=0,
+        dport=0,
+        begins=False,
+        fragment=True,
+        later=True,
+        identification=cut,
+    )
 
 
 def _ports(
@@ -172,8 +211,7 @@ def _ports(
     source: Address,
     destination: Address,
     proto: int,
-    *,
-    fragment: bool,
+    cut: bytes,
 ) -> Parsed:
     """The transport header: RFC 9293 (TCP), RFC 768 (UDP), RFC 792 and 4443 (ICMP)."""
     needed = {TCP: TCP_BYTES, UDP: UDP_BYTES, ICMP: ICMP_BYTES, ICMPV6: ICMP_BYTES}.get(proto)
@@ -197,7 +235,8 @@ def _ports(
         dport=_number(frame, l4 + 2) if has_ports else 0,
         begins=("SYN" in flags and "ACK" not in flags)
         or (proto == UDP and is_quic_initial(frame[l4 + UDP_BYTES : end])),
-        fragment=fragment,
+        fragment=bool(cut),
+        identification=cut,
     )
 
 

@@ -77,17 +77,25 @@ def _rule_for(client: Address, number: int, world: World) -> Rule | None:
     return world.rules[number][longest] if longest else None
 
 
-def choose_backend(packet: Packet, number: int, service: Service, world: World) -> Choice:
-    """A flow that is remembered goes where it went. One that is older than its slot's last move goes
+def choose_backend(
+    packet: Packet, number: int, service: Service, named: int | None, world: World
+) -> Choice:
+    """The backend that the packet itself names goes before all else. A flow that is remembered goes
+    where it went. One that is older than its slot's last move goes
     to where the slot was then; any other where its slot says."""
     own, past = slot_for(packet, number, service, world)
     always = service.tracking is Tracking.ALWAYS
+    if named is not None and not always:
+        return Choice(named)
     if service.tracking is Tracking.NEVER or (past is None and not always):
         # Without entries, a connection's start is all that can be counted.
         return Choice(own, is_new=packet.begins) if _is_usable(own, world) else Choice(None)
 
     key = FlowKey(packet.source, number, packet.sport, packet.dport)
-    if known := _follow(key, packet, world):
+    known = _follow(key, packet, world)
+    if named is not None and (known is None or known.backend != named):
+        return _renamed(key, named, world)
+    if known:
         return known
     moving = past if past is not None and past.closes > world.clock else None
     # Nobody saw it begin, and it doesn't begin now: it is older than the move. Where each datagram is
@@ -99,6 +107,13 @@ def choose_backend(packet: Packet, number: int, service: Service, world: World) 
     if chosen is None or packet.quoted or not (always or moving or known_before):
         return Choice(chosen, is_new=chosen is not None and not older)
     return _remember(key, chosen, older, packet, world)
+
+
+def _renamed(key: FlowKey, named: int, world: World) -> Choice:
+    """What is remembered is where the packet's own word sends it, whatever it was."""
+    flow = Flow(named, world.backends[named].generation, world.now)
+    gone: Written = {key: None} if key in world.embryonic else {}
+    return Choice(named, conntrack={key: flow}, embryonic=gone)
 
 
 def _place(own: int, past: Past | None, world: World) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from lb.core.reference import answer, quote, rewrite, tunnel
+from lb.core.reference import answer, pieces, quic, quote, rewrite, tunnel
 from lb.core.reference.fullnat import Bound, choose_binding, find_client
 from lb.core.reference.parse import ICMP, ICMPV6, Packet, Portless, parse
 from lb.core.reference.pick import Choice, choose_backend, find_service, service_at
@@ -17,6 +17,7 @@ from lb.core.reference.world import (
     Client,
     Endpoint,
     FlowKey,
+    Fragment,
     Outcome,
     Result,
     Route,
@@ -41,6 +42,8 @@ def process(frame: bytes, ifindex: int, world: World) -> Result:
         return _pass(frame, Outcome.PASS_NOT_OURS)
     if isinstance(parsed, Portless):
         return _portless(frame, parsed, world)
+    if parsed.later:
+        return _later(parsed, world)
     flow = parsed
     if parsed.proto in (ICMP, ICMPV6):
         about = _about(parsed, world)
@@ -54,6 +57,20 @@ def process(frame: bytes, ifindex: int, world: World) -> Result:
         # Not about a packet from the VIP that it is addressed to: somebody's invention.
         return _pass(frame, Outcome.PASS_NOT_OURS)
     return _serve(parsed, flow, number, world)
+
+
+def _later(packet: Packet, world: World) -> Result:
+    """A piece of a datagram that isn't the first: it follows that one."""
+    first = pieces.first_of(packet, world)
+    if first is None:
+        unknown = Portless(packet.destination, packet.proto, Outcome.DROP_FRAGMENT)
+        return _portless(packet.frame, unknown, world)
+    service = world.services[first.service]
+    packet = replace(packet, proto=service.proto)
+    if first.is_answer and first.address is not None:
+        client = FlowKey(first.address, first.service, 0, 0)
+        return _counted_reply(packet, packet, first.backend, service, client, world)
+    return _serve(packet, packet, first.service, world, first)
 
 
 def _about(packet: Packet, world: World) -> Packet | None:
@@ -86,16 +103,23 @@ def _icmp(packet: Packet, world: World) -> Result:
     return _pass(packet.frame, Outcome.PASS_NOT_OURS)
 
 
-def _serve(packet: Packet, flow: Packet, number: int, world: World) -> Result:
-    """A packet to a service, or an ICMP error about one of its flows: counted, placed as the flow is,
-    and sent on or refused."""
+def _serve(
+    packet: Packet, flow: Packet, number: int, world: World, first: Fragment | None = None
+) -> Result:
+    """A packet to a service, or an ICMP error about one of its flows: counted, placed as the flow is (or
+    as the first piece of a datagram was), and sent on or refused."""
     service = world.services[number]
     bound = Bound(None)
-    if service.mode is Mode.FULLNAT:
-        bound = choose_binding(flow, number, service, world)
+    named = quic.named_backend(flow, number, service, world) if first is None else None
+    if first is not None:
+        binding = Binding(first.address, first.backend, first.generation, 0, 0)
+        bound = Bound(None, binding if service.mode is Mode.FULLNAT else None)
+        choice = Choice(first.backend if world.backends[first.backend].usable else None)
+    elif service.mode is Mode.FULLNAT:
+        bound = choose_binding(flow, number, service, named, world)
         choice = Choice(bound.backend, bound.is_new)
     else:
-        choice = choose_backend(flow, number, service, world)
+        choice = choose_backend(flow, number, service, named, world)
     stats = Stats(packets=1, bytes=len(packet.frame), flows=int(choice.is_new))
     if choice.backend is None:
         if flow.quoted:
@@ -111,6 +135,13 @@ def _serve(packet: Packet, flow: Packet, number: int, world: World) -> Result:
         embryonic=choice.embryonic,
         bindings=bound.bindings,
         translations=bound.translations,
+        fragments=pieces.led(
+            packet,
+            (number, service),
+            choice.backend,
+            bound.binding.source if bound.binding else None,
+            world,
+        ),
         service=(number, stats),
         backend=(choice.backend, stats),
     )
@@ -219,8 +250,8 @@ def _nat_reply(packet: Packet, flow: Packet, world: World) -> Result:
     service = world.services.get(nat.service) if nat else None
     if nat is None or service is None or packet.destination != seen:
         return _pass(packet.frame, Outcome.PASS_NOT_OURS)
-    number, backend = nat.service, nat.backend
-    client = FlowKey(seen, number, seen_port, service.port or port)
+    backend = nat.backend
+    client = FlowKey(seen, nat.service, seen_port, service.port or port)
     changed: Mapping[Translated, Client | None] = {}
     if service.mode is Mode.FULLNAT:
         # The entry that was found only says that a server of this mode is there.
@@ -228,14 +259,23 @@ def _nat_reply(packet: Packet, flow: Packet, world: World) -> Result:
         service = world.services.get(found.flow.service) if found else None
         if found is None or service is None or service.mode is not Mode.FULLNAT:
             return replace(_pass(packet.frame, Outcome.PASS_NOT_OURS), translations=changed)
-        number, backend, client = found.flow.service, found.backend, found.flow
+        backend, client = found.backend, found.flow
     elif not _is_our_flow(client, service, world):
         return _pass(packet.frame, Outcome.PASS_NOT_OURS)
+    result = _counted_reply(packet, flow, backend, service, client, world)
+    return replace(result, translations=changed)
+
+
+def _counted_reply(
+    packet: Packet, flow: Packet, backend: int, service: Service, client: FlowKey, world: World
+) -> Result:
     result = _reply(packet, flow, service, client, world)
-    stats = Stats(reply_packets=1, reply_bytes=len(packet.frame))
     if result.outcome in (Outcome.PASS_NOT_OURS, Outcome.DROP_TTL):
-        return replace(result, translations=changed)
-    return replace(result, translations=changed, service=(number, stats), backend=(backend, stats))
+        return result
+    stats = Stats(reply_packets=1, reply_bytes=len(packet.frame))
+    owner = (client.service, service)
+    led = pieces.led(packet, owner, backend, client.client, world, is_answer=True)
+    return replace(result, fragments=led, service=(client.service, stats), backend=(backend, stats))
 
 
 def _reply(packet: Packet, flow: Packet, service: Service, client: FlowKey, world: World) -> Result:

@@ -49,10 +49,21 @@ def _translate(
     packet: Packet, old: Address, new: Address, old_port: int, port: int, *, source: bool
 ) -> bytes:
     """RFC 3022, 4.1: addresses count in the IP checksum (IPv4) and, by the pseudo header, in
-    that of TCP and UDP.
+    that of TCP and UDP. In the later pieces of a datagram neither that nor a port is to be found.
     """
-    frame, l3, l4 = packet.frame, packet.l3, packet.l4
+    frame, l3 = packet.frame, packet.l3
+    if not packet.later:
+        frame = _translate_segment(packet, old, new, old_port, port, source=source)
+    if packet.ipv6:
+        return put(frame, l3 + (IPV6_SOURCE if source else IPV6_DESTINATION), new.packed)
+    address_at = l3 + (IPV4_SOURCE if source else IPV4_DESTINATION)
+    return put_checked(frame, address_at, new.packed, l3 + IPV4_CHECK)
 
+
+def _translate_segment(
+    packet: Packet, old: Address, new: Address, old_port: int, port: int, *, source: bool
+) -> bytes:
+    frame, l4 = packet.frame, packet.l4
     check_at = l4 + (UDP_CHECK if packet.proto == UDP else TCP_CHECK)
     check = int.from_bytes(frame[check_at : check_at + 2])
     # RFC 768: a UDP checksum of 0 says "none", and one that computes to 0 is sent as all ones.
@@ -61,12 +72,7 @@ def _translate(
         if packet.proto == UDP and check == 0:
             check = 0xFFFF
         frame = put(frame, check_at, check.to_bytes(2))
-    frame = put(frame, l4 + (0 if source else 2), port.to_bytes(2))
-
-    if packet.ipv6:
-        return put(frame, l3 + (IPV6_SOURCE if source else IPV6_DESTINATION), new.packed)
-    address_at = l3 + (IPV4_SOURCE if source else IPV4_DESTINATION)
-    return put_checked(frame, address_at, new.packed, l3 + IPV4_CHECK)
+    return put(frame, l4 + (0 if source else 2), port.to_bytes(2))
 
 
 def take_hop(packet: Packet) -> Packet:
@@ -79,8 +85,8 @@ def set_ttl(packet: Packet, ttl: int) -> bytes:
     if packet.ipv6:
         return put(packet.frame, packet.l3 + IPV6_HOP_LIMIT, bytes([ttl]))
     # The TTL shares its checksummed word with the protocol.
-    word = bytes([ttl, packet.proto])
-    return put_checked(packet.frame, packet.l3 + IPV4_TTL, word, packet.l3 + IPV4_CHECK)
+    at = packet.l3 + IPV4_TTL
+    return put_checked(packet.frame, at, bytes([ttl, packet.frame[at + 1]]), packet.l3 + IPV4_CHECK)
 
 
 def leave(packet: Packet, ifindex: int, dmac: bytes, smac: bytes) -> bytes:

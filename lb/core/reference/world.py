@@ -47,6 +47,8 @@ class Service:
     affinity: Affinity = Affinity.FLOW
     tracking: Tracking = Tracking.MOVING
     no_backend: NoBackend = NoBackend.REJECT
+    quic_bytes: int = 0  # length of the server ID in connection IDs; 0 = not steered by them
+    quic_config: int = 0  # their first three bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,29 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class FragmentKey:
+    """What the pieces of one datagram have in common."""
+
+    source: Address
+    destination: Address
+    identification: bytes
+    proto: int  # 0 in IPv6
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """Where the first of them went. `until`: in ns, the others follow."""
+
+    service: int
+    backend: int
+    generation: int
+    mode: Mode
+    address: Address | None  # of an answer, the client; else in fullnat our source
+    is_answer: bool
+    until: int
+
+
+@dataclass(frozen=True, slots=True)
 class Sender:
     """Where a client's frames come from."""
 
@@ -216,6 +241,8 @@ class World:
     senders: Mapping[Address, Sender] = field(default_factory=dict)
     bindings: Mapping[FlowKey, Binding] = field(default_factory=dict)
     translations: Mapping[Translated, Client] = field(default_factory=dict)
+    fragments: Mapping[FragmentKey, Fragment] = field(default_factory=dict)
+    quic: Mapping[tuple[int, int], int] = field(default_factory=dict)  # service, server ID -> backend
     route: Callable[[RouteQuery], RouteResult] = nowhere
     # Interfaces that this hook can send a routed frame to; None = all of them. (XDP reaches only
     # attached ones, tc any.)
@@ -288,5 +315,6 @@ class Result:
     senders: Mapping[Address, Sender] = field(default_factory=dict)
     bindings: Mapping[FlowKey, Binding | None] = field(default_factory=dict)
     translations: Mapping[Translated, Client | None] = field(default_factory=dict)
+    fragments: Mapping[FragmentKey, Fragment] = field(default_factory=dict)
     service: tuple[int, Stats] | None = None
     backend: tuple[int, Stats] | None = None
