@@ -17,6 +17,7 @@ from lb.core.slots import Member, Table
 from lb.core.state import BackendKey, DesiredState
 from lb.model import keys
 from lb.model.objects import (
+    GUE_PORT,
     TUNNELS,
     Address,
     Admin,
@@ -27,8 +28,6 @@ from lb.model.objects import (
     TableDocument,
     table_path,
 )
-
-GUE_PORT = 6080  # UDP, registered with IANA
 
 
 @dataclass(frozen=True)

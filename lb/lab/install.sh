@@ -34,6 +34,7 @@ want_command tcpdump tcpdump
 want_command ping iputils-ping
 want_command dnsmasq dnsmasq-base
 want_command dig bind9-dnsutils
+want_command openssl openssl
 want_command sysctl procps
 want_command nsenter util-linux
 want_command mount mount

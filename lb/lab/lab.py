@@ -134,6 +134,10 @@ class Lab:
         self.run(full, ["ip", "link", "set", "lo", "up"])
         return full
 
+    def bpf_mount(self, namespace: str) -> None:
+        """Have a bpf file system in a namespace's folder."""
+        self._ledger.add_bpf_mount(self.folder / self.namespace(namespace) / "bpf")
+
     def open_tunnels(self) -> None:
         """Let the backends take modes ipip and gue, without tunnel devices."""
         if self._has_open_tunnels:
@@ -141,7 +145,7 @@ class Lab:
         self._has_open_tunnels = True
         vips = [option for vip in (VIP4, VIP6) for option in ("--vip", str(vip))]
         for name in self.topology.backends:
-            self._ledger.add_bpf_mount(self.folder / name / "bpf")
+            self.bpf_mount(name)
             pins = ["--pin-dir", str(self.folder / name / "bpf" / "lb")]
             command = [*program("lbctl"), "backend-node", "attach", "--interface", "back0"]
             run(in_namespace(name, [*command, *vips, *pins]), env=environment(self.lb_environment))

@@ -34,6 +34,7 @@ DEFAULT_WINDOW = 900
 MAX_WINDOW = 7 * 86400
 MAX_RULES = 1024  # of one service
 MAX_QUIC_ID_BYTES = 8
+GUE_PORT = 6080  # UDP, registered with IANA
 
 
 class Protocol(StrEnum):

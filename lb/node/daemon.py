@@ -20,9 +20,10 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 import lb
+from lb.core.pathmtu import PathMtus, TooBig
 from lb.core.plan import Observed, Wanted
 from lb.core.state import DesiredState, advance, parse
-from lb.datapath import lifecycle, neighbours
+from lb.datapath import icmp, lifecycle, neighbours
 from lb.datapath.kernel import Kernel
 from lb.datapath.lifecycle import Attachment
 from lb.datapath.maps import Maps
@@ -30,7 +31,14 @@ from lb.datapath.neighbours import Resolver
 from lb.errors import ConflictError, LbError, RevisionCompacted, StoreUnavailable
 from lb.model import keys
 from lb.model.objects import ClusterConfig, LinkStatus, NodeStatus, Problem, TableDocument
-from lb.node.happenings import Happening, NetlinkChanged, Stop, StoreChanged, Timer
+from lb.node.happenings import (
+    Happening,
+    NetlinkChanged,
+    PathTooNarrow,
+    Stop,
+    StoreChanged,
+    Timer,
+)
 from lb.node.planning import Bases, Plans
 from lb.node.reporter import Reporter
 from lb.settings import Settings
@@ -76,6 +84,7 @@ class Daemon:
     _failing: str = ""
     _topology: Timer = field(default_factory=lambda: Timer(TOPOLOGY_SECONDS))
     _topology_changed: bool = False
+    _path_mtus: PathMtus = field(default_factory=PathMtus)
 
     def __post_init__(self) -> None:
         self.kernel = Kernel(self.maps)
@@ -86,6 +95,7 @@ class Daemon:
         """Serve until Stop comes. What is attached stays attached."""
         self.kernel.adopt()
         neighbours.listen(lambda message: self.inbox.put(NetlinkChanged(message)))
+        icmp.listen(lambda error: self.inbox.put(PathTooNarrow(error)))
         self._read_store()
         threading.Thread(target=self._watch_store, name="store", daemon=True).start()
         self._refresh.is_due(time.monotonic())
@@ -151,6 +161,8 @@ class Daemon:
         for each in happened:
             if isinstance(each, NetlinkChanged):
                 stale |= self._notice(each)
+            elif isinstance(each, PathTooNarrow):
+                stale |= self._learn(each.error, now)
             elif isinstance(each, StoreChanged):
                 stale |= self._take_in(each.batch) if each.batch else self._read_store()
             else:
@@ -161,6 +173,9 @@ class Daemon:
             stale |= self._reattach()
         if self._refresh.is_due(now):
             stale |= self.resolver.refresh()
+            fresh = self._path_mtus.forget(now)
+            stale |= fresh is not self._path_mtus
+            self._path_mtus = fresh
         if audit:
             # Compare with the kernel and the store, not with memory: what was changed by hand, or
             # what no notification told of, is put right by the reconciliation that follows.
@@ -184,6 +199,16 @@ class Daemon:
             self._topology_changed = True
             return False
         return self.resolver.notify(change.message)
+
+    def _learn(self, error: TooBig, now: float) -> bool:
+        """True if the way to a backend turns out to take less than was known."""
+        learned = self._path_mtus.learn(error, self.resolver.hops(), now)
+        if learned is self._path_mtus:
+            return False
+        mtu, _ = learned.known[error.destination]
+        log.info("the way to %s takes packets of %d bytes only", error.destination, mtu)
+        self._path_mtus = learned
+        return True
 
     # -- store ---------------------------------------------------------------------------------
 
@@ -273,8 +298,9 @@ class Daemon:
             self._without_config()
             return
         bases = self._bases.update(self.state)
+        hops = self._path_mtus.lower(self.resolver.hops())
         attached = frozenset(link.index for link in self.attachment.interfaces)
-        wanted = self._plans.update(self.state, Observed(self.resolver.hops(), attached), bases)
+        wanted = self._plans.update(self.state, Observed(hops, attached), bases)
         changes = self.kernel.apply(wanted, keep=self.state.not_understood)
         if changes:
             log.info("applied revision=%d entries=%d", self.state.revision, changes)

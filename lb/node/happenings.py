@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lb.core.pathmtu import TooBig
 from lb.store.base import Batch
 
 
@@ -24,6 +25,13 @@ class NetlinkChanged:
 
 
 @dataclass(frozen=True)
+class PathTooNarrow:
+    """A router can't pass on what our tunnels send."""
+
+    error: TooBig
+
+
+@dataclass(frozen=True)
 class Stop:
     """A signal asks lbd to end."""
 
@@ -33,7 +41,7 @@ class Audit:
     """A signal asks lbd to compare with the kernel now, not at the next turn."""
 
 
-Happening = StoreChanged | NetlinkChanged | Stop | Audit
+Happening = StoreChanged | NetlinkChanged | PathTooNarrow | Stop | Audit
 
 
 @dataclass

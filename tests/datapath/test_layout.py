@@ -9,10 +9,10 @@ from collections.abc import Callable
 import pytest
 
 from lb.core import slots
-from lb.core.plan import GUE_PORT
 from lb.core.reference import Outcome, answer, parse, pick, pieces
 from lb.datapath import headers, layout, sources
 from lb.datapath.bpf import Program
+from lb.model.objects import GUE_PORT
 
 # BCC wants bytes, takes str, and says so.
 pytestmark = pytest.mark.filterwarnings("ignore:not a bytes object")

@@ -62,13 +62,13 @@ def test_who_sends_too_much_is_told_what_fits(node: Callable[[str], Lab], hook: 
     before = outcomes(lab)
     for vip in (VIP4, VIP6):
         forget_path_mtu(lab, "client")
-        _upload(lab, str(vip), 300_000)
+        upload(lab, str(vip), 300_000)
     after = outcomes(lab)
     assert after["reject_too_big"] > before["reject_too_big"]
     assert after["drop_too_big"] == before["drop_too_big"]
 
 
-def _upload(lab: Lab, vip: str, size: int) -> None:
+def upload(lab: Lab, vip: str, size: int) -> None:
     """Has curl send a body, all of which nginx reads."""
     host = f"[{vip}]" if ":" in vip else vip
     script = (
