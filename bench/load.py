@@ -105,7 +105,7 @@ def load(limits: Limits) -> Iterator[Bench]:
     programs = _compile({**dict(maps), "bench_runs": runs, "bench_flows": flows})
     for index, mac in MAC.items():
         maps.egress.put(index_key(index), index_key(index))
-        link = layout.Link(ifindex=index, mac=(ctypes.c_uint8 * 6)(*mac))
+        link = layout.Link(ifindex=index, master=index, mac=(ctypes.c_uint8 * 6)(*mac))
         maps.links.put(index_key(index % layout.LINKS), bytes(link))
     kernel = Kernel(maps)
     kernel.adopt()

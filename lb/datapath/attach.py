@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyroute2 import IPRoute
 from pyroute2.netlink import nlmsg
@@ -71,6 +71,7 @@ class Interface:
     xdp_program: int
     xdp_generic: bool
     kind: str  # veth, vlan, bond, …; empty for a physical one
+    ports: tuple[int, ...] = ()  # of a bond: their indexes. Native XDP runs on them
 
 
 def find(ip: IPRoute, name: str) -> Interface:
@@ -86,7 +87,15 @@ def find(ip: IPRoute, name: str) -> Interface:
 
 def by_name(ip: IPRoute, name: str) -> list[Interface]:
     """The interface with this name in a list, or an empty list."""
-    return [_describe_link(link) for link in ip.get_links() if link.get_attr("IFLA_IFNAME") == name]
+    links = list(ip.get_links())
+    found = [_describe_link(link) for link in links if link.get_attr("IFLA_IFNAME") == name]
+    return [replace(each, ports=_ports(each, links)) for each in found]
+
+
+def _ports(interface: Interface, links: Sequence[nlmsg]) -> tuple[int, ...]:
+    if interface.kind != "bond":
+        return ()
+    return tuple(link["index"] for link in links if link.get_attr("IFLA_MASTER") == interface.index)
 
 
 def by_index(ip: IPRoute, index: int) -> list[Interface]:
@@ -133,13 +142,14 @@ def check(ip: IPRoute, names: Sequence[str]) -> list[Interface]:
             )
         if not each.up:
             raise DatapathError(f"interface {each.name!r} is down", hint=f"ip link set {each.name} up")
-        other = places.setdefault(each.index % layout.LINKS, each.name)
-        if other != each.name:
-            raise DatapathError(
-                f"interfaces {other!r} and {each.name!r} have indexes that differ by a multiple"
-                f" of {layout.LINKS}",
-                hint="make one of them anew, or attach to one of them only",
-            )
+        for index in (each.index, *each.ports):
+            other = places.setdefault(index % layout.LINKS, each.name)
+            if other != each.name:
+                raise DatapathError(
+                    f"interfaces {other!r} and {each.name!r} have indexes that differ by a multiple"
+                    f" of {layout.LINKS}",
+                    hint="make one of them anew, or attach to one of them only",
+                )
     return found
 
 

@@ -272,11 +272,22 @@ class Fragment(ctypes.Structure):
     )
 
 
+class Place(ctypes.Structure):
+    """struct lb_place."""
+
+    _fields_ = (
+        ("ifindex", ctypes.c_uint32),
+        ("mac", ctypes.c_uint8 * 6),
+        ("pad", ctypes.c_uint8 * 2),
+    )
+
+
 class Link(ctypes.Structure):
     """struct lb_link."""
 
     _fields_ = (
         ("ifindex", ctypes.c_uint32),
+        ("master", ctypes.c_uint32),
         ("mac", ctypes.c_uint8 * 6),
         ("pad", ctypes.c_uint8 * 2),
     )

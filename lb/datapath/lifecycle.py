@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,34 +255,42 @@ def reattach(ip: IPRoute, maps: Maps, settings: Settings, attachment: Attachment
             present.append(known)
             continue
         attached = attachment.hook in attach.attached_hooks(ip, now, ours)
-        if attached and (now.index, now.mac) == (known.index, known.mac):
+        if attached and _place(now) == _place(known):
             present.append(known)
             continue
         program, _ = load_program(settings.pin_dir, attachment.hook)
         link(maps, now)
         attach.attach(ip, now, attachment.hook, program, ours)
-        if now.index != known.index:
-            _unlink(maps, known.index)
+        _unlink(maps, known.index, keep=(now.index, *now.ports))
         present.append(now)
     if all(now is known for now, known in zip(present, attachment.interfaces, strict=True)):
         return attachment
     return Attachment(tuple(present), attachment.hook, attachment.why)
 
 
+def _place(interface: Interface) -> tuple[object, ...]:
+    return interface.index, interface.mac, interface.ports
+
+
 def link(maps: Maps, interface: Interface) -> None:
     """Tell the programs of an interface, and let them send out there."""
-    entry = layout.Link(ifindex=interface.index)
-    entry.mac[:] = interface.mac
-    maps.links.put(index_key(interface.index % layout.LINKS), bytes(entry))
+    for index in (interface.index, *interface.ports):
+        entry = layout.Link(ifindex=index, master=interface.index)
+        entry.mac[:] = interface.mac
+        maps.links.put(index_key(index % layout.LINKS), bytes(entry))
     maps.egress.put(index_key(interface.index), index_key(interface.index))
 
 
 def linked(links: Map) -> set[int]:
-    """Indexes of the interfaces that the program knows."""
+    """Indexes of the interfaces that the program is attached to."""
+    return {entry.master for entry in _entries(links)}
+
+
+def _entries(links: Map) -> list[layout.Link]:
     raw = links.array()
     size = ctypes.sizeof(layout.Link)
     entries = (layout.Link.from_buffer_copy(raw, at) for at in range(0, len(raw), size))
-    return {entry.ifindex for entry in entries if entry.ifindex}
+    return [entry for entry in entries if entry.ifindex]
 
 
 def _release(ip: IPRoute, maps: Maps, index: int, ours: Ours) -> None:
@@ -291,9 +299,14 @@ def _release(ip: IPRoute, maps: Maps, index: int, ours: Ours) -> None:
     _unlink(maps, index)
 
 
-def _unlink(maps: Maps, index: int) -> None:
-    maps.links.put(index_key(index % layout.LINKS), bytes(ctypes.sizeof(layout.Link)))
-    maps.egress.delete(index_key(index))
+def _unlink(maps: Maps, index: int, keep: Collection[int] = ()) -> None:
+    """Forget an interface and its ports, but for those to `keep`."""
+    for entry in _entries(maps.links):
+        if entry.master == index and entry.ifindex not in keep:
+            empty = bytes(ctypes.sizeof(layout.Link))
+            maps.links.put(index_key(entry.ifindex % layout.LINKS), empty)
+    if index not in keep:
+        maps.egress.delete(index_key(index))
 
 
 def take_down(ip: IPRoute, pin_dir: Path) -> list[str]:

@@ -36,7 +36,6 @@ def specs(limits: Limits) -> dict[str, MapSpec]:
     endpoint = ctypes.sizeof(layout.Endpoint)
     stats = ctypes.sizeof(layout.Stats)
     flow = ctypes.sizeof(layout.FlowKey), ctypes.sizeof(layout.Flow)
-    link = ctypes.sizeof(layout.Link)
     return {
         "vips": MapSpec(MapType.HASH, endpoint, 4, limits.vips),
         "ranges": MapSpec(MapType.LPM_TRIE, ctypes.sizeof(layout.Range), 4, limits.vips, _F_NO_PREALLOC),
@@ -52,7 +51,9 @@ def specs(limits: Limits) -> dict[str, MapSpec]:
         "backends": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Backend), limits.backends),
         "conntrack": MapSpec(MapType.LRU_HASH, *flow, limits.conntrack),
         "embryonic": MapSpec(MapType.LRU_HASH, *flow, limits.embryonic),
-        "senders": MapSpec(MapType.LRU_HASH, ctypes.sizeof(layout.Sender), link, limits.senders),
+        "senders": MapSpec(
+            MapType.LRU_HASH, ctypes.sizeof(layout.Sender), ctypes.sizeof(layout.Place), limits.senders
+        ),
         "nat_back": MapSpec(MapType.HASH, endpoint, ctypes.sizeof(layout.NatBack), limits.backends),
         "bindings": MapSpec(
             MapType.HASH,
@@ -75,7 +76,7 @@ def specs(limits: Limits) -> dict[str, MapSpec]:
             ctypes.sizeof(layout.Fragment),
             limits.fragments,
         ),
-        "links": MapSpec(MapType.ARRAY, 4, link, layout.LINKS),
+        "links": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Link), layout.LINKS),
         "egress": MapSpec(MapType.DEVMAP_HASH, 4, 4, 256),
         "scratch": MapSpec(MapType.PERCPU_ARRAY, 4, layout.SCRATCH, 2),
         "outcomes": MapSpec(MapType.PERCPU_ARRAY, 4, ctypes.sizeof(layout.Counter), len(layout.Outcome)),

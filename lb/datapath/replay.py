@@ -30,7 +30,7 @@ from lb.model import keys
 from lb.settings import Hook, Limits
 
 # What the programs write.
-_COPIED = ("conntrack", "embryonic", "senders", "bindings", "translations")
+_COPIED = ("conntrack", "embryonic", "senders", "bindings", "translations", "fragments")
 _FRESH = ("scratch", "outcomes", "service_stats", "backend_stats")
 
 # uapi/linux/bpf.h and uapi/linux/pkt_cls.h

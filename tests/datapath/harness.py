@@ -124,7 +124,8 @@ class Kernel:
             maps.backends.put(u32(number), bytes(ctypes.sizeof(layout.Backend)))
 
         for ifindex, mac in world.links.items():
-            link = layout.Link(ifindex=ifindex, mac=array(6, mac))
+            master = world.ports.get(ifindex, ifindex)
+            link = layout.Link(ifindex=ifindex, master=master, mac=array(6, mac))
             maps.links.put(u32(ifindex % layout.LINKS), bytes(link))
         for vip, number in world.vips.items():
             maps.vips.put(endpoint(vip), u32(number))
@@ -156,7 +157,7 @@ class Kernel:
         for key, flow in world.embryonic.items():
             maps.embryonic.put(flow_key(key), flow_struct(flow))
         for address, sender in world.senders.items():
-            at = layout.Link(ifindex=sender.ifindex, mac=array(6, sender.mac))
+            at = layout.Place(ifindex=sender.ifindex, mac=array(6, sender.mac))
             maps.senders.put(layout.address_bytes(address), bytes(at))
         for key, binding in world.bindings.items():
             maps.bindings.put(flow_key(key), binding_struct(binding))
@@ -268,7 +269,7 @@ class Kernel:
         """The whole senders map."""
         found = {}
         for raw_key, raw in self.maps.senders.items():
-            link = layout.Link.from_buffer_copy(raw)
+            link = layout.Place.from_buffer_copy(raw)
             found[layout.address_from(raw_key)] = Sender(link.ifindex, bytes(link.mac))
         return found
 

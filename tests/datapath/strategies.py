@@ -355,6 +355,7 @@ def scenes(draw: st.DrawFn) -> Scene:
     # Attached here; elsewhere only; or elsewhere under a number that shares this one's place.
     link = draw(st.sampled_from([INGRESS] * 30 + [netns.B, INGRESS + 4096]))
     world = World(
+        ports={INGRESS: netns.C} if draw(st.sampled_from([False] * 6 + [True])) else {},
         links={link: OURS, netns.C: netns.MAC[netns.C], netns.LO: bytes(6)}
         | ({} if link == netns.B else {netns.B: netns.MAC[netns.B]}),
         vips={Endpoint(s.vip, s.port, s.proto): n for n, s in served.items() if s.port},

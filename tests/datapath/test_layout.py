@@ -35,6 +35,7 @@ STRUCTS = {
     "lb_quic_key": layout.QuicKey,
     "lb_fragment_key": layout.FragmentKey,
     "lb_fragment": layout.Fragment,
+    "lb_place": layout.Place,
     "lb_link": layout.Link,
     "lb_counter": layout.Counter,
     "lb_stats": layout.Stats,

@@ -18,7 +18,7 @@ import typer
 
 from lb import settings as settings_module
 from lb.cli.main import app as lbctl_app
-from lb.datapath import headers, layout
+from lb.datapath import headers, layout, replay
 from lb.datapath.bpf import MapType
 from lb.datapath.maps import new_table, specs
 from lb.errors import ExitCode
@@ -291,3 +291,13 @@ def test_the_systemd_unit_names_what_exists() -> None:
     for page in ("README.md", "docs/howto/install.md"):
         installs = [line for line in command_lines((ROOT / page).read_text()) if "venv" in line]
         assert [Path(line[-1], "bin/lbd") for line in installs] == [Path(words[0])]
+
+
+# --- lbctl replay ---------------------------------------------------------------------------------
+
+
+def test_replay_copies_every_map_that_the_programs_write() -> None:
+    headers = "".join(path.read_text() for path in (ROOT / "xdp/include").glob("*.h"))
+    written = set(re.findall(r"bpf_map_(?:update|delete)_elem\(lb_(\w+?)(?:_map)?,", headers))
+    assert {"conntrack", "fragments"} <= written
+    assert written <= {*replay._COPIED, *replay._FRESH}

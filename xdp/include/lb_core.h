@@ -150,7 +150,7 @@ static __always_inline int process_packet(lb_ctx *ctx)
 	p->parsed = parse_packet(ctx_data(ctx), ctx_data_end(ctx), p);
 	barrier();
 	parsed = p->parsed;
-	if (parsed == LB_PARSED_OTHER || !is_for_us(ctx_data(ctx), ctx_data_end(ctx), p->ifindex))
+	if (parsed == LB_PARSED_OTHER || !is_for_us(ctx_data(ctx), ctx_data_end(ctx), p))
 		return pass(p, LB_PASS_NOT_OURS);
 	if (parsed == LB_PARSED_ADDRESS || (parsed == LB_PARSED_LATER && !follow_first(p)))
 		return portless(p);

@@ -25,14 +25,16 @@ static __always_inline int is_attached(__u32 ifindex)
 }
 
 /* A switch floods frames whose owner it doesn't know, and a bridge port sees everybody's: only what
- * is addressed to this interface's own MAC may be balanced. */
-static __always_inline int is_for_us(void *data, void *data_end, __u32 ifindex)
+ * is addressed to this interface's own MAC may be balanced. What comes in by a port of a bond (where native
+ * XDP runs) came in by the bond. */
+static __always_inline int is_for_us(void *data, void *data_end, struct lb_packet *p)
 {
-	const struct lb_link *link = find_link(ifindex);
+	const struct lb_link *link = find_link(p->ifindex);
 	const struct ethhdr *eth = data;
 
-	if (!link || link->ifindex != ifindex || data + sizeof(*eth) > data_end)
+	if (!link || link->ifindex != p->ifindex || data + sizeof(*eth) > data_end)
 		return 0;
+	p->ifindex = link->master;
 	return is_same_mac(eth->h_dest, link->mac);
 }
 

@@ -15,7 +15,7 @@
 #define lb_backends LB_MAP(LB_FD_BACKENDS)           /* array: lb_backend */
 #define lb_conntrack LB_MAP(LB_FD_CONNTRACK)         /* LRU hash: lb_flow_key -> lb_flow */
 #define lb_embryonic LB_MAP(LB_FD_EMBRYONIC)         /* the same: flows of which only the begin was seen */
-#define lb_senders LB_MAP(LB_FD_SENDERS)             /* LRU hash: lb_sender -> lb_link */
+#define lb_senders LB_MAP(LB_FD_SENDERS)             /* LRU hash: lb_sender -> lb_place */
 #define lb_nat_back_map LB_MAP(LB_FD_NAT_BACK)       /* hash: lb_endpoint -> lb_nat_back */
 #define lb_bindings LB_MAP(LB_FD_BINDINGS)           /* hash: lb_flow_key -> lb_binding */
 #define lb_translations LB_MAP(LB_FD_TRANSLATIONS)   /* hash: lb_translated -> lb_client */

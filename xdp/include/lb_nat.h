@@ -55,9 +55,9 @@ static __always_inline int nat_rewrite(lb_ctx *ctx, const struct lb_packet *p, i
 static __always_inline void learn_sender(lb_ctx *ctx, const struct lb_packet *p)
 {
 	const struct ethhdr *eth = ctx_data(ctx);
-	struct lb_link at = { .ifindex = p->ifindex };
+	struct lb_place at = { .ifindex = p->ifindex };
 	struct lb_sender sender = {};
-	struct lb_link *known;
+	struct lb_place *known;
 
 	/* An answer without its tag would be on the wrong network. */
 	if ((!p->begins && p->proto == IPPROTO_TCP) || ctx_is_tagged(ctx, p->l3) ||
@@ -98,7 +98,8 @@ static __always_inline int nat_is_ours(const __u32 *client, __u16 client_port, _
 static __always_inline int return_to_sender(const __u32 *client, struct bpf_fib_lookup *fib)
 {
 	struct lb_sender sender = {};
-	struct lb_link *link, *at;
+	struct lb_place *at;
+	struct lb_link *link;
 
 	__builtin_memcpy(sender.addr, client, sizeof(sender.addr));
 	at = bpf_map_lookup_elem(lb_senders, &sender);

@@ -93,9 +93,16 @@ struct lb_flow {
 	__u32 seen;       /* low 32 bits of jiffies, at about one update a second */
 };
 
-/* Key of the senders map, whose value is a lb_link: where a client's frames came from. */
+/* Key of the senders map. */
 struct lb_sender {
 	__u32 addr[4];
+};
+
+/* Where a client's frames came from. */
+struct lb_place {
+	__u32 ifindex;
+	__u8 mac[6];
+	__u8 pad[2];
 };
 
 struct lb_nat_back {
@@ -162,6 +169,7 @@ struct lb_fragment {
 
 struct lb_link {
 	__u32 ifindex;
+	__u32 master; /* the bond that it is a port of, which is what we are attached to; else itself */
 	__u8 mac[6];
 	__u8 pad[2];
 };

@@ -35,7 +35,8 @@ from lb.model.objects import TRANSLATIONS, TUNNELS, Address, Mode, NoBackend, Tr
 
 def process(frame: bytes, ifindex: int, world: World) -> Result:
     """What becomes of a frame that came in by an interface."""
-    parsed = parse(frame, ifindex)
+    # What comes in by a port of a bond came in by the bond.
+    parsed = parse(frame, world.ports.get(ifindex, ifindex))
     # A switch floods frames whose owner it doesn't know, and a bridge port sees everybody's: only
     # what is addressed to this interface's own MAC may be balanced.
     if parsed is None or world.links.get(ifindex) != frame[:6]:

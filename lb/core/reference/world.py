@@ -227,6 +227,7 @@ class World:
     """All that a frame's fate depends on. Backends and services are named by their ids."""
 
     links: Mapping[int, bytes] = field(default_factory=dict)  # attached: ifindex -> MAC address
+    ports: Mapping[int, int] = field(default_factory=dict)  # of bonds: ifindex -> the bond's
     vips: Mapping[Endpoint, int] = field(default_factory=dict)  # -> service
     ranges: Mapping[Range, int] = field(default_factory=dict)  # -> service; they don't overlap
     services: Mapping[int, Service] = field(default_factory=dict)
