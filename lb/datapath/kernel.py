@@ -7,7 +7,6 @@ from them, so nothing on disk can contradict them.
 from __future__ import annotations
 
 import ctypes
-import socket
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -15,23 +14,22 @@ from typing import TypeVar
 
 import numpy as np
 
-from lb.core import ids, moves
+from lb.core import ids
 from lb.core.ids import Allocation
-from lb.core.moves import Moves
 from lb.core.plan import Wanted, WantedBackend, WantedService
-from lb.core.rules import Steer
 from lb.core.state import BackendKey
-from lb.datapath import contents, encode, expiry, layout, rulemaps, slotmaps, sweep
+from lb.datapath import contents, expiry, layout, rulemaps, slotmaps, sweep
 from lb.datapath.bpf import Map
 from lb.datapath.clock import Clock
 from lb.datapath.contents import Contents
+from lb.datapath.draft import Draft
 from lb.datapath.encode import index_key
 from lb.datapath.maps import Maps
 from lb.datapath.rulemaps import Kept
-from lb.datapath.slotmaps import Encoded, Slots
+from lb.datapath.slotmaps import Encoded
 from lb.datapath.sweep import Placement
 from lb.model import keys
-from lb.model.objects import TRANSLATIONS, Mode, Protocol, Service, Tracking, table_path
+from lb.model.objects import Mode, Protocol, Service, Tracking
 from lb.settings import Timeouts
 
 
@@ -124,25 +122,16 @@ class Kernel:
         )
         service_of = _inverse(service_ids, service_uids)
         backend_of = _inverse(backend_ids, backend_uids)
-        want = Contents()
-        tables: dict[int, Encoded] = {}
-        for key, number in backend_of.items():
-            generation = backend_ids[number].generation
-            want.backends[number] = encode.backend(wanted.backends[key], generation)
-        for path, number in service_of.items():
-            each = wanted.services[path]
+        draft = self._draft(service_of, backend_of)
+        for each in wanted.services.values():
             if each.pool is None:
-                self._add_vip(want, number, each.service)
-            self._add_service(want, tables, service_of, each, backend_of)
-        for (service, name), number in backend_of.items():
-            owner, backend = wanted.services[service].service, wanted.backends[service, name]
-            if backend.quic_id is not None:
-                server = layout.QuicKey(backend.quic_id, service_of[service])
-                want.quic[bytes(server)] = index_key(number)
-            if owner.mode in TRANSLATIONS:
-                protocol = layout.PROTOCOL_NUMBER[owner.protocol]
-                at = layout.endpoint(backend.address, backend.port, protocol)
-                want.nat_back[at] = bytes(layout.NatBack(service_of[service], number))
+                draft.add_vip(each.service)
+            draft.add_service(each)
+        for key, number in backend_of.items():
+            backend, owner = wanted.backends[key], wanted.services[key[0]].service
+            draft.add_backend(key, backend, backend_ids[number].generation)
+            draft.add_ways(key, backend, owner)
+        want = draft.want
         self._keep(want, kept)
         self.maps.vips.check_room(len(want.vips))
         self.maps.ranges.check_room(len(want.ranges))
@@ -151,7 +140,7 @@ class Kernel:
         # Whatever fails from here on leaves maps that memory doesn't know.
         self._unsure = True
         changes = self._give_out(service_ids, backend_ids)
-        changes += self._write(self._have, want, tables)
+        changes += self._write(self._have, want, draft.tables)
         self._stirred &= want.tables.keys()
         self._take_back(service_ids, backend_ids)
         self._service_ids = {n: each for n, each in service_ids.items() if each.owner}
@@ -162,6 +151,11 @@ class Kernel:
         self._wanted_backends = wanted.backends
         self._unsure = False
         return changes
+
+    def _draft(self, service_of: Mapping[str, int], backend_of: Mapping[BackendKey, int]) -> Draft:
+        return Draft(
+            self._have, self._programmed, self._stirred, self.maps.tables, service_of, backend_of
+        )
 
     @staticmethod
     def _owned(held: Mapping[int, Allocation], kept: Collection[int]) -> set[int]:
@@ -229,23 +223,22 @@ class Kernel:
 
     def _apply_few(self, few: list[WantedService], wanted: Wanted) -> int:
         """Where only values of some services differ, nothing else needs a look."""
-        have, want = Contents(), Contents()
-        tables: dict[int, Encoded] = {}
+        have, draft = Contents(), self._draft(self._service_of, self._backend_of)
+        want = draft.want
         for each in few:
             name, number = each.service.name, self._service_of[each.path]
-            self._add_service(want, tables, self._service_of, each, self._backend_of)
+            draft.add_service(each)
             have.services[number] = self._have.services[number]
             have.tables[number] = self._have.tables[number]
             have.rules[number] = self._have.rules.get(number, {})
             for key in ((name, backend) for backend in each.base.backends):
                 at = self._backend_of[key]
-                generation = self._backend_ids[at].generation
-                want.backends[at] = encode.backend(wanted.backends[key], generation)
+                draft.add_backend(key, wanted.backends[key], self._backend_ids[at].generation)
                 have.backends[at] = self._have.backends[at]
         entries = {**self._have.rules, **want.rules}
         self.maps.rules.check_room(len(rulemaps.flat(entries)))
         self._unsure = True
-        changes = self._write(have, want, tables)
+        changes = self._write(have, want, draft.tables)
         self._have.services |= want.services
         self._have.backends |= want.backends
         self._have.tables |= want.tables
@@ -254,92 +247,6 @@ class Kernel:
         self._wanted_backends = wanted.backends
         self._unsure = False
         return changes
-
-    def _add_service(
-        self,
-        want: Contents,
-        tables: dict[int, Encoded],
-        service_of: Mapping[str, int],
-        wanted: WantedService,
-        backend_of: Mapping[BackendKey, int],
-    ) -> None:
-        number = service_of[wanted.path]
-        before = self._programmed.get(wanted.path)
-        is_same = before is not None and _is_same_table(before, wanted)
-        if is_same:
-            want.tables[number] = self._have.tables[number]
-        else:
-            tables[number] = self._slots_of(number, wanted, backend_of)
-            want.tables[number] = contents.digest(tables[number])
-        if wanted.pool is None:
-            held = self._have.rules.get(number, {})
-            rules = held if is_same else self._rules_of(service_of, wanted)
-            want.rules[number] = rules
-        want.services[number] = encode.service(
-            wanted.service, wanted.seed, has_rules=bool(want.rules.get(number))
-        )
-
-    def _rules_of(self, service_of: Mapping[str, int], wanted: WantedService) -> Kept:
-        """The service's rules with ids for pools, and what they remember of those before."""
-        service, steers = wanted.service, wanted.base.steers
-        number = service_of[service.name]
-
-        def table(pool: str | None) -> int:
-            return service_of[table_path(service.name, pool)]
-
-        if service.tracking is Tracking.NEVER:
-            return rulemaps.at_rest({prefix: table(pool) for prefix, pool in service.rules.items()})
-        shared = {
-            prefix: Steer(table(each.to), table(each.before), each.closes)
-            for prefix, each in steers.items()
-        }
-        known = number in self._have.tables
-        return rulemaps.follow_on(
-            held=self._have.rules.get(number, {}) if known else None,
-            shared=shared,
-            asked=service.rules,
-            tables=[n for path, n in service_of.items() if path.partition("/")[0] == service.name],
-            service=number,
-            window=service.window,
-        )
-
-    @staticmethod
-    def _add_vip(want: Contents, number: int, service: Service) -> None:
-        protocol = layout.PROTOCOL_NUMBER[service.protocol]
-        if service.end_port:
-            cut = layout.port_range(service.vip, service.port, service.end_port, protocol)
-            want.ranges.update(dict.fromkeys(cut, index_key(number)))
-        else:
-            want.vips[layout.endpoint(service.vip, service.port, protocol)] = index_key(number)
-        # "This address is a VIP", for ICMP and for what has no ports.
-        address = layout.endpoint(service.vip, 0, socket.IPPROTO_ICMP)
-        bits = int.from_bytes(want.vips.get(address, bytes(4)), sys.byteorder)
-        want.vips[address] = index_key(bits | layout.VIP_BIT[service.protocol])
-
-    def _slots_of(
-        self, number: int, wanted: WantedService, backend_of: Mapping[BackendKey, int]
-    ) -> Encoded:
-        """The table with ids for names, and what its slots remember of the one before."""
-        name = wanted.service.name
-        ids_of = [backend_of.get((name, backend), 0) for backend in wanted.base.backends]
-        lookup = np.array([*ids_of, slotmaps.EMPTY], dtype=np.uint32)
-        after = lookup[wanted.table.slots]
-        is_quiet = number not in self._stirred and not wanted.base.moves
-        quiet = slotmaps.encode(Slots(after, moves.none(after)))
-        had = self._have.tables.get(number)
-        if wanted.service.tracking is Tracking.NEVER or (
-            is_quiet and (had is None or had == contents.digest(quiet))
-        ):
-            return quiet
-        before = slotmaps.read(self.maps.tables, number)
-        shared = wanted.base.past()
-        past = slotmaps.follow_on(
-            before, after, Moves(lookup[shared.origin], shared.closes), wanted.service.window
-        )
-        # An id of a backend that is gone may be somebody else's.
-        known = np.isin(past.origin, lookup)
-        past = Moves(np.where(known, past.origin, slotmaps.EMPTY).astype(np.uint32), past.closes)
-        return slotmaps.encode(Slots(after, past))
 
     def calm(self) -> int:
         """Drop idle flows, and make slots quiet that no flow needs to remember any more; returns how
@@ -491,12 +398,3 @@ def _fixed(service: Service) -> tuple[object, ...]:
 
 def _is_stirred(rules: Kept) -> bool:
     return any(each.closes for each in rules.values())
-
-
-def _is_same_table(before: WantedService, after: WantedService) -> bool:
-    one, other = before.service, after.service
-    return (
-        before.table is after.table
-        and before.base is after.base
-        and (one.tracking, one.window, one.rules) == (other.tracking, other.window, other.rules)
-    )
