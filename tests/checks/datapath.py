@@ -23,6 +23,7 @@ from helpers import held, remove_all
 from transfers import (
     MODES,
     ask_dns,
+    ask_in_pieces,
     ask_udp,
     download,
     download_through_small_hop,
@@ -99,6 +100,9 @@ def real_traffic(found: Found, lab: Lab, hook: str, mode: str, far: str, size: i
         attempts: dict[str, Callable[[], bool]] = {
             f"download of {size:,} bytes": lambda v=vip: download(lab, v) == checksum,  # type: ignore[misc]
             "UDP from 100 ports": lambda v=vip: ask_udp(lab, v, range(20000, 20100)) == everybody,  # type: ignore[misc]
+            "large datagrams from 40 ports": lambda v=vip: (  # type: ignore[misc]
+                ask_in_pieces(lab, v, range(20000, 20040)) == everybody
+            ),
             "10 DNS queries": lambda v=vip: ask_dns(lab, v, 10) <= everybody,  # type: ignore[misc]
             f"{CONNECTIONS} connections at a time": many,
             f"download of {size:,} bytes through a hop of small MTU": small_hop,

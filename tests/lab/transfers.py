@@ -17,6 +17,7 @@ from lb.lab.topology import CLIENT4, CLIENT6, VIA_NODE, VIP4, VIP6, Address, fro
 
 MODES = ("dsr", "nat", "ipip", "gue", "fullnat")
 DNS_PORT = 53
+PIECE_MTU, LARGE = 1400, 9000
 FILE = "download"
 
 # The far client's links: a part of the front segment, and a network of its own.
@@ -89,6 +90,16 @@ for port in {list(ports)!r}:
     print(data.decode().strip())
 """
     return set(lab.run("client", [sys.executable, "-c", code]).stdout.split())
+
+
+def ask_in_pieces(lab: Lab, vip: Address, ports: Iterable[int]) -> set[str]:
+    """The same with datagrams that have to be cut, into pieces that fit into a tunnel, too."""
+    route = [f"{vip}/{32 if vip.version == 4 else 128}", "dev", "front0"]
+    lab.run("client", ["ip", "route", "replace", *route, "mtu", "lock", str(PIECE_MTU)])
+    try:
+        return ask_udp(lab, vip, ports, LARGE)
+    finally:
+        lab.run("client", ["ip", "route", "del", *route])
 
 
 def start_dns_servers(lab: Lab) -> None:

@@ -50,7 +50,7 @@ static __always_inline int follow_first(struct lb_packet *p)
 		return 0;
 	id = first->service;
 	svc = bpf_map_lookup_elem(lb_services, &id);
-	if (!svc || svc->mode != first->mode)
+	if (!svc || !svc->proto || svc->mode != first->mode) /* removed since, or changed */
 		return 0;
 	id = first->backend;
 	backend = bpf_map_lookup_elem(lb_backends, &id);
