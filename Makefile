@@ -91,8 +91,8 @@ $(STAMP): pyproject.toml constraints.txt
 .PHONY: constraints
 constraints: ## Pin the newest Python packages (for maintainers)
 	@rm -rf .make/fresh && $(PYTHON) -m venv .make/fresh
-	@.make/fresh/bin/python -m pip install --quiet '.[dev]' hatchling editables
-	@{ sed '/^[^#]/,$$d' constraints.txt; .make/fresh/bin/python -m pip freeze --exclude lb; } \
+	@.make/fresh/bin/python -m pip install --quiet --upgrade '.[dev]' hatchling editables setuptools
+	@{ sed '/^[^#]/,$$d' constraints.txt; .make/fresh/bin/python -m pip freeze --all --exclude lb --exclude pip; } \
 		>.make/constraints.txt && mv .make/constraints.txt constraints.txt
 	@rm -rf .make/fresh
 

@@ -70,6 +70,10 @@ class StoreUnavailable(LbError):
     exit_code = ExitCode.STORE_UNAVAILABLE
 
 
+class StoreDenied(StoreUnavailable):
+    """The store is there, but refuses this user: trying again does not help."""
+
+
 class RevisionCompacted(LbError):
     """A watch or a read asked for a revision that the store no longer keeps: read anew."""
 

@@ -62,18 +62,39 @@ class Timeouts(BaseModel):
     udp_unanswered: int = Field(default=30, ge=1, description="Only the client has sent.")
 
 
+class Etcd(BaseModel):
+    """How to reach a store in etcd, beside its address; "" = none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ca: str = Field(
+        default="", description="File with the certificates that its servers' are signed by."
+    )
+    cert: str = Field(default="", description="File with our own certificate (mutual TLS).")
+    key: str = Field(default="", description="File with its key.")
+    user: str = Field(default="", description="Name of the etcd user.")
+    password_file: str = Field(default="", description="File whose first line is that user's password.")
+    timeout: float = Field(
+        default=5.0, gt=0, description="Seconds to look for a server that answers, before giving up."
+    )
+
+
 class Settings(BaseModel):
     """One machine's settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    store: str = Field(default="/var/lib/lb/store.db", description="Path of the embedded store.")
+    store: str = Field(
+        default="/var/lib/lb/store.db",
+        description="Path of the embedded store, or etcd://HOST:PORT,… of a fleet (etcds: TLS).",
+    )
     pin_dir: Path = Field(
         default=Path("/sys/fs/bpf/lb"), description="Where maps and programs are pinned (bpffs)."
     )
     node: str = Field(default_factory=socket.gethostname, description="Name of this node.")
     interfaces: tuple[str, ...] = Field(default=(), description="Interfaces that lbd attaches to.")
     hook: Hook = Field(default=Hook.AUTO, description="auto | xdp | xdp-generic | tc")
+    etcd: Etcd = Field(default=Etcd(), description="How to reach a store in etcd.")
     limits: Limits = Field(default=Limits(), description="Capacity of the kernel maps.")
     timeouts: Timeouts = Field(default=Timeouts(), description="Of remembered flows.")
 

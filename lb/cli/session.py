@@ -39,7 +39,7 @@ class Session:
         """The store, open."""
         from lb.store.opening import open_store  # only here: `--help` has no use for SQLite
 
-        return open_store(self.settings.store)
+        return open_store(self.settings.store, self.settings.etcd)
 
     def kernel(self, state: DesiredState) -> Kernel | None:
         """The kernel's view, or None. `state` has the names of what it holds."""

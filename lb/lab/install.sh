@@ -23,7 +23,10 @@ want_package() { installed "$1" || missing="$missing $1"; }
 want_package python3-bpfcc # BCC. The package named bcc on PyPI is something else
 want_package python3-venv
 want_command nginx nginx-light
+want_command etcd etcd-server
+want_command etcdctl etcd-client
 want_command wrk wrk
+want_command openssl openssl
 want_command curl curl
 want_command ip iproute2
 want_command ss iproute2
@@ -62,11 +65,11 @@ if [ -n "$headers" ]; then
 	missing="$missing $package"
 fi
 
-# The lab runs its own nginx in its namespaces. One that Debian starts beside it would be a web
+# The lab and the tests run their own nginx and etcd. One that Debian starts beside them would be a
 # server that nobody asked for: keep it from starting, now and at the next boot.
 policy=/usr/sbin/policy-rc.d
 case $missing in
-*nginx*)
+*nginx* | *etcd*)
 	if [ ! -e "$policy" ]; then
 		trap 'rm -f "$policy"' EXIT
 		trap 'exit 1' HUP INT TERM
@@ -83,11 +86,13 @@ say "installing$missing"
 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing \
 	>/dev/null || fail "apt-get could not install$missing"
 
-case $missing in
-*nginx*)
-	if [ -d /run/systemd/system ]; then
-		systemctl --quiet disable nginx.service || say "could not disable the system's nginx"
-	fi
-	;;
-esac
+for service in nginx etcd; do
+	case $missing in
+	*"$service"*)
+		if [ -d /run/systemd/system ]; then
+			systemctl --quiet disable "$service.service" || say "could not disable the system's $service"
+		fi
+		;;
+	esac
+done
 say "installed"

@@ -198,7 +198,7 @@ def _state(settings: Settings) -> Iterator[Check]:
 
 
 def _read(settings: Settings) -> DesiredState:
-    with open_store(settings.store) as store:
+    with open_store(settings.store, settings.etcd) as store:
         snapshot = store.read(keys.ROOT)
     return parse(snapshot.revision, ((kv.key, kv.value, kv.mod_revision) for kv in snapshot.items))
 

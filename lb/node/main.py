@@ -45,7 +45,7 @@ def lbd(
     ] = None,
     hook: Annotated[Hook | None, typer.Option(help="Where in the kernel to run.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings file.")] = None,
-    store: Annotated[str | None, typer.Option(help="Path of the embedded store.")] = None,
+    store: Annotated[str | None, typer.Option(help="Store to use instead of the settings' one.")] = None,
     detach: Annotated[
         bool,
         typer.Option(
@@ -87,7 +87,7 @@ def _serve(settings: Settings) -> None:
         lock.acquire()
         began = time.monotonic()
         # The store first: if it can't be opened, nothing has been touched.
-        with open_store(settings.store) as store:
+        with open_store(settings.store, settings.etcd) as store:
             lifecycle.ensure_bpf_fs(settings.pin_dir)
             attach.check(ip, settings.interfaces)
             maps, misfits = lifecycle.open_maps(settings.pin_dir, settings.limits)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from lb.errors import ConflictError
+
 
 @dataclass(frozen=True)
 class KeyValue:
@@ -25,10 +27,15 @@ class KeyValue:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All keys under a prefix, sorted, as of one revision."""
+    """All keys under a prefix, sorted, as of one revision.
+
+    `cluster` names the history that the revision counts in, where a driver can tell ("" if not): with
+    another one, revisions can't be compared.
+    """
 
     revision: int
     items: tuple[KeyValue, ...]
+    cluster: str = ""
 
 
 @dataclass(frozen=True)
@@ -154,6 +161,16 @@ class Store(Closable):
     @abstractmethod
     def close(self) -> None:
         """Release what the driver holds; its watches end."""
+
+
+def conflict(compare: Compare, found: int) -> ConflictError:
+    """The error for a compare that does not hold, because `found` is the key's mod_revision (0 =
+    none)."""
+    if not found:
+        what = "was deleted meanwhile"
+    else:
+        what = "was changed meanwhile" if compare.mod_revision else "exists already"
+    return ConflictError(f"{compare.key} {what}", hint="read it again, then try again")
 
 
 def iterate(watch: Watch) -> Iterator[Batch]:

@@ -3,26 +3,86 @@
 from __future__ import annotations
 
 import re
+import ssl
+from pathlib import Path
 
 from lb.errors import UserError
+from lb.settings import Etcd
 from lb.store.base import Store
-from lb.store.sqlite import SqliteStore
 
-_HINT = "give the path of a file, such as /var/lib/lb/store.db or sqlite:///var/lib/lb/store.db"
+_HINT = (
+    "give the path of a file, such as /var/lib/lb/store.db or sqlite:///var/lib/lb/store.db, or the"
+    " servers of an etcd cluster, such as etcd://10.0.0.1:2379,10.0.0.2:2379"
+)
+_ETCD_PORT = 2379
+_HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:(?P<port>[0-9]{1,5}))?")
 
 
-def open_store(url: str) -> Store:
-    """Open the store at a path or at `sqlite:///path`; both are taken literally, nothing in them
-    is decoded. Raises UserError for anything else, StoreUnavailable if it can't be opened."""
+def open_store(url: str, etcd: Etcd = Etcd()) -> Store:
+    """Open the store at a path, at `sqlite:///path` or at `etcd://host:port,host:port`; a path is taken
+    literally, nothing in it is decoded. Raises UserError for anything else, StoreUnavailable if a file
+    can't be opened; whether an etcd cluster answers is seen with the first use."""
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url)
-    if scheme is None:
-        path = url
-    elif scheme[1].lower() != "sqlite":
-        raise UserError(f"{url}: there is no store driver for {scheme[1]}://", hint=_HINT)
-    else:
-        path = url[scheme.end() :]
-        if not path.startswith("/"):
-            raise UserError(f"{url}: sqlite:// takes an absolute path", hint=_HINT)
-    if not path or path.endswith("/") or "\0" in path:
+    kind = scheme[1].lower() if scheme else ""
+    rest = url[scheme.end() :] if scheme else url
+    if kind in ("etcd", "etcds"):
+        return _open_etcd(url, rest, etcd, tls=kind == "etcds" or bool(etcd.ca))
+    if kind not in ("", "sqlite"):
+        raise UserError(f"{url}: there is no store driver for {kind}://", hint=_HINT)
+    if kind and not rest.startswith("/"):
+        raise UserError(f"{url}: sqlite:// takes an absolute path", hint=_HINT)
+    if not rest or rest.endswith("/") or "\0" in rest:
         raise UserError(f"{url!r} does not name a store", hint=_HINT)
-    return SqliteStore(path)
+    from lb.store.sqlite import SqliteStore
+
+    return SqliteStore(rest)
+
+
+def _open_etcd(url: str, servers: str, etcd: Etcd, *, tls: bool) -> Store:
+    endpoints = [_endpoint(url, each) for each in servers.split(",")]
+    if bool(etcd.cert) != bool(etcd.key):
+        raise UserError("[etcd]: cert and key go together", hint="give both in lb.toml, or none")
+    if etcd.cert and not tls:
+        raise UserError(
+            f"{url}: there is a certificate, but no TLS", hint="use etcds://, or give [etcd] ca as well"
+        )
+    if bool(etcd.user) != bool(etcd.password_file):
+        raise UserError(
+            "[etcd]: user and password_file go together", hint="give both in lb.toml, or none"
+        )
+    ca = etcd.ca or ssl.get_default_verify_paths().cafile or ""
+    if tls and not ca:
+        raise UserError(
+            f"{url}: this machine has no certificates to check its servers with",
+            hint="give [etcd] ca in lb.toml",
+        )
+    for name in (etcd.cert, etcd.key, ca if tls else ""):
+        if name:
+            _read(name)
+    # Only here: gRPC takes a tenth of a second to load, and most commands of one machine need none.
+    from lb.store.etcd import EtcdStore
+    from lb.store.etcd_client import Credentials
+
+    credentials = Credentials(
+        ca=Path(ca) if tls else None,
+        cert=Path(etcd.cert) if etcd.cert else None,
+        key=Path(etcd.key) if etcd.key else None,
+        user=etcd.user or None,
+        password=_read(etcd.password_file).partition("\n")[0] if etcd.user else None,
+    )
+    return EtcdStore(endpoints, credentials, timeout=etcd.timeout)
+
+
+def _endpoint(url: str, text: str) -> str:
+    found = _HOST_PORT.fullmatch(text)
+    port = int(found["port"] or _ETCD_PORT) if found else 0
+    if found is None or not 0 < port <= 65535:
+        raise UserError(f"{url}: {text!r} is not the HOST:PORT of an etcd server", hint=_HINT)
+    return f"{found['host']}:{port}"
+
+
+def _read(name: str) -> str:
+    try:
+        return Path(name).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"[etcd]: {name}: {error}", hint="check the file names in lb.toml") from None

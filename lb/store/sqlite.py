@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lb.errors import ConflictError, NotFoundError, StoreUnavailable
+from lb.errors import NotFoundError, StoreUnavailable
 from lb.store import sqlite_log as log
-from lb.store.base import Batch, Compare, Delete, KeyValue, Put, Snapshot, Store, Watch
+from lb.store.base import Batch, Compare, Delete, KeyValue, Put, Snapshot, Store, Watch, conflict
 from lb.store.sqlite_bell import Bell, ring
 from lb.store.sqlite_file import Clock, boot_clock, explained, identity, open_file
 
@@ -306,9 +306,7 @@ def _require_unchanged(db: sqlite3.Connection, compares: Sequence[Compare]) -> N
         row = db.execute("SELECT revision FROM live WHERE key = ?", (compare.key,)).fetchone()
         found = row[0] if row else 0
         if found != compare.mod_revision:
-            what = "exists already" if not compare.mod_revision else "was changed meanwhile"
-            what = what if found else "was deleted meanwhile"
-            raise ConflictError(f"{compare.key} {what}", hint="read it again, then try again")
+            raise conflict(compare, found)
 
 
 def _require_leases(db: sqlite3.Connection, operations: Sequence[Put | Delete]) -> None:

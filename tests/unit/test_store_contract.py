@@ -18,7 +18,10 @@ from pathlib import Path
 import pytest
 
 from lb.errors import ConflictError, NotFoundError, RevisionCompacted, StoreUnavailable
+from lb.lab.etcd import Etcd
 from lb.store.base import Batch, Compare, Delete, Event, Put, Store, Watch, iterate
+from lb.store.etcd import EtcdStore
+from lb.store.etcd_client import Credentials
 from lb.store.sqlite import SqliteStore
 
 PATIENCE = 10.0  # a deadline for what should happen at once
@@ -32,14 +35,26 @@ class Driver:
     shortest_lease: float
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
+    with Etcd(tmp_path_factory.mktemp("etcd")) as etcd:
+        yield etcd
+
+
+@pytest.fixture(params=["sqlite", "etcd"])
 def driver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Driver]:
-    assert request.param == "sqlite"
     with ExitStack() as stack:
-        yield Driver(
-            connect=lambda: stack.enter_context(SqliteStore(tmp_path / "store.db")),
-            shortest_lease=0.4,  # long beside a commit on a busy disk
-        )
+        if request.param == "sqlite":
+            yield Driver(
+                connect=lambda: stack.enter_context(SqliteStore(tmp_path / "store.db")),
+                shortest_lease=0.4,  # long beside a commit on a busy disk
+            )
+        else:
+            etcd: Etcd = request.getfixturevalue("etcd")
+            yield Driver(
+                connect=lambda: stack.enter_context(EtcdStore(etcd.endpoints, Credentials())),
+                shortest_lease=1.0,
+            )
 
 
 @pytest.fixture

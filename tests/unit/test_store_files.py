@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from lb.errors import StoreUnavailable, UserError
+from lb.settings import Etcd
 from lb.store.base import Put
 from lb.store.opening import open_store
 from lb.store.sqlite import SqliteStore
@@ -287,7 +288,17 @@ def test_a_relative_path_stays_the_same_file(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     "url",
     [
-        *("etcd://localhost:2379", "http://x/y", "SQLITE+x:///a", "sqlite://store.db"),
+        *(
+            "etcd://",
+            "etcd://a,",
+            "etcd://a:0",
+            "etcd://a:x",
+            "etcd://u:p@a",
+            "etcd://a/b",
+            "http://x/y",
+            "SQLITE+x:///a",
+            "sqlite://store.db",
+        ),
         *("sqlite://", "sqlite:///", "", "dir/", "a\0b"),
     ],
 )
@@ -295,3 +306,19 @@ def test_other_addresses_are_refused(url: str) -> None:
     with pytest.raises(UserError) as caught:
         open_store(url)
     assert "/var/lib/lb/store.db" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("url", "etcd", "message"),
+    [
+        ("etcd://a", Etcd(cert="c"), "cert and key"),
+        ("etcd://a", Etcd(cert="c", key="k"), "no TLS"),
+        ("etcd://a", Etcd(user="u"), "password_file"),
+        ("etcds://a", Etcd(ca="/none"), "/none"),
+        ("etcd://a", Etcd(user="u", password_file="/none"), "/none"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(url: str, etcd: Etcd, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        open_store(url, etcd)
+    assert caught.value.hint
