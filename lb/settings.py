@@ -91,6 +91,10 @@ class Settings(BaseModel):
     pin_dir: Path = Field(
         default=Path("/sys/fs/bpf/lb"), description="Where maps and programs are pinned (bpffs)."
     )
+    last_known: Path = Field(
+        default=Path("/var/lib/lb/last-known-good.json"),
+        description="Copy of what this node serves, for a boot while the store in etcd is away.",
+    )
     node: str = Field(default_factory=socket.gethostname, description="Name of this node.")
     interfaces: tuple[str, ...] = Field(default=(), description="Interfaces that lbd attaches to.")
     hook: Hook = Field(default=Hook.AUTO, description="auto | xdp | xdp-generic | tc")

@@ -26,7 +26,7 @@ from lb.cli.moves import Move, moves
 from lb.cli.output import note
 from lb.cli.rehash import rehashes
 from lb.cli.session import Session, state_of
-from lb.cli.wait import until_applied
+from lb.cli.wait import Waited, until_applied
 from lb.core.state import DesiredState
 from lb.errors import CapacityError, ConflictError, UserError
 from lb.model import keys
@@ -187,10 +187,12 @@ def perform(session: Session, edit: Edit) -> None:
         lines.append("dry run: nothing was written")
     elif revision is not None:
         lines.append(f"stored at revision {revision}")
-    applied: list[str] | None = None
+    waited: Waited | None = None
     if session.wait and not session.dry_run:
-        applied = _wait(session, proposal, revision)
-        lines.append(f"applied by {', '.join(applied)}")
+        waited = _wait(session, proposal, revision)
+        lines.append(f"applied by {', '.join(waited.applied)}")
+        if waited.lost:
+            lines.append(f"not by {', '.join(waited.lost)}: lost; see `lbctl node list`")
     session.emit(
         {
             "changed": bool(proposal.differences),
@@ -199,7 +201,8 @@ def perform(session: Session, edit: Edit) -> None:
             "changes": [each.as_dict() for each in proposal.differences],
             "slots": None if slots is None else [each.as_dict() for each in slots],
             "rehashed": [each.as_dict() for each in rehashed],
-            "applied_by": applied,
+            "applied_by": waited and waited.applied,
+            "lost": waited and waited.lost,
             "notes": proposal.draft.notes,
         },
         *lines,
@@ -278,10 +281,9 @@ def entries(state: DesiredState) -> dict[str, int]:
     }
 
 
-def _wait(session: Session, proposal: Proposal, revision: int | None) -> list[str]:
+def _wait(session: Session, proposal: Proposal, revision: int | None) -> Waited:
     draft = proposal.draft
     if revision is None:  # nothing to change: then wait for what is there already
-        versions = draft.state.versions.items()
-        revision = max((v for key, v in versions if not key.startswith(keys.NODES)), default=0)
+        revision = draft.state.revision_to_apply
     about = set(draft.wanted) | draft.read
     return until_applied(session.store, revision, session.timeout, about, draft.state.nodes)

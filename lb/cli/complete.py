@@ -13,6 +13,7 @@ import typer
 
 from lb.cli.session import Session
 from lb.core.state import DesiredState, describe_vip
+from lb.store.opening import is_shared
 
 
 def service_names(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
@@ -35,11 +36,23 @@ def backend_names(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     ]
 
 
+def node_names(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Nodes, live or lost."""
+    state = _state(ctx.params)
+    names = sorted(state.nodes.keys() | state.members.keys())
+    return [
+        (name, "live" if name in state.nodes else "lost")
+        for name in names
+        if name.startswith(incomplete)
+    ]
+
+
 def _state(params: dict[str, Any]) -> DesiredState:
     config = params.get("config")
     session = Session(config=Path(config) if config else None, store_url=params.get("store"))
     try:
-        if not Path(session.settings.store.removeprefix("sqlite://")).exists():
+        url = session.settings.store
+        if not is_shared(url) and not Path(url.removeprefix("sqlite://")).exists():
             return DesiredState()
         return session.state()
     except Exception:  # noqa: BLE001 - a traceback in the middle of somebody's command line helps nobody

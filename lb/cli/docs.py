@@ -80,6 +80,7 @@ else null |
 | `rehashed` | services whose `affinity` changes, which hashes all flows anew: `service`, `before`, \
 `after`, `breaks_established`, `other_backend_percent` (share of the flows that find another backend) |
 | `applied_by` | with `--wait`: the nodes; else null |
+| `lost` | with `--wait`: nodes that were not waited for, because they report no more; else null |
 | `notes` | remarks; on standard error for people |
 
 ### What `service slots` prints
@@ -104,9 +105,15 @@ With `--changes`: `moved`, `filled`, `emptied`, `of` 65536, `least_possible`; `p
 | `desired_revision` | revision of the last change that nodes have to apply |
 | `services`, `backends` | how many |
 | `nodes` | what each node reported (`lbctl schema node`), and `applied`: whether it is up to date |
+| `lost` | names of nodes that report no more |
 | `digests_agree` | per service: whether all nodes hold the same slot table; null if none holds one |
 | `quarantined` | documents that are not in force: `where`, `message`, `hint` |
 | `outcomes` | per outcome `packets` and `bytes` on this node; null if they can't be seen |
+
+### What `node list` prints
+
+A list: `node`, `state` (`live`, `behind` or `lost`), `version`, `revision` (what it has applied), \
+`hooks`, `since` (Unix seconds), `problems` (how many).
 
 ### What `trace` prints
 

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import lb
-from lb.cli import backend, backend_node, declarative, flows, replay, rule, service, status, trace
+from lb.cli import backend, backend_node, declarative, flows, node, replay, rule, service, status, trace
 from lb.cli.output import Format, report
 from lb.errors import ExitCode, LbError
 
@@ -29,6 +29,7 @@ app.add_typer(backend.app, name="backend")
 app.add_typer(rule.app, name="rule")
 app.add_typer(backend_node.app, name="backend-node")
 app.add_typer(flows.app, name="flows")
+app.add_typer(node.app, name="node")
 status.register(app)
 trace.register(app)
 replay.register(app)

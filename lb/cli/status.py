@@ -12,7 +12,6 @@ from lb.cli.output import Block, Table, number
 from lb.cli.session import Session
 from lb.core.state import DesiredState
 from lb.errors import DatapathError, ExitCode
-from lb.model import keys
 from lb.model.objects import NodeStatus, Problem
 
 
@@ -45,7 +44,7 @@ def register(app: typer.Typer) -> None:
 def status(session: Session) -> None:
     """Show the store, the nodes, their problems, and how packets ended on this node."""
     state = session.state()
-    wanted = desired_revision(state)
+    wanted = state.revision_to_apply
     outcomes = _outcomes(session, state)
     digests = _digests(state)
     quarantined = [problem for problem in state.problems if not _reported(problem, state)]
@@ -58,6 +57,7 @@ def status(session: Session) -> None:
             {**node.model_dump(mode="json"), "applied": node.revision >= wanted}
             for _, node in sorted(state.nodes.items())
         ],
+        "lost": list(state.lost),
         "digests_agree": digests,
         "quarantined": [problem.model_dump() for problem in state.problems],
         "outcomes": None
@@ -97,11 +97,6 @@ def doctor(session: Session) -> None:
     )
     if any(each.ok is False for each in checks):
         raise typer.Exit(ExitCode.DIFFERENT)
-
-
-def desired_revision(state: DesiredState) -> int:
-    """Revision of the last change that nodes have to apply: their own reports are none."""
-    return max((v for k, v in state.versions.items() if not k.startswith(keys.NODES)), default=0)
 
 
 def _outcomes(session: Session, state: DesiredState) -> dict[str, Counter] | None:
@@ -160,7 +155,8 @@ def _node_table(state: DesiredState, wanted: int) -> Table:
                 ", ".join(node.unresolved) or "none",
             )
             for _, node in sorted(state.nodes.items())
-        ],
+        ]
+        + [(name, "-", "LOST", "-", "-", "-") for name in state.lost],
         right=frozenset({"PROBLEMS"}),
         empty="no node is running; start one: systemctl start lbd",
     )

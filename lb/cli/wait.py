@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
@@ -12,6 +13,16 @@ from lb.model import keys
 from lb.model.objects import NodeStatus, Problem
 from lb.store.base import Store
 
+LOST_SECONDS = 5.0  # for a lost node to come back: when etcd was away, all leases have ended at once
+
+
+@dataclass(frozen=True)
+class Waited:
+    """Who has applied it, and which nodes were not waited for because they are lost."""
+
+    applied: list[str]
+    lost: list[str]
+
 
 def until_applied(
     store: Store,
@@ -19,21 +30,25 @@ def until_applied(
     timeout: float,
     about: Collection[str],
     before: Mapping[str, NodeStatus],
-) -> list[str]:
-    """Wait until all registered nodes report `revision`; returns their names.
+) -> Waited:
+    """Wait until all live nodes report `revision`.
 
     Raises NotAppliedError, and as CapacityError or DatapathError the first problem that a node has
     with one of the keys `about`, or that it didn't have `before` and that keeps it from going on. A
-    node whose lease ends meanwhile is no longer waited for; one that joins is.
+    node whose lease has ended is waited for LOST_SECONDS, as long as others are alive; one that joins
+    is waited for.
     """
-    deadline = time.monotonic() + timeout
+    begin = time.monotonic()
+    deadline, patience = begin + timeout, begin + min(timeout, LOST_SECONDS)
+    members = {each.key.removeprefix(keys.MEMBERS) for each in store.read(keys.MEMBERS).items}
     snapshot = store.read(keys.NODES)
     nodes: dict[str, NodeStatus] = {}
     for item in snapshot.items:
         _take(nodes, item.key, item.value)
     with store.watch(keys.NODES, after=snapshot.revision) as watch:
         while True:
-            if not nodes:
+            lost = sorted(members - nodes.keys())
+            if not nodes and not lost:
                 raise NotAppliedError(
                     "the change is stored, but no node is there to apply it",
                     hint="start lbd on a node: systemctl start lbd; it applies what is stored",
@@ -41,12 +56,12 @@ def until_applied(
             for status in nodes.values():
                 _raise_problem(status, revision, about, before.get(status.node))
             late = sorted(name for name, each in nodes.items() if each.revision < revision)
-            if not late:
-                return sorted(nodes)
-            left = deadline - time.monotonic()
-            batch = watch.next(left) if left > 0 else None
-            if batch is None and time.monotonic() >= deadline:
-                raise _too_late(late, nodes, revision, timeout)
+            now = time.monotonic()
+            if nodes and not late and (not lost or now >= patience):
+                return Waited(sorted(nodes), lost)
+            if now >= deadline:
+                raise _too_late(late, lost, nodes, revision, timeout)
+            batch = watch.next((deadline if late or not nodes else patience) - now)
             for event in batch.events if batch else ():
                 _take(nodes, event.key, event.value)
 
@@ -91,9 +106,14 @@ def _error(node: str, problem: Problem) -> LbError:
 
 
 def _too_late(
-    late: list[str], nodes: Mapping[str, NodeStatus], revision: int, timeout: float
+    late: list[str],
+    lost: list[str],
+    nodes: Mapping[str, NodeStatus],
+    revision: int,
+    timeout: float,
 ) -> NotAppliedError:
-    who = ", ".join(f"{name} (at revision {nodes[name].revision})" for name in late)
+    behind = [f"{name} (at revision {nodes[name].revision})" for name in late]
+    who = ", ".join([*behind, *(f"{name} (lost)" for name in lost)])
     known = [f"{p.message} ({p.hint})" for name in late for p in nodes[name].problems]
     return NotAppliedError(
         f"revision {revision} is stored, but after {timeout:g} s not applied by {who}",

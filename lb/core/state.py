@@ -22,6 +22,7 @@ from lb.model.objects import (
     Backend,
     ClusterConfig,
     Document,
+    Member,
     Mode,
     NodeStatus,
     Problem,
@@ -45,6 +46,7 @@ class DesiredState:
     backends: Mapping[BackendKey, Backend] = field(default_factory=dict)
     tables: Mapping[str, TableDocument] = field(default_factory=dict)
     nodes: Mapping[str, NodeStatus] = field(default_factory=dict)
+    members: Mapping[str, Member] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     versions: Mapping[str, int] = field(default_factory=dict)
 
@@ -63,6 +65,17 @@ class DesiredState:
     def addresses(self) -> frozenset[Address]:
         """Of all backends."""
         return frozenset(backend.address for backend in self.backends.values())
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """Nodes that report no more, and have not said that they stop."""
+        return tuple(sorted(self.members.keys() - self.nodes.keys()))
+
+    @property
+    def revision_to_apply(self) -> int:
+        """Revision of the last change that nodes have to apply: their own reports are none."""
+        ours = (v for key, v in self.versions.items() if not key.startswith(keys.REPORTED))
+        return max(ours, default=0)
 
     @property
     def not_understood(self) -> set[str]:
@@ -130,6 +143,7 @@ def parse(
     backends = load(keys.BACKENDS, Backend, by_path.get, lambda d: f"{d.service}/{d.name}")
     tables = load(keys.TABLES, TableDocument, old.tables.get, lambda d: d.path)
     nodes = load(keys.NODES, NodeStatus, old.nodes.get, lambda d: d.node)
+    members = load(keys.MEMBERS, Member, old.members.get, lambda d: d.node)
     config = load(keys.CONFIG, ClusterConfig, lambda _: old.config, lambda _: "")
     for key, problem in conflicts(services, backends, old):
         problems.append(problem)
@@ -143,6 +157,7 @@ def parse(
         backends=MappingProxyType({(b.service, b.name): b for b in backends.values()}),
         tables=MappingProxyType(tables),
         nodes=MappingProxyType(nodes),
+        members=MappingProxyType(members),
         problems=tuple(problems),
         versions=MappingProxyType(versions),
     )

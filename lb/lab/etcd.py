@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from lb.lab.shell import Completed, environment, run, wait_until
+from lb.lab.shell import Completed, environment, in_namespace, run, wait_until
 
 # Elections within half a second, so that a lost leader costs a test little; and so that leases of 1 s
 # can be had (etcd: no less than 1.5 election timeouts).
@@ -73,6 +73,7 @@ class Etcd:
     options: Sequence[str] = ()
     scheme: str = "http"
     client_options: Sequence[str] = ()  # of etcdctl
+    namespace: str = ""  # network namespace that all of it runs in
     members: list[Member] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -106,7 +107,7 @@ class Etcd:
         running = [member.endpoint for member in self.members if member.process is not None]
         where = f"--endpoints={','.join(f'{self.scheme}://{each}' for each in running)}"
         command = ["etcdctl", where, *self.client_options, *arguments]
-        return run(command, env=environment({"ETCDCTL_API": "3"}), check=check, text=text)
+        return run(self._here(command), env=environment({"ETCDCTL_API": "3"}), check=check, text=text)
 
     def restore(self, snapshot: Path) -> None:
         """Begin all members anew from a snapshot (`etcdctl snapshot save`); they have to be stopped."""
@@ -140,6 +141,9 @@ class Etcd:
     ) -> None:
         self.stop()
 
+    def _here(self, command: list[str]) -> list[str]:
+        return in_namespace(self.namespace, command) if self.namespace else command
+
     def _peers(self) -> str:
         return ",".join(f"{m.name}=http://127.0.0.1:{m.peer_port}" for m in self.members)
 
@@ -147,19 +151,20 @@ class Etcd:
         self.folder.mkdir(parents=True, exist_ok=True)
         client, peer = (f"://127.0.0.1:{port}" for port in (member.client_port, member.peer_port))
         with member.log.open("ab") as log:
+            command = [
+                "etcd",
+                f"--name={member.name}",
+                f"--data-dir={member.data}",
+                f"--listen-client-urls={self.scheme}{client}",
+                f"--advertise-client-urls={self.scheme}{client}",
+                f"--listen-peer-urls=http{peer}",
+                f"--initial-advertise-peer-urls=http{peer}",
+                f"--initial-cluster={self._peers()}",
+                *_PACE,
+                *self.options,
+            ]
             member.process = subprocess.Popen(
-                [
-                    "etcd",
-                    f"--name={member.name}",
-                    f"--data-dir={member.data}",
-                    f"--listen-client-urls={self.scheme}{client}",
-                    f"--advertise-client-urls={self.scheme}{client}",
-                    f"--listen-peer-urls=http{peer}",
-                    f"--initial-advertise-peer-urls=http{peer}",
-                    f"--initial-cluster={self._peers()}",
-                    *_PACE,
-                    *self.options,
-                ],
+                self._here(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -170,5 +175,5 @@ class Etcd:
         where = f"--endpoints={self.scheme}://{member.endpoint}"
         # Not `endpoint health`: a user without the right to read the key that it asks for is unwell.
         asked = ["etcdctl", where, *self.client_options, "endpoint", "status"]
-        done = run(asked, env=environment({"ETCDCTL_API": "3"}), check=False)
+        done = run(self._here(asked), env=environment({"ETCDCTL_API": "3"}), check=False)
         return done.returncode == 0 and "no leader" not in done.stdout

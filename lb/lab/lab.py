@@ -45,6 +45,7 @@ class Lab:
         self.folder = ROOT / (prefix.rstrip("-") or "lab")
         self.node_folder = self.folder / self.topology.node
         self.config = self.node_folder / "lb.toml"
+        self.store = f"{self.node_folder}/store.db"  # or a URL, as seen from the node
         self.lbd_log = self.node_folder / "lbd.log"
         self.lbd: subprocess.Popen[str] | None = None
         self.lbd_ready_line = ""
@@ -244,7 +245,8 @@ class Lab:
     def write_config(self, hook: str = "auto", interfaces: Sequence[str] = ("front0", "back0")) -> None:
         """Write the settings file of the node."""
         self.config.write_text(
-            f'store = "{self.node_folder}/store.db"\n'
+            f'store = "{self.store}"\n'
+            f'last_known = "{self.node_folder}/last-known-good.json"\n'
             f'pin_dir = "{self.node_folder}/bpf/lb"\n'
             f'node = "{self.topology.node}"\n'
             f"interfaces = {json.dumps(interfaces)}\n"
@@ -292,8 +294,8 @@ class Lab:
 
     def lbctl(self, *arguments: str, check: bool = True, text: str | None = None) -> Completed:
         """Run lbctl on the node's store and maps. Raises LabError if it fails."""
-        env = environment(self.lb_environment)
-        return run([*program("lbctl"), *arguments], env=env, check=check, text=text)
+        argv = in_namespace(self.topology.node, [*program("lbctl"), *arguments])
+        return run(argv, env=environment(self.lb_environment), check=check, text=text)
 
 
 def tear_down(prefix: str = "lb-") -> bool:

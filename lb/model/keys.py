@@ -8,6 +8,8 @@ SERVICES = ROOT + "services/"
 BACKENDS = ROOT + "backends/"
 TABLES = ROOT + "tables/"
 NODES = ROOT + "nodes/"
+MEMBERS = ROOT + "members/"
+REPORTED = (NODES, MEMBERS)  # what nodes say of themselves: nothing that anybody has to apply
 
 
 def service(name: str) -> str:
@@ -28,3 +30,8 @@ def table(path: str) -> str:
 def node(name: str) -> str:
     """Key of a node's status."""
     return NODES + name
+
+
+def member(name: str) -> str:
+    """Key of what stays of a node when it is lost."""
+    return MEMBERS + name

@@ -317,6 +317,14 @@ class Problem(Document):
     )
 
 
+class Member(Document):
+    """A node that has reported. Key: /lb/v1/members/<name>, without a lease: when its status is gone and
+    this is not, the node is lost. Taken away by the node when it stops, or by `lbctl node forget`."""
+
+    node: Name
+    since: float = Field(description="When it last began to report; Unix time, seconds.")
+
+
 class LinkStatus(Document):
     """An interface that a node attached to."""
 

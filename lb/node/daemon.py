@@ -22,7 +22,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 import lb
 from lb.core.pathmtu import PathMtus, TooBig
 from lb.core.plan import Observed, Wanted
-from lb.core.state import DesiredState, advance, parse
+from lb.core.state import DesiredState, advance
 from lb.datapath import icmp, lifecycle, neighbours
 from lb.datapath.kernel import Kernel
 from lb.datapath.lifecycle import Attachment
@@ -39,10 +39,12 @@ from lb.node.happenings import (
     StoreChanged,
     Timer,
 )
+from lb.node.last_known import LastKnown
 from lb.node.planning import Bases, Plans
 from lb.node.reporter import Reporter
 from lb.settings import Settings
 from lb.store.base import Batch, Compare, Delete, Put, Store, iterate
+from lb.store.opening import is_shared
 
 log = logging.getLogger("lbd")
 
@@ -85,18 +87,23 @@ class Daemon:
     _topology: Timer = field(default_factory=lambda: Timer(TOPOLOGY_SECONDS))
     _topology_changed: bool = False
     _path_mtus: PathMtus = field(default_factory=PathMtus)
+    _in_touch: bool = True  # the last read of the store succeeded
 
     def __post_init__(self) -> None:
         self.kernel = Kernel(self.maps)
         self.resolver = Resolver(self.ip)
         self.reporter = Reporter(self.store)
+        copy = self.settings.last_known if is_shared(self.settings.store) else None
+        self.last_known = LastKnown(self.settings.node, copy)
 
     def run(self) -> None:
         """Serve until Stop comes. What is attached stays attached."""
         self.kernel.adopt()
         neighbours.listen(lambda message: self.inbox.put(NetlinkChanged(message)))
         icmp.listen(lambda error: self.inbox.put(PathTooNarrow(error)))
-        self._read_store()
+        self.state = self.last_known.load()
+        if not self._read_store() and self.state.config is not None:
+            self.last_known.serve(self.state)
         threading.Thread(target=self._watch_store, name="store", daemon=True).start()
         self._refresh.is_due(time.monotonic())
         self._audit.is_due(time.monotonic())
@@ -122,6 +129,7 @@ class Daemon:
     def _collect(self) -> list[Happening]:
         """Everything that has happened, as soon as something has: bursts become one change."""
         due = min(self._renew.due, self._refresh.due, self._audit.due, self._retry_at)
+        due = min(due, self.last_known.due)
         if self._topology_changed:
             due = min(due, self._topology.due)
         if self.kernel.remembers:
@@ -151,6 +159,7 @@ class Daemon:
             self._report_failure(error)
         if self._renew.is_due(time.monotonic()):
             self.reporter.renew()
+        self.last_known.save_if_due(self.state)
 
     def _turn(self, happened: Iterable[Happening], stale: bool) -> bool:
         """True if the kernel was made what it should be; False if there was no reason to."""
@@ -217,15 +226,24 @@ class Daemon:
         try:
             snapshot = self.store.read(keys.ROOT)
         except StoreUnavailable as error:
-            log.error("store: %s; going on with revision %d", error, self.state.revision)
+            if self._in_touch:  # once, not with each audit
+                log.error("store: %s; going on with revision %d", error, self.state.revision)
+            self._in_touch = False
             return False
-        items = ((kv.key, kv.value, kv.mod_revision) for kv in snapshot.items)
-        self.state = parse(snapshot.revision, items, self.state)
+        if not self._in_touch:
+            log.warning("store: there again")
+        self._in_touch = True
+        state = self.last_known.follow(snapshot, self.state)
+        if state is not None:
+            self.state = state
+            self.reporter.compare(state.nodes.get(self.settings.node))
         return True
 
     def _take_in(self, batch: Batch) -> bool:
         """Bring the state up to date with what a watch delivered, which is every change; those that a
         read has brought already are left out."""
+        if self.last_known.held:
+            return self._read_store()
         news = [
             (event.key, event.value, event.revision)
             for event in batch.events
@@ -240,27 +258,28 @@ class Daemon:
         return True
 
     def _watch_store(self) -> None:
-        """Thread: say when something other than a node's status changed."""
-        after = self.state.revision
+        """Thread: say when something other than a node's status changed, and when the store is back."""
+        after = self.state.revision if self._in_touch else 0
+        failing = False
         while True:
             try:
+                if not after:  # what is newer than this read is watched, what is older is read
+                    after = self.store.read(keys.ROOT).revision
+                    self.inbox.put(StoreChanged())
                 with self.store.watch(keys.ROOT, after=after) as watch:
                     for batch in iterate(watch):
-                        after = batch.revision
-                        if any(not event.key.startswith(keys.NODES) for event in batch.events):
+                        after, failing = batch.revision, False
+                        if any(not event.key.startswith(keys.REPORTED) for event in batch.events):
                             self.inbox.put(StoreChanged(batch))
                     return
-            except RevisionCompacted:
-                after = 0  # read below: what is newer than that is watched again
+            except RevisionCompacted as error:
+                log.warning("store: %s; reading it anew", error)
             except StoreUnavailable as error:
-                log.error("store: %s; watching again in %g s", error, RETRY_SECONDS)
+                if not failing:  # once, not with each try
+                    log.error("store: %s; watching again every %g s", error, RETRY_SECONDS)
+                failing = True
                 time.sleep(RETRY_SECONDS)
-            if not after:
-                try:
-                    after = self.store.read(keys.ROOT).revision
-                except StoreUnavailable:
-                    time.sleep(RETRY_SECONDS)
-            self.inbox.put(StoreChanged())
+            after = 0
 
     def _share_tables(self, documents: Mapping[str, TableDocument]) -> None:
         """Make new base tables part of the shared state, and take those out that nobody needs. If
@@ -305,7 +324,9 @@ class Daemon:
         if changes:
             log.info("applied revision=%d entries=%d", self.state.revision, changes)
         self._report(wanted, (*self.state.problems, *wanted.problems))
-        self._share_tables(self._bases.unstored(self.state))
+        self.last_known.changed()
+        if not self.last_known.held:
+            self._share_tables(self._bases.unstored(self.state))
 
     def _without_config(self) -> None:
         """Without the seed of the flow hash nothing can be planned. The kernel goes on as it is."""
@@ -367,7 +388,8 @@ class Daemon:
                 version=lb.__version__,
                 pid=os.getpid(),
                 started=self._started,
-                revision=self.state.revision,
+                # A revision of another history would pass for one of this store's.
+                revision=0 if self.last_known.held else self.state.revision,
                 links=tuple(
                     LinkStatus(interface=each.name, hook=link.hook, why=link.why)
                     for each in link.interfaces
@@ -385,7 +407,7 @@ class Daemon:
                     "vips": self.maps.vips.max_entries,
                     "rules": self.maps.rules.max_entries,
                 },
-                problems=(*self.notes, *problems),
+                problems=(*self.notes, *self.last_known.problems(), *problems),
             )
         )
 

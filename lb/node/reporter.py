@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 
 from lb.errors import NotFoundError, StoreUnavailable
 from lb.model import keys
-from lb.model.objects import NodeStatus
-from lb.store.base import Put, Store
+from lb.model.objects import Member, NodeStatus
+from lb.store.base import Delete, Put, Store
 
 log = logging.getLogger("lbd")
 
@@ -23,6 +24,8 @@ class Reporter:
     last: NodeStatus | None = None
     _written: bool = False
     _lease: int = 0
+    _registered: bool = False
+    _failing: bool = False
 
     def report(self, status: NodeStatus) -> None:
         """Write it, unless it says the same as before."""
@@ -41,24 +44,38 @@ class Reporter:
         if not self._written and self.last is not None:
             self._write()
 
+    def compare(self, found: NodeStatus | None) -> None:
+        """What the store has as our status. If that is not what was written (somebody removed it, or the
+        store was restored from a backup), it is written again."""
+        if found != self.last:
+            self._written = self._registered = False
+
     def leave(self) -> None:
-        """Take the status back."""
+        """Take the status back: a node that stops is not lost."""
+        if self.last is not None:
+            self.store.commit([Delete(keys.member(self.last.node)), Delete(keys.node(self.last.node))])
         if self._lease:
             self.store.revoke(self._lease)
 
     def _write(self) -> None:
         if self.last is None:
             return
-        text = self.last.model_dump_json()
+        name, text = self.last.node, self.last.model_dump_json()
         try:
             for _ in range(2):
                 self._lease = self._lease or self.store.grant(LEASE_SECONDS)
+                puts = [Put(keys.node(name), text, lease=self._lease)]
+                if not self._registered:
+                    member = Member(node=name, since=time.time())
+                    puts.append(Put(keys.member(name), member.model_dump_json()))
                 try:
-                    self.store.commit([Put(keys.node(self.last.node), text, lease=self._lease)])
-                    self._written = True
+                    self.store.commit(puts)
+                    self._written, self._registered, self._failing = True, True, False
                     return
                 except NotFoundError:  # the lease has ended while lbd was busy
                     self._lease = 0
         except StoreUnavailable as error:
             self._written = False
-            log.error("store: status not written: %s", error)
+            if not self._failing:  # once, not with each try
+                log.error("store: status not written: %s", error)
+            self._failing = True

@@ -18,6 +18,11 @@ _ETCD_PORT = 2379
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:(?P<port>[0-9]{1,5}))?")
 
 
+def is_shared(url: str) -> bool:
+    """Is the store one that other machines use, too, and that can be away while this one is up?"""
+    return url.lower().startswith(("etcd://", "etcds://"))
+
+
 def open_store(url: str, etcd: Etcd = Etcd()) -> Store:
     """Open the store at a path, at `sqlite:///path` or at `etcd://host:port,host:port`; a path is taken
     literally, nothing in it is decoded. Raises UserError for anything else, StoreUnavailable if a file

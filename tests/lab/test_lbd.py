@@ -26,7 +26,7 @@ def test_what_lbd_refuses(lab: Lab) -> None:
         (["--interface", "nope"], 3, "interface 'nope' does not exist"),
         (["--interface", "lo"], 2, "is the loopback"),
         (["--config", "/nowhere.toml"], 3, "/nowhere.toml does not exist"),
-        (["--store", "etcd://somewhere"], 2, "etcd"),
+        (["--store", "redis://somewhere"], 2, "redis"),
     ):
         refused = _lbd(lab, *arguments)
         assert refused.returncode == status, refused.stderr

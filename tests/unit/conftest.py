@@ -11,8 +11,8 @@ import pytest
 
 from lb.cli import main
 from lb.model import keys
-from lb.model.objects import NodeStatus
-from lb.store.base import Put, Store
+from lb.model.objects import Member, NodeStatus
+from lb.store.base import Delete, Put, Store
 from lb.store.opening import open_store
 
 
@@ -105,6 +105,11 @@ class Nodes:
         status = node_status(name, revision, **fields)
         self.store.commit([Put(keys.node(name), status.model_dump_json())])
 
+    def lose(self, name: str) -> None:
+        """What is left of a node whose lease has ended."""
+        member = Member(node=name, since=0.0)
+        self.store.commit([Put(keys.member(name), member.model_dump_json()), Delete(keys.node(name))])
+
     def follow(self, name: str, **fields: Any) -> None:
         """A node that applies every change, and then reports with these fields."""
         self.put(name, 0)
@@ -112,7 +117,7 @@ class Nodes:
 
         def serve() -> None:
             while (batch := watch.next()) is not None:
-                if any(not event.key.startswith(keys.NODES) for event in batch.events):
+                if any(not event.key.startswith(keys.REPORTED) for event in batch.events):
                     self.put(name, batch.revision, **fields)
 
         self._watches.append(watch)

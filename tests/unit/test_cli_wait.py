@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from lb.cli.wait import until_applied
+from lb.cli import wait
+from lb.cli.wait import Waited, until_applied
 from lb.errors import CapacityError, DatapathError, NotAppliedError
 from lb.model import keys
 from lb.model.objects import NodeStatus
@@ -133,7 +135,40 @@ def test_a_node_that_leaves_is_not_waited_for(nodes, store):
             store.revoke(lease)
             return watch
 
-    assert until_applied(Leaving(), 50, 30, set(), {}) == ["n2"]
+    assert until_applied(Leaving(), 50, 30, set(), {}) == Waited(["n2"], [])
+
+
+def test_a_lost_node_is_named_and_does_not_block(web, nodes, monkeypatch):
+    nodes.lose("n2")
+    nodes.follow("n1")
+    monkeypatch.setattr(wait, "LOST_SECONDS", 0.2)
+    began = time.monotonic()
+    result = web.ok("backend", "weight", "web", "b1", "1", *WAIT)
+    assert 0.2 <= time.monotonic() - began < 20
+    assert "applied by n1" in result.out
+    assert "not by n2: lost" in result.out
+    assert web.json("backend", "weight", "web", "b1", "2", *WAIT)["lost"] == ["n2"]
+
+
+def test_a_lost_node_that_comes_back_is_waited_for(web, nodes):
+    """As all do at once when the store was away for longer than a lease."""
+    nodes.follow("n1")
+    nodes.lose("n2")
+    returns = threading.Timer(0.3, nodes.follow, ("n2",))
+    returns.start()
+    late = threading.Timer(0.6, lambda: nodes.put("n2", 10**6))
+    late.start()
+    result = web.ok("backend", "weight", "web", "b1", "1", *WAIT)
+    assert "applied by n1, n2" in result.out
+    returns.join()
+    late.join()
+
+
+def test_when_all_nodes_are_lost(web, nodes):
+    nodes.lose("n1")
+    result = web("backend", "weight", "web", "b1", "1", "--wait", "--timeout", "0.2")
+    assert result.code == 7
+    assert "n1 (lost)" in result.err
 
 
 def test_an_unreadable_report_is_no_progress(nodes, store):
