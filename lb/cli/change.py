@@ -8,8 +8,8 @@ about, and an `add` finds that the name is taken.
 
 Checks that look at all documents (two services with one VIP, a backend without its service) need more
 than that: two edits that touch different keys could each pass. So every structural change also
-rewrites the configuration document, whose key is thereby their lock; weights and drains, which can't
-contradict anything, go without.
+rewrites the configuration document, whose key is thereby their lock; weights, drains and splits, which
+can't contradict anything, go without.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lb.cli.wait import Waited, until_applied
 from lb.core.state import DesiredState
 from lb.errors import CapacityError, ConflictError, UserError
 from lb.model import keys
-from lb.model.objects import Admin, Backend, ClusterConfig, Document, Service
+from lb.model.objects import Backend, ClusterConfig, Document, Service
 from lb.store.base import Compare, Delete, KeyValue, Put, Snapshot
 
 ATTEMPTS = 50  # of writers who keep outrunning this one; each round some writer has got through
@@ -99,15 +99,16 @@ class Draft:
             if key in self.state.versions:
                 self.wanted[key] = None  # not compared: nodes write it, and it goes anyway
 
-    def _now(self, document: Service | Backend) -> Document | None:
+    def _now(self, document: Document) -> Document | None:
         if isinstance(document, Service):
             return self.state.services.get(document.name)
+        assert isinstance(document, Backend)
         return self.state.backends.get((document.service, document.name))
 
     def structural(self) -> bool:
         """Whether it could contradict a change of other keys."""
         return any(
-            not isinstance(document, Backend) or _place(self._now(document)) != _place(document)
+            document is None or _place(self._now(document)) != _place(document)
             for document in self.wanted.values()
         )
 
@@ -119,10 +120,13 @@ def key_of(document: Service | Backend) -> str:
     return keys.backend(document.service, document.name)
 
 
-def _place(document: Document | None) -> Document | None:
-    if not isinstance(document, Backend):
-        return document
-    return document.model_copy(update={"weight": 0, "admin": Admin.UP})
+def _place(document: Document | None) -> tuple[object, ...] | None:
+    """What of a document others could contradict: see conflicts() in lb/core/state.py."""
+    if isinstance(document, Service):
+        return document.endpoint, document.mode
+    if isinstance(document, Backend):
+        return document.address, document.port
+    return None
 
 
 Edit = Callable[[Draft], None]

@@ -1,0 +1,80 @@
+#!/bin/sh
+# Users and roles of an lb fleet in etcd, each with the least that it needs: plain etcdctl commands, to be
+# read, changed, or typed by hand. See README.md beside this file.
+#
+#   rbac.sh roles                          the roles of people: lb-reader, lb-admin
+#   rbac.sh reader|admin USER  <password   somebody who looks; somebody who changes everything
+#   rbac.sh node NODE          <password   the user lb-node-NODE for lbd on that machine
+#   rbac.sh ci SERVICE         <password   the user lb-ci-SERVICE, for deployments of one service
+#   rbac.sh drop USER                      take a user away, and the role of its own, if it has one
+#
+# The password is the first line of standard input. Without one, the user is made for client certificates
+# whose CN is its name. Where etcd is, and who asks, is in ETCDCTL_ENDPOINTS, ETCDCTL_USER, ETCDCTL_CACERT.
+set -eu
+export ETCDCTL_API=3
+root=/lb/v1
+
+fail() { echo "rbac: error: $*" >&2; exit 1; }
+
+# RFC 1123 labels, as lb's names are: nothing that could reach another key.
+name() {
+	echo "$1" | grep -Eqx '[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?' || fail "'$1' is not a name"
+}
+
+# add_role ROLE: make it, if it isn't there.
+add_role() { etcdctl role get "$1" >/dev/null 2>&1 || etcdctl role add "$1"; }
+
+# add_user USER ROLE
+add_user() {
+	password=
+	IFS= read -r password || true
+	if ! etcdctl user get "$1" >/dev/null 2>&1; then
+		if [ -n "$password" ]; then
+			echo "$password" | etcdctl user add "$1" --interactive=false
+		else
+			etcdctl user add "$1" --no-password
+		fi
+	fi
+	etcdctl user grant-role "$1" "$2"
+}
+
+case ${1:-} in
+roles)
+	add_role lb-reader
+	etcdctl role grant-permission lb-reader --prefix=true read "$root/"
+	add_role lb-admin
+	etcdctl role grant-permission lb-admin --prefix=true readwrite "$root/"
+	;;
+reader | admin)
+	add_user "${2:?rbac.sh $1 USER}" "lb-$1"
+	;;
+node)
+	name "${2:?rbac.sh node NODE}"
+	add_role "lb-node-$2"
+	etcdctl role grant-permission "lb-node-$2" --prefix=true read "$root/"
+	# Its own status and record. Slot tables belong to all nodes: whoever plans one first shares it.
+	etcdctl role grant-permission "lb-node-$2" readwrite "$root/nodes/$2"
+	etcdctl role grant-permission "lb-node-$2" readwrite "$root/members/$2"
+	etcdctl role grant-permission "lb-node-$2" --prefix=true readwrite "$root/tables/"
+	add_user "lb-node-$2" "lb-node-$2"
+	;;
+ci)
+	name "${2:?rbac.sh ci SERVICE}"
+	add_role "lb-ci-$2"
+	# It looks at everything, because what it wants is checked against everything.
+	etcdctl role grant-permission "lb-ci-$2" --prefix=true read "$root/"
+	etcdctl role grant-permission "lb-ci-$2" readwrite "$root/services/$2"
+	etcdctl role grant-permission "lb-ci-$2" --prefix=true readwrite "$root/backends/$2/"
+	etcdctl role grant-permission "lb-ci-$2" --prefix=true readwrite "$root/history/"
+	add_user "lb-ci-$2" "lb-ci-$2"
+	;;
+drop)
+	etcdctl user delete "${2:?rbac.sh drop USER}"
+	case $2 in
+	lb-node-* | lb-ci-*) etcdctl role delete "$2" ;;
+	esac
+	;;
+*)
+	fail "unknown command '${1:-}': roles, reader, admin, node, ci, drop"
+	;;
+esac

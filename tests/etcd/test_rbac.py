@@ -1,0 +1,188 @@
+"""configs/etcd/rbac.sh, applied to a real etcd: what each user may do, and what not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lb.errors import StoreDenied
+from lb.lab.etcd import Etcd as Servers
+from lb.model import keys
+from lb.settings import Etcd
+from lb.store.base import Compare, Delete, Put, Store
+from lb.store.opening import open_store
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "configs/etcd/rbac.sh"
+ADMIN = "alice"
+USERS = {ADMIN: ("admin", ADMIN), "eve": ("reader", "eve")}
+USERS |= {f"lb-node-{name}": ("node", name) for name in ("n1", "n2")}
+USERS |= {f"lb-ci-{name}": ("ci", name) for name in ("web", "dns")}
+
+
+def script(servers: Servers, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    env = {
+        **os.environ,
+        "ETCDCTL_ENDPOINTS": servers.members[0].endpoint,
+        **({"ETCDCTL_USER": "root:secret"} if servers.client_options else {}),
+    }
+    return subprocess.run([SCRIPT, *arguments], input=text, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Half of it is made before auth is enabled, half as root, and all of it twice."""
+    with Servers(tmp_path_factory.mktemp("rbac")) as servers:
+
+        def apply() -> None:
+            for arguments in (["roles"], *(list(each) for each in USERS.values())):
+                done = script(servers, *arguments, text="password\n")
+                assert done.returncode == 0, done.stderr
+
+        apply()
+        servers.ctl("user", "add", "root:secret")
+        servers.ctl("user", "grant-role", "root", "root")
+        servers.ctl("auth", "enable")
+        servers.client_options = ("--user=root:secret",)
+        apply()
+        yield servers
+
+
+def settings(folder: Path, user: str) -> Etcd:
+    (folder / "password").write_text("password\n")
+    return Etcd(user=user, password_file=str(folder / "password"))
+
+
+def opened(guarded: Servers, folder: Path, user: str) -> Store:
+    return open_store(guarded.url, settings(folder, user))
+
+
+WEB, DNS = keys.service("web"), keys.service("dns")
+B_WEB, B_DNS = keys.backend("web", "b1"), keys.backend("dns", "b1")
+RECORD = keys.ROOT + "history/x"
+ALL = [keys.CONFIG, WEB, DNS, B_WEB, B_DNS, keys.table("web"), RECORD]
+ALL += [f(name) for f in (keys.node, keys.member) for name in ("n1", "n2")]
+MAY_WRITE = {
+    ADMIN: {*ALL},
+    "eve": set(),
+    "lb-node-n1": {keys.node("n1"), keys.member("n1"), keys.table("web")},
+    "lb-node-n2": {keys.node("n2"), keys.member("n2"), keys.table("web")},
+    "lb-ci-web": {WEB, B_WEB, RECORD},
+    "lb-ci-dns": {DNS, B_DNS, RECORD},
+}
+
+
+@pytest.mark.parametrize("user", [*USERS])
+def test_who_may_write_what(guarded: Servers, tmp_path: Path, user: str) -> None:
+    outside = ["/lb/v1", "/lb/v2/config", "/other", WEB + "x", B_WEB.replace("/web/", "/web2/")]
+    outside = [key for key in outside if user != ADMIN or not key.startswith(keys.ROOT)]
+    with opened(guarded, tmp_path, user) as store, opened(guarded, tmp_path, ADMIN) as admin:
+        before = admin.read(keys.ROOT).items
+        for key in (*ALL, *outside):
+            if key in MAY_WRITE[user]:
+                store.commit([Put(key, user)])
+                found = store.get(key)
+                assert found is not None
+                assert found.value == user
+                store.commit([Delete(key)], [Compare(key, found.mod_revision)])
+                continue
+            for operation in (Put(key, user), Delete(key)):
+                with pytest.raises(StoreDenied):
+                    store.commit([operation])
+        assert admin.read(keys.ROOT).items == before
+        # All or nothing: what is allowed is not done either beside what is not.
+        for allowed in MAY_WRITE[user]:
+            with pytest.raises(StoreDenied):
+                store.commit([Put(allowed, user), Put("/other", user)])
+            assert admin.read(keys.ROOT).items == before
+
+
+@pytest.mark.parametrize("user", [*USERS])
+def test_who_may_read_what(guarded: Servers, tmp_path: Path, user: str) -> None:
+    with opened(guarded, tmp_path, ADMIN) as admin, opened(guarded, tmp_path, user) as store:
+        revision = admin.commit([Put(DNS, "1")])
+        assert any(item.key == DNS for item in store.read(keys.ROOT).items)
+        with store.watch(keys.ROOT, after=revision - 1) as watch:
+            assert watch.next(10) is not None
+        for prefix in ("", "/", "/other/", "/lb/v2/"):
+            with pytest.raises(StoreDenied):
+                store.read(prefix)
+            with pytest.raises(StoreDenied):
+                store.watch(prefix, after=revision).next(10)
+        admin.commit([Delete(DNS)])
+
+
+def test_nobody_ends_anothers_lease(guarded: Servers, tmp_path: Path) -> None:
+    with opened(guarded, tmp_path, "lb-node-n1") as n1, opened(guarded, tmp_path, "lb-ci-web") as ci:
+        lease = n1.grant(60)
+        n1.commit([Put(keys.node("n1"), "{}", lease)])
+        with pytest.raises(StoreDenied):
+            ci.revoke(lease)
+        assert n1.renew(lease)
+        n1.revoke(lease)
+        assert n1.get(keys.node("n1")) is None
+
+
+def lbctl(guarded: Servers, folder: Path, user: str, *arguments: str) -> tuple[int, str]:
+    etcd = settings(folder, user)
+    config = folder / f"{user}.toml"
+    config.write_text(
+        f'store = "{guarded.url}"\n[etcd]\nuser = "{etcd.user}"\n'
+        f'password_file = "{etcd.password_file}"\n'
+    )
+    command = [sys.executable, "-m", "lb.cli.main", *arguments]
+    env = {**os.environ, "LB_CONFIG": str(config)}
+    for variable in ("LB_STORE", "LB_NODE"):
+        env.pop(variable, None)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_lbctl_of_each_kind_of_user(guarded: Servers, tmp_path: Path) -> None:
+    def run(user: str, *arguments: str) -> tuple[int, str]:
+        return lbctl(guarded, tmp_path, user, *arguments)
+
+    for name, vip in (("web", "198.51.100.1:80"), ("dns", "198.51.100.2:53")):
+        for arguments in (
+            ("service", "add", name, "--vip", vip),
+            ("backend", "add", name, "b1", "203.0.113.1"),
+        ):
+            code, said = run(ADMIN, *arguments)
+            assert code == 0, said
+    assert run("lb-ci-web", "backend", "weight", "web", "b1", "5")[0] == 0
+    assert run("lb-ci-web", "backend", "drain", "web", "b1")[0] == 0
+    assert run("lb-ci-web", "service", "set", "web", "--window", "60")[0] == 0
+    for user, arguments in (
+        ("lb-ci-web", ("backend", "weight", "dns", "b1", "5")),
+        ("lb-ci-web", ("backend", "add", "web", "b2", "203.0.113.2")),
+        ("lb-ci-web", ("service", "set", "web", "--mode", "nat")),
+        ("eve", ("backend", "weight", "web", "b1", "6")),
+        ("lb-node-n1", ("backend", "weight", "web", "b1", "6")),
+    ):
+        code, said = run(user, *arguments)
+        assert code == 5, (user, arguments, said)
+        assert "permission denied" in said
+        assert "configs/etcd" in said
+    assert run("eve", "status")[0] == 0
+
+
+def test_a_user_that_is_dropped_is_gone(guarded: Servers, tmp_path: Path) -> None:
+    assert script(guarded, "ci", "old", text="password\n").returncode == 0
+    with opened(guarded, tmp_path, "lb-ci-old") as store:
+        store.read(keys.ROOT)
+    assert script(guarded, "drop", "lb-ci-old").returncode == 0
+    assert "lb-ci-old" not in guarded.ctl("role", "list").stdout
+    with opened(guarded, tmp_path, "lb-ci-old") as store, pytest.raises(StoreDenied):
+        store.read(keys.ROOT)
+
+
+@pytest.mark.parametrize("arguments", [[], ["node"], ["node", "a/b"], ["ci", ""], ["ci", "A"], ["x"]])
+def test_the_script_refuses(guarded: Servers, arguments: list[str]) -> None:
+    before = guarded.ctl("role", "list").stdout
+    assert script(guarded, *arguments).returncode != 0
+    assert guarded.ctl("role", "list").stdout == before
