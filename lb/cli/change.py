@@ -18,17 +18,19 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from lb.cli import words
 from lb.cli.difference import Difference, between
 from lb.cli.moves import Move, moves
 from lb.cli.output import note
+from lb.cli.record import recording
 from lb.cli.rehash import rehashes
 from lb.cli.session import Session, state_of
 from lb.cli.wait import Waited, until_applied
 from lb.core.state import DesiredState
-from lb.errors import CapacityError, ConflictError, UserError
+from lb.errors import CapacityError, ConflictError, StoreUnavailable, UserError
 from lb.model import keys
 from lb.model.objects import Backend, ClusterConfig, Document, Service
 from lb.store.base import Compare, Delete, KeyValue, Put, Snapshot
@@ -139,6 +141,7 @@ class Proposal:
     draft: Draft
     after: DesiredState
     operations: tuple[Put | Delete, ...]
+    record: str  # key of the record of it; "" if nothing changes
     compares: tuple[Compare, ...]
     differences: tuple[Difference, ...]
 
@@ -164,10 +167,15 @@ def propose(session: Session, edit: Edit) -> Proposal:
         reads.add(keys.CONFIG)
     after = _after(draft, operations)
     _check(draft, after)
+    record = ""
+    if operations:
+        record, kept = recording(snapshot, draft.wanted)
+        operations += kept
     return Proposal(
         draft=draft,
         after=after,
         operations=tuple(operations),
+        record=record,
         compares=tuple(Compare(k, draft.state.versions.get(k, 0)) for k in sorted(reads)),
         differences=tuple(between(draft.state, after, draft.wanted)),
     )
@@ -221,6 +229,12 @@ def _commit(session: Session, edit: Edit, proposal: Proposal) -> tuple[Proposal,
         except ConflictError:
             if attempt == ATTEMPTS:
                 raise
+        except StoreUnavailable:
+            # Whether it was done may not be known; its record, which is of this try alone, tells.
+            with suppress(StoreUnavailable):
+                if found := session.store.get(proposal.record):
+                    return proposal, found.mod_revision
+            raise
         # Random, so that two writers who collided don't do it again in step.
         time.sleep(random.uniform(0, 2 * RETRY_SECONDS))
         proposal = propose(session, edit)

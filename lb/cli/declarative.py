@@ -17,11 +17,13 @@ from lb.cli.session import Session
 from lb.core.state import DesiredState
 from lb.errors import ExitCode, NotFoundError, UserError
 from lb.model import keys, manifest
+from lb.model.history import Record
 from lb.model.manifest import Manifest
 from lb.model.objects import (
     Backend,
     ClusterConfig,
     Document,
+    Member,
     NodeStatus,
     Service,
     TableDocument,
@@ -33,6 +35,8 @@ DOCUMENTS: dict[str, type[Document]] = {
     "config": ClusterConfig,
     "table": TableDocument,
     "node": NodeStatus,
+    "member": Member,
+    "record": Record,
 }
 
 FileOption = Annotated[

@@ -58,8 +58,8 @@ of this machine.
 - `--dry-run` shows the change, and how many of a service's 65,536 slots move.
 - `--wait` returns when all nodes have applied the change, or says which have not ([exit
   code](exit-codes.md) 7), or what problem one has with it (6, 8).
-- Environment: `LB_CONFIG` (settings file), `LB_STORE` (store), `LB_PIN_DIR` (pinned maps), `LB_DEBUG=1`
-  (tracebacks). Options go before the environment, the environment before the settings file.
+- Environment: `LB_CONFIG` (settings file), `LB_STORE` (store), `LB_PIN_DIR` (pinned maps), `LB_ACTOR`
+  (who a change is by, for the history), `LB_DEBUG=1` (tracebacks). Options go before the environment, the environment before the settings file.
 - `lbctl --install-completion` completes commands, and the names of services and backends, in your
   shell.
 """
@@ -114,6 +114,11 @@ With `--changes`: `moved`, `filled`, `emptied`, `of` 65536, `least_possible`; `p
 
 A list: `node`, `state` (`live`, `behind` or `lost`), `version`, `revision` (what it has applied), \
 `hooks`, `since` (Unix seconds), `problems` (how many).
+
+### What `history` prints
+
+A list, newest first: `revision`, and the record (`lbctl schema record`): `when`, `who`, `what`, `keys`, \
+`changes` (null if they were too large to be kept).
 
 ### What `trace` prints
 

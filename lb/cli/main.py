@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -11,7 +12,20 @@ from typing import Annotated, NoReturn
 import typer
 
 import lb
-from lb.cli import backend, backend_node, declarative, flows, node, replay, rule, service, status, trace
+from lb.cli import (
+    backend,
+    backend_node,
+    declarative,
+    flows,
+    history,
+    node,
+    record,
+    replay,
+    rule,
+    service,
+    status,
+    trace,
+)
 from lb.cli.output import Format, report
 from lb.errors import ExitCode, LbError
 
@@ -34,6 +48,7 @@ status.register(app)
 trace.register(app)
 replay.register(app)
 declarative.register(app)
+history.register(app)
 
 
 def _show_version(asked: bool) -> None:
@@ -64,6 +79,7 @@ class InternalError(LbError):
 def run(arguments: Sequence[str]) -> int:
     """Run one command; returns its exit code."""
     output = asked_format(arguments)
+    record.command.set(shlex.join(["lbctl", *arguments]))
     try:
         return int(app(args=list(arguments), prog_name="lbctl", standalone_mode=False) or 0)
     except LbError as error:

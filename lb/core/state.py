@@ -73,8 +73,8 @@ class DesiredState:
 
     @property
     def revision_to_apply(self) -> int:
-        """Revision of the last change that nodes have to apply: their own reports are none."""
-        ours = (v for key, v in self.versions.items() if not key.startswith(keys.REPORTED))
+        """Revision of the last change that nodes have to apply: reports and records are none."""
+        ours = (v for key, v in self.versions.items() if not key.startswith(keys.BESIDE))
         return max(ours, default=0)
 
     @property
@@ -180,6 +180,8 @@ def advance(state: DesiredState, revision: int, changes: Iterable[Change]) -> De
         for key, text, version in changes:
             if key.startswith(keys.NODES):
                 _node(nodes, key.removeprefix(keys.NODES), text)
+            elif key.startswith(keys.HISTORY):
+                pass  # a record of the change that came with it
             elif text is None:
                 return None
             elif key.startswith(keys.SERVICES):

@@ -9,7 +9,8 @@ BACKENDS = ROOT + "backends/"
 TABLES = ROOT + "tables/"
 NODES = ROOT + "nodes/"
 MEMBERS = ROOT + "members/"
-REPORTED = (NODES, MEMBERS)  # what nodes say of themselves: nothing that anybody has to apply
+HISTORY = ROOT + "history/"
+BESIDE = (NODES, MEMBERS, HISTORY)  # reports and records: nothing that anybody has to apply
 
 
 def service(name: str) -> str:
@@ -35,3 +36,8 @@ def node(name: str) -> str:
 def member(name: str) -> str:
     """Key of what stays of a node when it is lost."""
     return MEMBERS + name
+
+
+def record(name: str) -> str:
+    """Key of a record in the history."""
+    return HISTORY + name

@@ -269,7 +269,7 @@ class Daemon:
                 with self.store.watch(keys.ROOT, after=after) as watch:
                     for batch in iterate(watch):
                         after, failing = batch.revision, False
-                        if any(not event.key.startswith(keys.REPORTED) for event in batch.events):
+                        if any(not event.key.startswith(keys.BESIDE) for event in batch.events):
                             self.inbox.put(StoreChanged(batch))
                     return
             except RevisionCompacted as error:

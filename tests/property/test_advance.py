@@ -73,6 +73,10 @@ damaged = st.tuples(
     st.sampled_from([keys.service("a"), keys.backend("a", "x"), keys.node("x"), keys.CONFIG]),
     st.sampled_from(["{", "{}", CONFIG]),
 )
+beside = st.tuples(
+    st.sampled_from([keys.record("r"), keys.record("s"), keys.member("x")]),
+    st.sampled_from([None, "{", '{"node": "x", "since": 1}']),
+)
 deleted = st.tuples(
     st.sampled_from(
         [*map(keys.service, SERVICES), keys.backend("a", "x"), keys.table("a"), keys.node("x")]
@@ -80,7 +84,7 @@ deleted = st.tuples(
     st.none(),
 )
 batches = st.lists(
-    st.lists(st.one_of(written, written, written, damaged, deleted), min_size=1, max_size=3),
+    st.lists(st.one_of(written, written, written, beside, damaged, deleted), min_size=1, max_size=3),
     max_size=12,
 )
 
@@ -135,6 +139,18 @@ def test_changes_taken_in_one_by_one_give_what_reading_everything_gives(
         assert {n: (w.service, w.seed, w.base, w.table.digest) for n, w in made.services.items()} == {
             n: (w.service, w.seed, w.base, w.table.digest) for n, w in whole.services.items()
         }
+
+
+def test_a_record_beside_a_change_does_not_make_everything_be_read() -> None:
+    state = parsed(1, start(), None)
+    changes = [
+        (keys.backend("a", "x"), '{"service":"a","name":"x","address":"10.1.0.1","weight":3}', 2),
+        (keys.record("new"), "{}", 2),
+        (keys.record("old"), None, 2),
+    ]
+    taken = advance(state, 2, changes)
+    assert taken is not None
+    assert taken.backends["a", "x"].weight == 3
 
 
 def test_a_plain_change_leaves_the_plans_of_others_as_they_are() -> None:

@@ -117,7 +117,7 @@ class Nodes:
 
         def serve() -> None:
             while (batch := watch.next()) is not None:
-                if any(not event.key.startswith(keys.REPORTED) for event in batch.events):
+                if any(not event.key.startswith(keys.BESIDE) for event in batch.events):
                     self.put(name, batch.revision, **fields)
 
         self._watches.append(watch)

@@ -1,0 +1,85 @@
+"""Who changed what: the record that goes into the history with each change."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from contextvars import ContextVar
+
+from pydantic import ValidationError
+
+from lb.model import keys
+from lb.model.history import KeyChange, Record
+from lb.model.objects import Document
+from lb.store.base import Delete, KeyValue, Put, Snapshot
+
+MAX_RECORDS = 200  # that is how far back `lbctl history` goes
+# Of the documents in one record. Everyone who reads the store reads them all: 200 of some 500 bytes
+# each, and few as large as this.
+MAX_BYTES = 16 * 1024
+TRIM = 4  # records to delete with a change: more than one, as two writers may each add one at a time
+
+# The command line of this run of lbctl.
+command: ContextVar[str] = ContextVar("command", default="")
+
+
+def recording(
+    snapshot: Snapshot, wanted: Mapping[str, Document | None]
+) -> tuple[str, list[Put | Delete]]:
+    """The key of a new record of a change, and the operations that write it and keep the history
+    short."""
+    before = {item.key: item.value for item in snapshot.items}
+    changes = [
+        KeyChange(
+            key=key,
+            before=before.get(key),
+            after=None if document is None else document.model_dump_json(),
+        )
+        for key, document in wanted.items()
+        if key.startswith((keys.SERVICES, keys.BACKENDS))
+    ]
+    size = sum(len(each.before or "") + len(each.after or "") for each in changes)
+    record = Record(
+        when=time.time(),
+        who=who(),
+        what=command.get(),
+        keys=tuple(each.key for each in changes),
+        changes=tuple(changes) if size <= MAX_BYTES else None,
+    )
+    # By time, for people who list the keys; and no other has it.
+    key = keys.record(f"{time.time_ns() // 1_000_000:013}-{secrets.token_hex(4)}")
+    old = [item.key for item in _items(snapshot)][MAX_RECORDS - 1 :]
+    return key, [Put(key, record.model_dump_json()), *(Delete(each) for each in old[-TRIM:])]
+
+
+def records(snapshot: Snapshot) -> list[tuple[int, Record]]:
+    """(revision, record), newest first. What can't be read is left out."""
+    found = []
+    for item in _items(snapshot):
+        try:
+            found.append((item.mod_revision, Record.model_validate_json(item.value)))
+        except ValidationError:
+            continue
+    return found
+
+
+def who() -> str:
+    """LB_ACTOR, for programs that act for somebody; else the user, who may have become root by sudo."""
+    if actor := os.environ.get("LB_ACTOR"):
+        return actor
+    user = os.environ.get("SUDO_USER")
+    if not user:
+        try:
+            user = getpass.getuser()
+        except (KeyError, OSError):  # no name for this number
+            user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def _items(snapshot: Snapshot) -> list[KeyValue]:
+    items = (item for item in snapshot.items if item.key.startswith(keys.HISTORY))
+    return sorted(items, key=lambda item: (item.mod_revision, item.key), reverse=True)
