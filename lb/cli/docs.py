@@ -1,4 +1,4 @@
-"""Writes docs/reference/cli.md and exit-codes.md from the commands themselves.
+"""Writes docs/reference/cli.md, exit-codes.md and etcd.md from the commands and models themselves.
 
     python -m lb.cli.docs            write them
     python -m lb.cli.docs --check    exit 1 if they are stale
@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from typer.models import ArgumentInfo, OptionInfo
 
 import lb.errors
+from lb.cli.docs_etcd import etcd_page
 from lb.cli.main import InternalError, UsageError, app
 from lb.cli.options import CHANGE, COMMON
 from lb.cli.rows import BackendRow, ServiceRow
@@ -59,7 +60,8 @@ of this machine.
 - `--wait` returns when all nodes have applied the change, or says which have not ([exit
   code](exit-codes.md) 7), or what problem one has with it (6, 8).
 - Environment: `LB_CONFIG` (settings file), `LB_STORE` (store), `LB_PIN_DIR` (pinned maps), `LB_ACTOR`
-  (who a change is by, for the history), `LB_DEBUG=1` (tracebacks). Options go before the environment, the environment before the settings file.
+  (who a change is by, for the history), `LB_DEBUG=1` (tracebacks). Options go before the environment,
+  the environment before the settings file.
 - `lbctl --install-completion` completes commands, and the names of services and backends, in your
   shell.
 """
@@ -117,8 +119,8 @@ A list: `node`, `state` (`live`, `behind` or `lost`), `version`, `revision` (wha
 
 ### What `history` prints
 
-A list, newest first: `revision`, and the record (`lbctl schema record`): `when`, `who`, `what`, `keys`, \
-`changes` (null if they were too large to be kept).
+A list, newest first: `revision`, and the record (`lbctl schema record`): `when`, `who`, `what`, \
+`keys`, `changes` (null if they were too large to be kept).
 
 ### What `trace` prints
 
@@ -172,7 +174,12 @@ def exit_codes_page() -> str:
     )
 
 
-PAGES = {"cli.md": cli_page, "exit-codes.md": exit_codes_page}
+def store_page() -> str:
+    """docs/reference/etcd.md."""
+    return f"{GENERATED}\n{etcd_page()}"
+
+
+PAGES = {"cli.md": cli_page, "exit-codes.md": exit_codes_page, "etcd.md": store_page}
 
 
 def stale() -> list[str]:

@@ -1,0 +1,147 @@
+"""docs/reference/etcd.md: what other services need to know to read and write desired state in etcd."""
+
+from __future__ import annotations
+
+import json
+
+from lb.cli.declarative import DOCUMENTS
+from lb.model import keys
+
+# document: key, who writes it, what for
+LAYOUT = {
+    "config": (keys.CONFIG, "lbctl, once", "The seed of the flow hash, which all nodes must share."),
+    "service": (keys.service("<service>"), "people, deployments", "A VIP with its policies."),
+    "backend": (
+        keys.backend("<service>", "<backend>"),
+        "people, deployments",
+        "A server of a service.",
+    ),
+    "table": (
+        keys.table("<service>"),
+        "nodes",
+        "A slot table; `<service>/<pool>` for a pool that rules send clients to.",
+    ),
+    "node": (keys.node("<node>"), "that node, under a lease", "What a node reports of itself."),
+    "member": (
+        keys.member("<node>"),
+        "that node",
+        "Stays when the node is lost: its status is gone, this is not.",
+    ),
+    "record": (keys.record("<any name>"), "who makes a change", "Who changed what, and why."),
+}
+
+INTRODUCTION = """\
+# The store: keys and documents
+
+Everything that lb's nodes share is under one prefix, `{root}`, one JSON document a key. Nodes watch
+it and do what it says, whoever wrote it: any etcd client can drive lb. (In the embedded store the keys
+are the same, but only `lbctl` writes there.)
+
+| key | document | written by | |
+|---|---|---|---|
+{layout}
+
+## Rules for who writes
+
+- **One document, one key.** A document's names must be those of its key. Settings that are left out
+  have their defaults; unknown ones are errors.
+- **Compare before you set.** Read the key, change what you are about, and write it in a transaction
+  that compares the key's `mod_revision` (0 = it must not exist). Else somebody's change is lost.
+- **What is wrong is quarantined**, not obeyed: the last good version of the object stays in force,
+  and `lbctl status`, the node's status and its log say why. That holds for documents that are no
+  valid JSON or don't match the schema, backends of a service that does not exist, and the second of
+  two services with one VIP.
+- **Together in one transaction** is applied together: a packet sees all of it or nothing.
+- **`config` is the lock of structure.** Adding or removing services and backends, or changing a
+  VIP, a mode or an address, can contradict what somebody else is just writing to another key.
+  `lbctl` therefore rewrites `config` (with the value that it has) in every such transaction, and
+  compares its `mod_revision`. Do the same, and such a race is a conflict, not a quarantine.
+  Weights, drains, splits and policies need none of it.
+- **Never change the seed** in `config`, and never delete it: it says where every flow goes. Whoever
+  adds the first service may leave it out; a node makes one.
+- **Deleting everything** under `{root}` is not taken for a wish: nodes keep what is in force, and
+  say so. Delete services.
+- Leave `nodes`, `members` and `tables` to the nodes. Writing a `record` is optional.
+- The rights for all this: [configs/etcd](../../configs/etcd/README.md).
+
+Applied is a change when each document under `{nodes}` has a `revision` at or above that of the
+transaction: that is what `--wait` waits for.
+
+## With etcdctl
+
+A weight, by compare-and-set:
+
+```bash
+key={backend}
+revision=$(etcdctl get "$key" -w json | sed -E 's/.*"mod_revision":([0-9]+).*/\\1/')
+value=$(etcdctl get "$key" --print-value-only | sed -E 's/"weight":[0-9]+/"weight":10/; s/[\\"]/\\\\&/g')
+etcdctl txn <<END
+mod("$key") = "$revision"
+
+put $key "$value"
+
+
+END
+```
+
+It says `SUCCESS`, or `FAILURE` when somebody else was faster: then read again.
+
+## With Python
+
+The same without any package, through etcd's JSON gateway:
+
+```python
+import base64
+import json
+import os
+import urllib.request
+
+ETCD = os.environ.get("ETCD", "http://127.0.0.1:2379")
+KEY = "{backend}"
+
+
+def ask(path, **body):
+    request = urllib.request.Request(f"{{ETCD}}/v3/{{path}}", json.dumps(body).encode())
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)
+
+
+def packed(text):
+    return base64.b64encode(text.encode()).decode()
+
+
+found = ask("kv/range", key=packed(KEY))["kvs"][0]
+backend = json.loads(base64.b64decode(found["value"]))
+backend["weight"] = 20
+done = ask(
+    "kv/txn",
+    compare=[{{"target": "MOD", "key": packed(KEY), "mod_revision": found["mod_revision"]}}],
+    success=[{{"request_put": {{"key": packed(KEY), "value": packed(json.dumps(backend))}}}}],
+)
+print("done" if done.get("succeeded") else "somebody else was faster: read again")
+```
+
+## Schemas
+
+JSON Schema of each document; `lbctl schema` prints the same.
+"""
+
+
+def etcd_page() -> str:
+    """The page."""
+    rows = [
+        f"| `{key}` | [{name}](#{name}) | {writer} | {what} |"
+        for name, (key, writer, what) in LAYOUT.items()
+    ]
+    parts = [
+        INTRODUCTION.format(
+            root=keys.ROOT,
+            nodes=keys.NODES,
+            backend=keys.backend("web", "b1"),
+            layout="\n".join(rows),
+        )
+    ]
+    for name, kind in DOCUMENTS.items():
+        schema = json.dumps(kind.model_json_schema(), indent=2, ensure_ascii=False)
+        parts.append(f"### {name}\n\n```json\n{schema}\n```\n")
+    return "\n".join(parts)
