@@ -33,8 +33,11 @@ from lb.core.state import DesiredState
 from lb.errors import CapacityError, ConflictError, StoreUnavailable, UserError
 from lb.model import keys
 from lb.model.objects import Backend, ClusterConfig, Document, Service
-from lb.store.base import Compare, Delete, KeyValue, Put, Snapshot
+from lb.store.base import Compare, Delete, KeyValue, Put, Snapshot, Unwritten
 
+# What etcd takes in one transaction is 128 compares, unless it was told otherwise. More than this are
+# replaced by three: the lock, and that nobody has written any service or backend meanwhile.
+MANY_COMPARES = 100
 ATTEMPTS = 50  # of writers who keep outrunning this one; each round some writer has got through
 RETRY_SECONDS = 0.02  # mean pause between them
 
@@ -142,7 +145,7 @@ class Proposal:
     after: DesiredState
     operations: tuple[Put | Delete, ...]
     record: str  # key of the record of it; "" if nothing changes
-    compares: tuple[Compare, ...]
+    compares: tuple[Compare | Unwritten, ...]
     differences: tuple[Difference, ...]
 
     @property
@@ -162,9 +165,17 @@ def propose(session: Session, edit: Edit) -> Proposal:
         for key, document in draft.wanted.items()
     ]
     reads = set(draft.read)
-    if operations and (draft.structural() or keys.CONFIG not in draft.state.versions):
+    many = len(reads) > MANY_COMPARES
+    if operations and (many or draft.structural() or keys.CONFIG not in draft.state.versions):
         operations.append(_config(draft))
         reads.add(keys.CONFIG)
+    compares: list[Compare | Unwritten] = [
+        Compare(key, draft.state.versions.get(key, 0))
+        for key in sorted(reads)
+        if not many or key == keys.CONFIG
+    ]
+    if many:
+        compares += [Unwritten(each, snapshot.revision) for each in (keys.SERVICES, keys.BACKENDS)]
     after = _after(draft, operations)
     _check(draft, after)
     record = ""
@@ -176,7 +187,7 @@ def propose(session: Session, edit: Edit) -> Proposal:
         after=after,
         operations=tuple(operations),
         record=record,
-        compares=tuple(Compare(k, draft.state.versions.get(k, 0)) for k in sorted(reads)),
+        compares=tuple(compares),
         differences=tuple(between(draft.state, after, draft.wanted)),
     )
 

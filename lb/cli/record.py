@@ -21,6 +21,8 @@ MAX_RECORDS = 200  # that is how far back `lbctl history` goes
 # Of the documents in one record. Everyone who reads the store reads them all: 200 of some 500 bytes
 # each, and few as large as this.
 MAX_BYTES = 16 * 1024
+MAX_NAMES = 100
+MAX_COMMAND = 500
 TRIM = 4  # records to delete with a change: more than one, as two writers may each add one at a time
 
 # The command line of this run of lbctl.
@@ -43,11 +45,15 @@ def recording(
         if key.startswith((keys.SERVICES, keys.BACKENDS))
     ]
     size = sum(len(each.before or "") + len(each.after or "") for each in changes)
+    touched = [each.key for each in changes]
+    if size > MAX_BYTES:
+        services = {key.removeprefix(keys.ROOT).split("/")[1] for key in touched}
+        touched = [keys.service(name) for name in sorted(services)[:MAX_NAMES]]
     record = Record(
         when=time.time(),
         who=who(),
-        what=command.get(),
-        keys=tuple(each.key for each in changes),
+        what=command.get()[:MAX_COMMAND],
+        keys=tuple(touched),
         changes=tuple(changes) if size <= MAX_BYTES else None,
     )
     # By time, for people who list the keys; and no other has it.

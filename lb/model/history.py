@@ -25,7 +25,10 @@ class Record(Document):
     when: float = Field(description="Unix time, seconds.")
     who: str = Field(description="Who asked for it, as the writer says: user@host, or LB_ACTOR.")
     what: str = Field(description="The command, or another way to say what was done.")
-    keys: tuple[str, ...] = Field(description="Keys of the services and backends that changed.")
+    keys: tuple[str, ...] = Field(
+        description="Keys of the services and backends that changed; where `changes` is null, of the"
+        " services that it was about, at most 100."
+    )
     changes: tuple[KeyChange, ...] | None = Field(
         default=None, description="The documents; null if they are too large to be kept."
     )

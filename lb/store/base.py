@@ -47,6 +47,16 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Unwritten:
+    """Holds when no key that begins with `prefix` was put after a revision. It takes the place of a
+    compare for each of them, where those would be too many. Deletions are not noticed: etcd can't
+    tell."""
+
+    prefix: str
+    after: int
+
+
+@dataclass(frozen=True)
 class Put:
     """Set a key. With a lease, the key is deleted when the lease ends."""
 
@@ -133,7 +143,9 @@ class Store(Closable):
         """One key, or None. Raises StoreUnavailable."""
 
     @abstractmethod
-    def commit(self, operations: Sequence[Put | Delete], compares: Sequence[Compare] = ()) -> int:
+    def commit(
+        self, operations: Sequence[Put | Delete], compares: Sequence[Compare | Unwritten] = ()
+    ) -> int:
         """Do all operations at once if all compares hold; returns the revision after it.
 
         A commit that changes nothing (no operations, or deletes of absent keys only) makes no
@@ -163,9 +175,14 @@ class Store(Closable):
         """Release what the driver holds; its watches end."""
 
 
-def conflict(compare: Compare, found: int) -> ConflictError:
+def conflict(compare: Compare | Unwritten, found: int) -> ConflictError:
     """The error for a compare that does not hold, because `found` is the key's mod_revision (0 =
     none)."""
+    if isinstance(compare, Unwritten):
+        return ConflictError(
+            f"something under {compare.prefix} was changed meanwhile",
+            hint="read it again, then try again",
+        )
     if not found:
         what = "was deleted meanwhile"
     else:

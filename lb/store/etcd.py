@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from lb.errors import ConflictError, NotFoundError, RevisionCompacted, StoreUnavailable
-from lb.store.base import Compare, Delete, KeyValue, Put, Snapshot, Store, conflict
+from lb.store.base import Compare, Delete, KeyValue, Put, Snapshot, Store, Unwritten, conflict
 from lb.store.etcd_client import Connection, Credentials, Header
 from lb.store.etcd_errors import CallFailed, Remedy
 from lb.store.etcd_package import rpc
@@ -67,14 +67,16 @@ class EtcdStore(Store):
         self._note(answer.header)
         return key_value(answer.kvs[0]) if answer.kvs else None
 
-    def commit(self, operations: Sequence[Put | Delete], compares: Sequence[Compare] = ()) -> int:
+    def commit(
+        self, operations: Sequence[Put | Delete], compares: Sequence[Compare | Unwritten] = ()
+    ) -> int:
         """See Store.commit. Raises NotFoundError for a lease that has ended, ValueError for a key that
         is empty or comes twice, CapacityError for more than etcd takes at once."""
         names = [operation.key for operation in operations]
         if "" in names or len(set(names)) < len(names):
             raise ValueError(f"a commit takes each key once, and none empty: {names}")
         request = transaction(operations, compares)
-        touched = next(iter([*names, *(each.key for each in compares)]), "\0").encode()
+        touched = request.compare[0].key if compares else names[0].encode() if names else b"\0"
 
         def commit(member: Connection, timeout: float) -> Any:
             # A frozen member would leave us with the question whether it was done: find that out first.
@@ -221,8 +223,14 @@ class _LeaseEnded(Exception):
     """etcd: "requested lease not found"."""
 
 
-def _conflict(compares: Sequence[Compare], responses: Sequence[Any]) -> ConflictError:
+def _conflict(compares: Sequence[Compare | Unwritten], responses: Sequence[Any]) -> ConflictError:
     """About the first compare that does not hold, by the keys' present revisions."""
     found = [next((kv.mod_revision for kv in response.response_range.kvs), 0) for response in responses]
-    failed = [pair for pair in zip(compares, found, strict=True) if pair[0].mod_revision != pair[1]]
-    return conflict(*failed[0])
+    for compare, revision in zip(compares, found, strict=True):
+        if isinstance(compare, Unwritten):
+            holds = revision <= compare.after
+        else:
+            holds = revision == compare.mod_revision
+        if not holds:
+            return conflict(compare, revision)
+    raise AssertionError("etcd refused a transaction of which all compares hold")

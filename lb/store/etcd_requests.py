@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lb.store.base import Compare, Delete, Event, KeyValue, Put
+from lb.store.base import Compare, Delete, Event, KeyValue, Put, Unwritten
 from lb.store.etcd_package import rpc
 
 # etcd's --max-txn-ops, 128 unless it was raised: no level of a transaction may have more compares, or
@@ -39,16 +39,14 @@ def event(message: Any) -> Event:
     )
 
 
-def transaction(operations: Sequence[Put | Delete], compares: Sequence[Compare]) -> Any:
-    """A TxnRequest. If a compare does not hold, its answer has the keys' present revisions, in order."""
+def transaction(operations: Sequence[Put | Delete], compares: Sequence[Compare | Unwritten]) -> Any:
+    """A TxnRequest. If a compare does not hold, its answer has the revisions that there are, in
+    order."""
     wanted = [_operation(each) for each in operations]
     return rpc.TxnRequest(
         compare=[_compare(each) for each in compares],
         success=_nested(wanted, len(compares)),
-        failure=[
-            rpc.RequestOp(request_range=rpc.RangeRequest(key=each.key.encode(), keys_only=True))
-            for each in compares
-        ],
+        failure=[rpc.RequestOp(request_range=_compared(each)) for each in compares],
     )
 
 
@@ -75,12 +73,36 @@ def _operation(operation: Put | Delete) -> Any:
     )
 
 
-def _compare(compare: Compare) -> Any:
+def _compare(compare: Compare | Unwritten) -> Any:
+    if isinstance(compare, Unwritten):
+        key, range_end = prefix_range(compare.prefix)
+        return rpc.Compare(
+            result=rpc.Compare.LESS,
+            target=rpc.Compare.MOD,
+            key=key,
+            range_end=range_end,
+            mod_revision=compare.after + 1,
+        )
     return rpc.Compare(
         result=rpc.Compare.EQUAL,
         target=rpc.Compare.MOD,
         key=compare.key.encode(),
         mod_revision=compare.mod_revision,
+    )
+
+
+def _compared(compare: Compare | Unwritten) -> Any:
+    """What a compare was about: the key, or the one of many that was put last."""
+    if isinstance(compare, Compare):
+        return rpc.RangeRequest(key=compare.key.encode(), keys_only=True)
+    key, range_end = prefix_range(compare.prefix)
+    return rpc.RangeRequest(
+        key=key,
+        range_end=range_end,
+        keys_only=True,
+        limit=1,
+        sort_order=rpc.RangeRequest.DESCEND,
+        sort_target=rpc.RangeRequest.MOD,
     )
 
 

@@ -17,7 +17,18 @@ from pathlib import Path
 
 from lb.errors import NotFoundError, StoreUnavailable
 from lb.store import sqlite_log as log
-from lb.store.base import Batch, Compare, Delete, KeyValue, Put, Snapshot, Store, Watch, conflict
+from lb.store.base import (
+    Batch,
+    Compare,
+    Delete,
+    KeyValue,
+    Put,
+    Snapshot,
+    Store,
+    Unwritten,
+    Watch,
+    conflict,
+)
 from lb.store.sqlite_bell import Bell, ring
 from lb.store.sqlite_file import Clock, boot_clock, explained, identity, open_file
 
@@ -78,7 +89,9 @@ class SqliteStore(Store):
         with self._reading() as db:
             return log.one(db, key)
 
-    def commit(self, operations: Sequence[Put | Delete], compares: Sequence[Compare] = ()) -> int:
+    def commit(
+        self, operations: Sequence[Put | Delete], compares: Sequence[Compare | Unwritten] = ()
+    ) -> int:
         """See Store.commit. Raises NotFoundError for a lease that has ended, ValueError for a key
         that is empty or comes twice."""
         keys = [operation.key for operation in operations]
@@ -301,8 +314,12 @@ class SqliteWatch(Watch):
             return Batch(self._position, ())
 
 
-def _require_unchanged(db: sqlite3.Connection, compares: Sequence[Compare]) -> None:
+def _require_unchanged(db: sqlite3.Connection, compares: Sequence[Compare | Unwritten]) -> None:
     for compare in compares:
+        if isinstance(compare, Unwritten):
+            if (newest := log.newest_put(db, compare.prefix)) > compare.after:
+                raise conflict(compare, newest)
+            continue
         row = db.execute("SELECT revision FROM live WHERE key = ?", (compare.key,)).fetchone()
         found = row[0] if row else 0
         if found != compare.mod_revision:

@@ -63,6 +63,15 @@ def one(db: Database, key: str) -> KeyValue | None:
     return KeyValue(*row) if row else None
 
 
+def newest_put(db: Database, prefix: str) -> int:
+    """The revision of the newest value under a prefix; 0 if there is none."""
+    (newest,) = db.execute(
+        "SELECT coalesce(max(revision), 0) FROM live WHERE key >= ? AND key < CAST(? AS TEXT)",
+        _range(prefix),
+    ).fetchone()
+    return int(newest)
+
+
 def changes(db: Database, prefix: str, after: int, upto: int) -> tuple[Event, ...]:
     """The changes under a prefix, in the order of their revisions."""
     rows = db.execute(  # +key: go by revision; the index on keys would walk through all the past

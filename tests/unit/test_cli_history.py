@@ -185,7 +185,9 @@ def test_what_can_not_be_rolled_back_to(
     with monkeypatch.context() as small:
         small.setattr(record, "MAX_BYTES", 10)
         large = web.json("backend", "weight", "web", "b1", "9")["revision"]
-    assert web.json("history")[0]["changes"] is None
+    newest_record = web.json("history")[0]
+    assert newest_record["changes"] is None
+    assert newest_record["keys"] == [keys.service("web")]
     web.ok("rollback", str(newest), "--dry-run")  # the store has it still
     place.compact()
     refused = web("rollback", str(newest))

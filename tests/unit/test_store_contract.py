@@ -19,7 +19,7 @@ import pytest
 
 from lb.errors import ConflictError, NotFoundError, RevisionCompacted, StoreUnavailable
 from lb.lab.etcd import Etcd
-from lb.store.base import Batch, Compare, Delete, Event, Put, Store, Watch, iterate
+from lb.store.base import Batch, Compare, Delete, Event, Put, Store, Unwritten, Watch, iterate
 from lb.store.etcd import EtcdStore
 from lb.store.etcd_client import Credentials
 from lb.store.sqlite import SqliteStore
@@ -241,6 +241,24 @@ def test_a_compare_that_fails_changes_nothing_and_names_the_key(store: Store, ro
         assert caught.value.hint
     assert contents(store, root) == {"a": "2"}
     assert store.read(root).revision == before
+
+
+def test_a_prefix_that_nobody_has_written_to(store: Store, root: str) -> None:
+    store.commit([Put(root + "in/a", "1"), Put(root + "in", "1")])
+    seen = store.commit([Put(root + "in/b", "1")])
+    store.commit([Put(root + "out", "1"), Put(root + "in0", "1")])
+    compares = [Unwritten(root + "in/", seen), Unwritten(root + "none/", 0)]
+    after = store.commit([Put(root + "x", "1")], compares)
+    store.commit([Put(root + "in/a", "1")])
+    for compares in (
+        [Unwritten(root + "in/", seen)],
+        [Compare(root + "x", after), Unwritten(root + "in/", after)],
+        [Unwritten(root + "in/", 0), Compare(root + "x", after)],
+    ):
+        with pytest.raises(ConflictError, match="in/") as caught:
+            store.commit([Put(root + "x", "2")], compares)
+        assert caught.value.hint
+    assert store.commit([Put(root + "x", "3")], [Unwritten(root + "in/", after + 1)]) == after + 2
 
 
 @pytest.mark.parametrize(
