@@ -126,9 +126,10 @@ def key_of(document: Service | Backend) -> str:
 
 
 def _place(document: Document | None) -> tuple[object, ...] | None:
-    """What of a document others could contradict: see conflicts() in lb/core/state.py."""
+    """What of a document others could contradict (conflicts() in lb/core/state.py), or takes entries of
+    maps that all share."""
     if isinstance(document, Service):
-        return document.endpoint, document.mode
+        return document.endpoint, document.mode, document.rules
     if isinstance(document, Backend):
         return document.address, document.port
     return None

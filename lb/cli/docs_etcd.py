@@ -53,7 +53,7 @@ are the same, but only `lbctl` writes there.)
   two services with one VIP.
 - **Together in one transaction** is applied together: a packet sees all of it or nothing.
 - **`config` is the lock of structure.** Adding or removing services and backends, or changing a
-  VIP, a mode or an address, can contradict what somebody else is just writing to another key.
+  VIP, a mode, rules or an address, can contradict what somebody else is just writing to another key.
   `lbctl` therefore rewrites `config` (with the value that it has) in every such transaction, and
   compares its `mod_revision`. Do the same, and such a race is a conflict, not a quarantine.
   Weights, drains, splits and policies need none of it.

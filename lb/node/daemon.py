@@ -11,7 +11,6 @@ import logging
 import os
 import queue
 import secrets
-import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,9 +27,10 @@ from lb.datapath.kernel import Kernel
 from lb.datapath.lifecycle import Attachment
 from lb.datapath.maps import Maps
 from lb.datapath.neighbours import Resolver
-from lb.errors import ConflictError, LbError, RevisionCompacted, StoreUnavailable
+from lb.errors import ConflictError, LbError, StoreUnavailable
 from lb.model import keys
 from lb.model.objects import ClusterConfig, LinkStatus, NodeStatus, Problem, TableDocument
+from lb.node.follower import Follower
 from lb.node.happenings import (
     Happening,
     NetlinkChanged,
@@ -41,14 +41,13 @@ from lb.node.happenings import (
 )
 from lb.node.last_known import LastKnown
 from lb.node.planning import Bases, Plans
-from lb.node.reporter import Reporter
+from lb.node.reporter import Background, Reporter
 from lb.settings import Settings
-from lb.store.base import Batch, Compare, Delete, Put, Store, iterate
+from lb.store.base import Batch, Compare, Delete, Put, Store
 from lb.store.opening import is_shared
 
 log = logging.getLogger("lbd")
 
-RENEW_SECONDS = 3.0
 REFRESH_SECONDS = 15.0  # well below the kernel's gc_stale_time of 60 s
 AUDIT_SECONDS = 30.0
 RESOLVE_SECONDS = 1.0  # how long a change waits for the next hops of new backends
@@ -77,7 +76,6 @@ class Daemon:
     _started: float = field(default_factory=time.time)
     _bases: Bases = field(default_factory=Bases)
     _plans: Plans = field(default_factory=Plans)
-    _renew: Timer = field(default_factory=lambda: Timer(RENEW_SECONDS))
     _refresh: Timer = field(default_factory=lambda: Timer(REFRESH_SECONDS))
     _audit: Timer = field(default_factory=lambda: Timer(AUDIT_SECONDS))
     _sweep: Timer = field(default_factory=lambda: Timer(SWEEP_SECONDS))
@@ -92,7 +90,8 @@ class Daemon:
     def __post_init__(self) -> None:
         self.kernel = Kernel(self.maps)
         self.resolver = Resolver(self.ip)
-        self.reporter = Reporter(self.store)
+        self.reporter = Background(Reporter(self.store))
+        self.follower = Follower(self.store, self.inbox.put)
         copy = self.settings.last_known if is_shared(self.settings.store) else None
         self.last_known = LastKnown(self.settings.node, copy)
 
@@ -104,7 +103,7 @@ class Daemon:
         self.state = self.last_known.load()
         if not self._read_store() and self.state.config is not None:
             self.last_known.serve(self.state)
-        threading.Thread(target=self._watch_store, name="store", daemon=True).start()
+        self.follower.start(self.state.revision if self._in_touch else 0)
         self._refresh.is_due(time.monotonic())
         self._audit.is_due(time.monotonic())
         self._guarded([], stale=True)
@@ -128,7 +127,7 @@ class Daemon:
 
     def _collect(self) -> list[Happening]:
         """Everything that has happened, as soon as something has: bursts become one change."""
-        due = min(self._renew.due, self._refresh.due, self._audit.due, self._retry_at)
+        due = min(self._refresh.due, self._audit.due, self._retry_at)
         due = min(due, self.last_known.due)
         if self._topology_changed:
             due = min(due, self._topology.due)
@@ -157,8 +156,6 @@ class Daemon:
             self._failing = str(error)
             self._retry_at = time.monotonic() + RETRY_SECONDS
             self._report_failure(error)
-        if self._renew.is_due(time.monotonic()):
-            self.reporter.renew()
         self.last_known.save_if_due(self.state)
 
     def _turn(self, happened: Iterable[Happening], stale: bool) -> bool:
@@ -188,7 +185,8 @@ class Daemon:
         if audit:
             # Compare with the kernel and the store, not with memory: what was changed by hand, or
             # what no notification told of, is put right by the reconciliation that follows.
-            self._read_store()
+            if self.follower.in_touch:
+                self._read_store()
             self.kernel.adopt()
             self._reattach()
         if stale or audit:
@@ -256,30 +254,6 @@ class Daemon:
             return self._read_store()
         self.state = state
         return True
-
-    def _watch_store(self) -> None:
-        """Thread: say when something other than a node's status changed, and when the store is back."""
-        after = self.state.revision if self._in_touch else 0
-        failing = False
-        while True:
-            try:
-                if not after:  # what is newer than this read is watched, what is older is read
-                    after = self.store.read(keys.ROOT).revision
-                    self.inbox.put(StoreChanged())
-                with self.store.watch(keys.ROOT, after=after) as watch:
-                    for batch in iterate(watch):
-                        after, failing = batch.revision, False
-                        if any(not event.key.startswith(keys.BESIDE) for event in batch.events):
-                            self.inbox.put(StoreChanged(batch))
-                    return
-            except RevisionCompacted as error:
-                log.warning("store: %s; reading it anew", error)
-            except StoreUnavailable as error:
-                if not failing:  # once, not with each try
-                    log.error("store: %s; watching again every %g s", error, RETRY_SECONDS)
-                failing = True
-                time.sleep(RETRY_SECONDS)
-            after = 0
 
     def _share_tables(self, documents: Mapping[str, TableDocument]) -> None:
         """Make new base tables part of the shared state, and take those out that nobody needs. If

@@ -20,7 +20,7 @@ from lb.errors import LbError
 from lb.model import keys
 from lb.model.objects import Mode
 from lb.settings import Settings
-from lb.store.opening import open_store
+from lb.store.opening import is_shared, open_store
 
 LEAST_KERNEL = (5, 10)
 _A_DAY = 86400.0
@@ -165,7 +165,8 @@ def _interface(ip: IPRoute, settings: Settings, name: str) -> Iterator[Check]:
 
 
 def _state(settings: Settings) -> Iterator[Check]:
-    if not Path(settings.store.removeprefix("sqlite://")).exists():
+    file = None if is_shared(settings.store) else Path(settings.store.removeprefix("sqlite://"))
+    if file is not None and not file.exists():
         yield Check("store", None, f"{settings.store} does not exist yet", "the first change makes it")
         return
     state = _read(settings)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+import queue
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from lb.errors import NotFoundError, StoreUnavailable
+from lb.errors import LbError, NotFoundError, StoreUnavailable
 from lb.model import keys
 from lb.model.objects import Member, NodeStatus
+from lb.node.happenings import Timer
 from lb.store.base import Delete, Put, Store
 
 log = logging.getLogger("lbd")
 
 LEASE_SECONDS = 10.0
+RENEW_SECONDS = 3.0  # well below that
+LEAVE_SECONDS = 10.0  # for a call to the store that is under way when lbd stops
 
 
 @dataclass
@@ -79,3 +85,52 @@ class Reporter:
             if not self._failing:  # once, not with each try
                 log.error("store: status not written: %s", error)
             self._failing = True
+
+
+class Background:
+    """A reporter in a thread of its own: while the store doesn't answer, lbd's loop has other work."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.last: NodeStatus | None = None  # that was to be reported
+        self._reporter = reporter
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="report", daemon=True)
+        self._thread.start()
+
+    def report(self, status: NodeStatus) -> None:
+        """See Reporter.report."""
+        if not self._thread.is_alive():
+            raise RuntimeError("the thread that reports has ended")  # a bug, which it has logged
+        self.last = status
+        self._tasks.put(self._report_last)
+
+    def compare(self, found: NodeStatus | None) -> None:
+        """See Reporter.compare."""
+        self._tasks.put(lambda: self._reporter.compare(found))
+
+    def leave(self) -> None:
+        """See Reporter.leave; nothing is reported after that."""
+        self._tasks.put(None)
+        self._thread.join(LEAVE_SECONDS)
+        if not self._thread.is_alive():
+            self._reporter.leave()
+
+    def _report_last(self) -> None:
+        # The newest one, not that of the task: what piled up while the store was away is one report.
+        if self.last is not None:
+            self._reporter.report(self.last)
+
+    def _run(self) -> None:
+        renew = Timer(RENEW_SECONDS)
+        while True:
+            try:
+                task = self._tasks.get(timeout=max(0.0, renew.due - time.monotonic()))
+                if task is None:
+                    return
+                task()
+            except queue.Empty:
+                pass
+            except LbError as error:  # the store is there, but takes no such report
+                log.error("store: status not written: %s", error)
+            if renew.is_due(time.monotonic()):
+                self._reporter.renew()

@@ -170,6 +170,7 @@ def test_weights_do_not_take_the_lock(web, store):
     lock = store.get(keys.CONFIG).mod_revision
     web.ok("backend", "weight", "web", "b1", "1")
     web.ok("backend", "drain", "web", "b1")
+    web.ok("service", "set", "web", "--window", "60")
     assert store.get(keys.CONFIG).mod_revision == lock
     web.ok("backend", "rm", "web", "b1")
     assert store.get(keys.CONFIG).mod_revision > lock

@@ -1,0 +1,53 @@
+"""The thread that follows the store, and tells lbd's loop of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from lb.errors import RevisionCompacted, StoreUnavailable
+from lb.model import keys
+from lb.node.happenings import StoreChanged
+from lb.store.base import Store, iterate
+
+log = logging.getLogger("lbd")
+
+RETRY_SECONDS = 1.0
+
+
+class Follower:
+    """Says when something other than a report changed, and when the store has to be read: because
+    changes were lost, or because it was away."""
+
+    def __init__(self, store: Store, tell: Callable[[StoreChanged], None]) -> None:
+        self.in_touch = True  # as far as this thread knows: then there is no use in asking the store
+        self._store = store
+        self._tell = tell
+
+    def start(self, after: int) -> None:
+        """Begin after a revision that was read; 0 = none was."""
+        threading.Thread(target=self._run, args=(after,), name="store", daemon=True).start()
+
+    def _run(self, after: int) -> None:
+        while True:
+            try:
+                if not after:  # what is newer than this read is watched, what is older is read
+                    after = self._store.read(keys.ROOT).revision
+                    self.in_touch = True
+                    self._tell(StoreChanged())
+                with self._store.watch(keys.ROOT, after=after) as watch:
+                    for batch in iterate(watch):
+                        after = batch.revision
+                        if any(not event.key.startswith(keys.BESIDE) for event in batch.events):
+                            self._tell(StoreChanged(batch))
+                    return
+            except RevisionCompacted as error:
+                log.warning("store: %s; reading it anew", error)
+            except StoreUnavailable as error:
+                if self.in_touch:  # once, not with each try
+                    log.error("store: %s; watching again every %g s", error, RETRY_SECONDS)
+                self.in_touch = False
+                time.sleep(RETRY_SECONDS)
+            after = 0

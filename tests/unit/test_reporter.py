@@ -1,0 +1,154 @@
+"""What a node says of itself, and what becomes of it while the store doesn't answer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import node_status
+
+from lb.errors import CapacityError, StoreUnavailable
+from lb.lab.shell import wait_until
+from lb.model import keys
+from lb.model.objects import NodeStatus
+from lb.node import reporter
+from lb.node.follower import Follower
+from lb.node.happenings import StoreChanged
+from lb.node.reporter import Background, Reporter
+from lb.store.base import Put, Store
+
+KEY = keys.node("n1")
+
+
+class Gate:
+    """The store, whose commits wait, or fail."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.open = threading.Event()
+        self.error: Exception | None = None
+        self.commits = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    def commit(self, *arguments: Any) -> int:
+        assert self.open.wait(10)
+        self.commits += 1
+        if self.error is not None:
+            raise self.error
+        return self.store.commit(*arguments)
+
+
+def reported(store: Store) -> NodeStatus | None:
+    found = store.get(KEY)
+    return NodeStatus.model_validate_json(found.value) if found else None
+
+
+def until(condition: Callable[[], bool]) -> None:
+    wait_until("the report", condition)
+
+
+def test_a_store_that_does_not_answer_holds_up_nobody(store: Store) -> None:
+    gate = Gate(store)
+    background = Background(Reporter(gate))  # type: ignore[arg-type]
+    begin = time.monotonic()
+    for revision in range(100):
+        background.report(node_status("n1", revision))
+    assert time.monotonic() - begin < 5  # the gate is shut
+    assert background.last == node_status("n1", 99)
+    gate.open.set()
+    until(lambda: reported(store) == node_status("n1", 99))
+    assert gate.commits <= 2  # what piled up is one report
+    background.leave()
+    assert (reported(store), store.get(keys.member("n1"))) == (None, None)
+
+
+def test_a_status_is_renewed_without_being_asked(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporter, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(reporter, "LEASE_SECONDS", 0.5)
+    background = Background(Reporter(store))
+    background.report(node_status("n1", 1))
+    until(lambda: reported(store) is not None)
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end:
+        assert reported(store) is not None
+        time.sleep(0.05)
+    found = store.get(KEY)
+    assert found is not None
+    store.commit([Put(KEY, "overwritten")])
+    background.compare(None)
+    until(lambda: store.get(KEY).value == found.value)  # type: ignore[union-attr]
+    background.leave()
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("away"), CapacityError("too large")])
+def test_a_failure_is_survived(store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(reporter, "RENEW_SECONDS", 0.05)
+    gate = Gate(store)
+    gate.open.set()
+    gate.error = error
+    background = Background(Reporter(gate))  # type: ignore[arg-type]
+    background.report(node_status("n1", 1))
+    until(lambda: gate.commits >= 1)
+    gate.error = None
+    background.report(node_status("n1", 2))
+    until(lambda: reported(store) == node_status("n1", 2))
+    background.leave()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_bug_in_the_thread_ends_lbd(store: Store) -> None:
+    gate = Gate(store)
+    gate.open.set()
+    gate.error = ZeroDivisionError()
+    background = Background(Reporter(gate))  # type: ignore[arg-type]
+    background.report(node_status("n1", 1))
+    background._thread.join(10)
+    with pytest.raises(RuntimeError):
+        background.report(node_status("n1", 2))
+
+
+# The follower
+
+
+def test_a_follower_tells_of_changes_and_not_of_reports(store: Store) -> None:
+    told: list[StoreChanged] = []
+    Follower(store, told.append).start(store.commit([Put(keys.CONFIG, "{}")]))
+    store.commit([Put(KEY, "{}"), Put(keys.member("n1"), "{}"), Put(keys.record("r"), "{}")])
+    store.commit([Put(keys.service("web"), "{}"), Put(keys.record("s"), "{}")])
+    until(lambda: bool(told))
+    (only,) = told
+    assert only.batch is not None
+    assert keys.service("web") in {event.key for event in only.batch.events}
+
+
+def test_a_follower_of_a_store_that_is_away_says_when_it_is_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lb.node.follower.RETRY_SECONDS", 0.01)
+    away = threading.Event()
+    away.set()
+
+    class Away:
+        def __getattr__(self, name: str) -> Any:
+            if away.is_set():
+                raise StoreUnavailable("away")
+            return getattr(store, name)
+
+    told: list[StoreChanged] = []
+    follower = Follower(Away(), told.append)  # type: ignore[arg-type]
+    follower.start(0)
+    until(lambda: not follower.in_touch)
+    assert told == []
+    store.commit([Put(keys.service("web"), "{}")])
+    away.clear()
+    until(lambda: bool(told))
+    assert told[0].batch is None  # read everything
+    assert follower.in_touch
+    store.commit([Put(keys.service("web"), "{}")])
+    until(lambda: len(told) == 2)
+    assert told[1].batch is not None
