@@ -117,6 +117,10 @@ With `--changes`: `moved`, `filled`, `emptied`, `of` 65536, `least_possible`; `p
 A list: `node`, `state` (`live`, `behind` or `lost`), `version`, `revision` (what it has applied), \
 `hooks`, `since` (Unix seconds), `problems` (how many).
 
+### What `restore` prints
+
+`services` and `backends` (how many), `dry_run`, `revision`, `applied_by`.
+
 ### What `history` prints
 
 A list, newest first: `revision`, and the record (`lbctl schema record`): `when`, `who`, `what`, \

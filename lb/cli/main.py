@@ -21,6 +21,7 @@ from lb.cli import (
     node,
     record,
     replay,
+    restore,
     rule,
     service,
     status,
@@ -49,6 +50,7 @@ trace.register(app)
 replay.register(app)
 declarative.register(app)
 history.register(app)
+restore.register(app)
 
 
 def _show_version(asked: bool) -> None:

@@ -102,6 +102,12 @@ class Etcd:
         for member in self.members:
             member.kill()
 
+    def wipe(self) -> None:
+        """End all members, and lose all that they had."""
+        self.stop()
+        for member in self.members:
+            shutil.rmtree(member.data)
+
     def ctl(self, *arguments: str, check: bool = True, text: str | None = None) -> Completed:
         """Run etcdctl against the members that run."""
         running = [member.endpoint for member in self.members if member.process is not None]
@@ -110,9 +116,9 @@ class Etcd:
         return run(self._here(command), env=environment({"ETCDCTL_API": "3"}), check=check, text=text)
 
     def restore(self, snapshot: Path) -> None:
-        """Begin all members anew from a snapshot (`etcdctl snapshot save`); they have to be stopped."""
+        """Begin all members anew from a snapshot (`etcdctl snapshot save`)."""
+        self.wipe()
         for member in self.members:
-            shutil.rmtree(member.data, ignore_errors=True)
             run(
                 [
                     *("etcdctl", "snapshot", "restore", str(snapshot)),

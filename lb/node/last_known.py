@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lb.core.state import DesiredState, parse
+from lb.errors import UserError
 from lb.model import keys, manifest
 from lb.model.objects import ClusterConfig, Document, Problem
 from lb.store.base import Snapshot
@@ -72,6 +73,21 @@ def foreign(state: DesiredState, snapshot: Snapshot, other_history: bool) -> str
     return "" if seed == state.config.seed else "the store is another fleet's: it has another seed"
 
 
+def read(path: Path) -> tuple[DesiredState, str]:
+    """The state in a copy, and the cluster that it came from. Raises UserError."""
+    try:
+        copy = json.loads(path.read_text())
+        if copy["format"] != _FORMAT:
+            raise ValueError(f"format {copy['format']} is not known")
+        # Version 0: which of the store's versions these are is not kept, so all of them are read anew.
+        items = [(key, json.dumps(each), 0) for key, each in copy["documents"].items()]
+        return parse(copy["revision"], items), str(copy["cluster"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} can't be used: {error}", hint="give the file that `last_known` in lb.toml names"
+        ) from None
+
+
 @dataclass
 class LastKnown:
     """The copy, and what came of comparing the store with it. Without a path nothing is kept."""
@@ -100,19 +116,10 @@ class LastKnown:
         if self.path is None or not self.path.exists():
             return DesiredState()
         try:
-            copy = json.loads(self.path.read_text())
-            if copy["format"] != _FORMAT:
-                raise ValueError(f"format {copy['format']} is not known")
-            # Version 0: which of the store's versions these are is not kept, so all of them are read
-            # anew.
-            items = [(key, json.dumps(each), 0) for key, each in copy["documents"].items()]
-            state = parse(copy["revision"], items)
-            self.cluster = str(copy["cluster"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.error("the copy of the last known state, %s, can't be used: %s", self.path, error)
-            return DesiredState()
-        self._saved = state
-        return state
+            self._saved, self.cluster = read(self.path)
+        except UserError as error:
+            log.error("the last known state: %s", error)
+        return self._saved
 
     def serve(self, state: DesiredState) -> None:
         """The store is away at boot, and this state is served from the copy."""
@@ -129,16 +136,18 @@ class LastKnown:
             self.held = held
         if held:
             return None
-        if other:
-            self._keep_for_people(snapshot, state)
+        items = ((item.key, item.value, item.mod_revision) for item in snapshot.items)
+        if not other:
+            after = parse(snapshot.revision, items, state)
+        else:
             # An equal revision of another history says nothing: every document is looked at.
-            state = replace(state, versions={})
+            after = parse(snapshot.revision, items, replace(state, versions={}))
+            self._say_restored(snapshot, state, after)
         self.cluster = snapshot.cluster
         if self._booted is not None and self._back is None:
             self._back = time.time()
             log.warning("the store is there again, after %.0f s", self._back - self._booted)
-        items = ((item.key, item.value, item.mod_revision) for item in snapshot.items)
-        return parse(snapshot.revision, items, state)
+        return after
 
     def changed(self) -> None:
         """The state in force has changed: a copy of it is due soon."""
@@ -174,8 +183,9 @@ class LastKnown:
                 Problem(
                     where=self.node,
                     message=f"{self.held}; what was served before stays in force",
-                    hint="check `store` in lb.toml. If it is right, put the services back, or remove"
-                    f" {self.path} and restart lbd to follow it",
+                    hint="check `store` in lb.toml. If it is right and empty, `lbctl restore"
+                    f" {self.path}` puts everything back; if it is to be followed as it is, remove that"
+                    " file and restart lbd",
                 )
             )
         if self._booted is not None:
@@ -203,7 +213,7 @@ class LastKnown:
             )
         return tuple(found)
 
-    def _keep_for_people(self, snapshot: Snapshot, state: DesiredState) -> None:
+    def _say_restored(self, snapshot: Snapshot, state: DesiredState, after: DesiredState) -> None:
         log.error(
             "the store went back: from revision %d of cluster %s to revision %d of cluster %s",
             state.revision,
@@ -211,6 +221,8 @@ class LastKnown:
             snapshot.revision,
             snapshot.cluster or "-",
         )
+        if (state.services, state.backends) == (after.services, after.backends):
+            return  # nothing was lost
         if self.restored is None or self.restored.exists():  # the first one tells most
             return
         entries = [(each, state.backends_of(name)) for name, each in sorted(state.services.items())]

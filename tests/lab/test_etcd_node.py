@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-from helpers import create, service
+from helpers import create, held, service
 
 from lb.lab.etcd import Etcd
 from lb.lab.lab import Lab
@@ -162,6 +162,31 @@ def test_an_older_backup_is_followed_and_what_it_lost_can_be_put_back(
         kept.unlink()
         weight(web, 100)
     assert "went back" not in problems(web)
+
+
+def test_all_of_etcd_lost_is_put_back_from_what_the_node_knew(web: Lab, etcd: Etcd) -> None:
+    """With the seed, so that every client stays on its backend."""
+    copy = web.node_folder / "last-known-good.json"
+    weight(web, 37)
+    wait_until("the copy", lambda: '"weight": 37' in copy.read_text(), timeout=PATIENCE)
+    before = json.loads(web.lbctl("export", "-o", "json").stdout)
+    with held(web, VIP4, 40) as connections, traffic(web):
+        names = connections.ask()
+        etcd.wipe()
+        etcd.start()
+        wait_until("status", lambda: "the store is empty" in problems(web), timeout=PATIENCE)
+        assert connections.ask() == names
+        web.lbctl("restore", str(copy), "--wait", "--timeout", "20")
+        assert connections.ask() == names
+        weight(web, 38)
+        assert connections.ask() == names
+    assert not any(name.startswith("!") for name in names)
+    weight(web, 37)
+    assert json.loads(web.lbctl("export", "-o", "json").stdout) == before
+    assert problems(web) == "" or "booted" in problems(web)
+    again = web.lbctl("restore", str(copy), check=False)
+    assert again.returncode == 4
+    assert "not empty" in again.stderr
 
 
 def test_everything_deleted_is_not_nothing_configured(web: Lab, etcd: Etcd) -> None:

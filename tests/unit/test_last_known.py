@@ -126,6 +126,15 @@ def test_a_store_that_went_back_is_followed_and_said(known: LastKnown) -> None:
     assert known.problems() == ()
 
 
+def test_a_store_that_was_lost_and_has_everything_back_is_no_news(known: LastKnown) -> None:
+    state = served(known, CONFIG, WEB, B1)
+    after = known.follow(snapshot(2, CONFIG, WEB, B1, cluster="b"), state)
+    assert after is not None
+    assert after.revision == 2
+    assert known.problems() == ()
+    assert known.cluster == "b"
+
+
 def test_the_first_of_two_restores_is_what_people_need(known: LastKnown) -> None:
     state = served(known, CONFIG, WEB, DNS)
     state = known.follow(snapshot(20, CONFIG, WEB), state)  # type: ignore[assignment]
