@@ -257,7 +257,8 @@ class Health(Document):
         default=3, description="Failed checks in a row that make a healthy backend unhealthy."
     )
     grace: Annotated[Seconds, Field(ge=0, le=86400)] = Field(
-        default=0.0, description="Seconds after it was added in which a backend's failures don't count."
+        default=0.0,
+        description="Seconds after it was added in which a backend that never passed may fail.",
     )
     initial: Initial = Field(
         default=Initial.DOWN, description="Flows before the first passed check: down = none, up = all."
