@@ -342,6 +342,29 @@ class LinkStatus(Document):
     why: str = Field(description="Why this hook was taken.")
 
 
+class HealthChange(Document):
+    """A transition of a backend's health."""
+
+    at: float = Field(description="Unix time, seconds.")
+    state: str = Field(description="The state since then: healthy or unhealthy.")
+    words: str = Field(description="What the check said that brought it.")
+
+
+class BackendHealth(Document):
+    """What a node's checks have shown of a backend."""
+
+    state: str = Field(description="unknown, healthy or unhealthy.")
+    since: float = Field(description="Unix time, seconds.")
+    share: float = Field(
+        description="Share of its weight that its health lets it have; below 1 in slow start."
+    )
+    error: str = Field(default="", description="What the last check said, if it failed.")
+    latency: float | None = Field(
+        default=None, description="Of a check, in seconds; not told anew for small changes."
+    )
+    history: tuple[HealthChange, ...] = Field(default=(), description="The last transitions.")
+
+
 class NodeStatus(Document):
     """What a node reports. Key: /lb/v1/nodes/<name>, under a lease that ends with the node."""
 
@@ -359,6 +382,9 @@ class NodeStatus(Document):
     )
     unresolved: tuple[str, ...] = Field(
         default=(), description="service/backend whose next hop has not been resolved."
+    )
+    health: dict[str, BackendHealth] = Field(
+        default={}, description="Per service/backend that is checked: what the checks have shown."
     )
     limits: dict[str, int] = Field(default={}, description="Capacity of the maps, in entries.")
     problems: tuple[Problem, ...] = ()

@@ -30,8 +30,12 @@ from lb.datapath.neighbours import Resolver
 from lb.errors import ConflictError, LbError, StoreUnavailable
 from lb.model import keys
 from lb.model.objects import ClusterConfig, LinkStatus, NodeStatus, Problem, TableDocument
+from lb.node.checks import Checks
+from lb.node.drains import Drains
 from lb.node.follower import Follower
 from lb.node.happenings import (
+    ChecksDone,
+    Crashed,
     Happening,
     NetlinkChanged,
     PathTooNarrow,
@@ -39,9 +43,11 @@ from lb.node.happenings import (
     StoreChanged,
     Timer,
 )
+from lb.node.hook import Hook
 from lb.node.last_known import LastKnown
 from lb.node.planning import Bases, Plans
 from lb.node.reporter import Background, Reporter
+from lb.probe.prober import Prober
 from lb.settings import Settings
 from lb.store.base import Batch, Compare, Delete, Put, Store
 from lb.store.opening import is_shared
@@ -55,6 +61,7 @@ RETRY_SECONDS = 1.0  # after a failure
 TOPOLOGY_SECONDS = 1.0  # at most one look at all routes in this time, however many change
 EXPIRY_SECONDS = 2.0  # between two looks at which flows in mode fullnat are over
 SWEEP_SECONDS = 10.0  # between two looks at which flows still need to be remembered
+DETAILS_SECONDS = 2.0  # between two looks at the latencies of checks that are worth telling
 TABLES_A_COMMIT = 50
 
 # What the outside world can do to us at any moment; anything else is a bug and ends lbd.
@@ -80,6 +87,8 @@ class Daemon:
     _audit: Timer = field(default_factory=lambda: Timer(AUDIT_SECONDS))
     _sweep: Timer = field(default_factory=lambda: Timer(SWEEP_SECONDS))
     _expiry: Timer = field(default_factory=lambda: Timer(EXPIRY_SECONDS))
+    _details: Timer = field(default_factory=lambda: Timer(DETAILS_SECONDS))
+    _lateness: list[Problem] = field(default_factory=list)
     _retry_at: float = float("inf")
     _failing: str = ""
     _topology: Timer = field(default_factory=lambda: Timer(TOPOLOGY_SECONDS))
@@ -94,12 +103,20 @@ class Daemon:
         self.follower = Follower(self.store, self.inbox.put)
         copy = self.settings.last_known if is_shared(self.settings.store) else None
         self.last_known = LastKnown(self.settings.node, copy)
+        self.drains = Drains(self.store)
+        prober = Prober(
+            lambda results: self.inbox.put(ChecksDone(results)),
+            lambda error: self.inbox.put(Crashed(error)),
+        )
+        hook = Hook(self.settings.checks, self.settings.node)
+        self.checks = Checks(self.settings.checks, prober, hook.tell)
 
     def run(self) -> None:
         """Serve until Stop comes. What is attached stays attached."""
         self.kernel.adopt()
         neighbours.listen(lambda message: self.inbox.put(NetlinkChanged(message)))
         icmp.listen(lambda error: self.inbox.put(PathTooNarrow(error)))
+        self.checks.load()
         self.state = self.last_known.load()
         if not self._read_store() and self.state.config is not None:
             self.last_known.serve(self.state)
@@ -119,6 +136,7 @@ class Daemon:
             if any(isinstance(each, Stop) for each in happened):
                 break
             self._guarded(happened)
+        self.checks.save()
         try:
             self.reporter.leave()
         except StoreUnavailable as error:
@@ -135,6 +153,11 @@ class Daemon:
             due = min(due, self._sweep.due)
         if self.kernel.translates:
             due = min(due, self._expiry.due)
+        if self.checks.is_busy:
+            due = min(due, self._details.due)
+        # Of the clock on the wall, which outlives us.
+        ahead = time.monotonic() - time.time()
+        due = min(due, self.checks.due + ahead, self._drains_due + ahead)
         try:
             happened = [self.inbox.get(timeout=max(0.0, due - time.monotonic()))]
         except queue.Empty:
@@ -161,6 +184,7 @@ class Daemon:
     def _turn(self, happened: Iterable[Happening], stale: bool) -> bool:
         """True if the kernel was made what it should be; False if there was no reason to."""
         now = time.monotonic()
+        stale |= self.checks.tick()
         if now >= self._retry_at:
             stale, self._retry_at = True, float("inf")
         audit = self._audit.is_due(now)
@@ -171,6 +195,10 @@ class Daemon:
                 stale |= self._learn(each.error, now)
             elif isinstance(each, StoreChanged):
                 stale |= self._take_in(each.batch) if each.batch else self._read_store()
+            elif isinstance(each, ChecksDone):
+                stale |= self.checks.take(each.results)
+            elif isinstance(each, Crashed):
+                raise RuntimeError("the checks' thread has ended") from each.error
             else:
                 audit = True
         if self._topology_changed and self._topology.is_due(now):
@@ -189,9 +217,13 @@ class Daemon:
                 self._read_store()
             self.kernel.adopt()
             self._reattach()
+        if self._drains_due <= time.time():
+            self.drains.end(self.state, time.time())
         if stale or audit:
             self._reconcile()
             return True
+        if self.checks.is_busy and self._details.is_due(now):
+            self._report_details()
         if self.kernel.remembers and self._sweep.is_due(now):
             if self.kernel.is_stirred and (quiet := self.kernel.calm()):
                 log.info("quiet slots=%d", quiet)
@@ -281,6 +313,12 @@ class Daemon:
                 for change in changes:
                     self._share([change])
 
+    @property
+    def _drains_due(self) -> float:
+        """In Unix seconds. While the store is away nobody can say that a drain is over."""
+        follows = self.follower.in_touch and not self.last_known.held
+        return self.drains.due(self.state) if follows else float("inf")
+
     # -- kernel --------------------------------------------------------------------------------
 
     def _reconcile(self) -> None:
@@ -290,14 +328,17 @@ class Daemon:
         if self.state.config is None:
             self._without_config()
             return
+        self.checks.follow(self.state)
         bases = self._bases.update(self.state)
         hops = self._path_mtus.lower(self.resolver.hops())
         attached = frozenset(link.index for link in self.attachment.interfaces)
-        wanted = self._plans.update(self.state, Observed(hops, attached), bases)
+        observed = Observed(hops, attached)
+        wanted = self._plans.update(self.state, observed, bases, self.checks.verdicts)
         changes = self.kernel.apply(wanted, keep=self.state.not_understood)
         if changes:
             log.info("applied revision=%d entries=%d", self.state.revision, changes)
-        self._report(wanted, (*self.state.problems, *wanted.problems))
+        problems = (*self.state.problems, *wanted.problems, *self.checks.problems(), *self._lateness)
+        self._report(wanted, problems)
         self.last_known.changed()
         if not self.last_known.held:
             self._share_tables(self._bases.unstored(self.state))
@@ -375,6 +416,7 @@ class Daemon:
                     for (service, name), each in wanted.backends.items()
                     if each.next_hop is None
                 ),
+                health=dict(self.checks.reports()),
                 limits={
                     "services": self.maps.services.max_entries - 1,
                     "backends": self.maps.backends.max_entries - 1,
@@ -384,6 +426,16 @@ class Daemon:
                 problems=(*self.notes, *self.last_known.problems(), *problems),
             )
         )
+
+    def _report_details(self) -> None:
+        """What checks found that changes no verdict: their latencies, and what they say now."""
+        last = self.reporter.last
+        if last is None:
+            return
+        before, self._lateness = self._lateness, self.checks.lateness(self.settings.node)
+        health = self.checks.reports(details=True)
+        problems = (*(each for each in last.problems if each not in before), *self._lateness)
+        self.reporter.report(last.model_copy(update={"health": dict(health), "problems": problems}))
 
     def _report_failure(self, error: Exception) -> None:
         """The last status with this problem: its revision is what the kernel still holds."""
