@@ -81,8 +81,8 @@ class HttpCheck(_Check):
     @field_validator("path", "host")
     @classmethod
     def _check_line(cls, value: str | None) -> str | None:
-        if value is not None and " " in value:
-            raise ValueError(f"{value!r} has a space; in a path write %20")
+        if value is not None and (" " in value or not value.isascii()):
+            raise ValueError(f"{value!r} has characters that don't belong there; in a path write %20")
         return value if value is None else _line(value)
 
     @field_validator("path")

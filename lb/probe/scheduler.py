@@ -88,7 +88,8 @@ class Scheduler:
         for key, (target, period) in targets.items():
             entry = self._entries.get(key)
             if entry is None:
-                spread = min(period, FIRST_SPREAD * len(fresh))
+                # Over a whole interval, or they would come in bursts ever after.
+                spread = min(target.health.interval, FIRST_SPREAD * len(fresh))
                 entry = _Entry(key, target, period, self._loop.time() + self._dice.random() * spread)
                 self._entries[key] = entry
                 self._set_timer(entry)
@@ -105,11 +106,10 @@ class Scheduler:
         entry = self._entries.get(key)
         if entry is None or entry.period == period:
             return
-        sooner = entry.period - period
-        entry.period = period
-        if entry.timer is not None and sooner > 0:
-            entry.due = max(entry.due - sooner, self._loop.time())
+        if entry.timer is not None:
+            entry.due = max(entry.due + period - entry.period, self._loop.time())
             self._set_timer(entry)
+        entry.period = period
 
     def close(self) -> None:
         """Ask nobody any more."""
