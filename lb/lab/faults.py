@@ -65,7 +65,7 @@ class Server:
         """From now on with this status."""
         nginx.prepare(self.name, self.folder, status)
         self._reload()
-        self._await_status(status)
+        self._await_status({444: 0}.get(status, status))  # 444 closes without a word
 
     def serve_tls(self, certificate: bytes, key: bytes) -> None:
         """Also on port 443, with this certificate (PEM)."""
@@ -76,7 +76,10 @@ class Server:
         wait_until("TLS", lambda: self._curl("https://127.0.0.1/") == "200")
 
     def _reload(self) -> None:
-        os.kill(self._pids()[0], signal.SIGHUP)
+        """Until none of the workers with the old configuration takes connections any more."""
+        master, *before = self._pids()
+        os.kill(master, signal.SIGHUP)
+        wait_until("new workers", lambda: not any(_runs(pid) for pid in before))
 
     @property
     def _master(self) -> int:
@@ -89,7 +92,7 @@ class Server:
         return [master, *map(int, children)]
 
     def _await_status(self, status: int) -> None:
-        wait_until(f"{self.name}", lambda: self._curl("http://127.0.0.1/") == str(status))
+        wait_until(f"{self.name}", lambda: self._curl("http://127.0.0.1/") == f"{status:03}")
 
     def _curl(self, url: str) -> str:
         argv = ["curl", "-sk", "-o", "/dev/null", "-m", "1", "-w", "%{http_code}", url]

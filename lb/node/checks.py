@@ -96,6 +96,7 @@ class Checks:
     _reports: dict[str, BackendHealth] = field(default_factory=dict)
     _touched: set[Key] = field(default_factory=set)
     _save_at: float = math.inf
+    _fallen: set[Key] = field(default_factory=set)
 
     # -- what is asked -------------------------------------------------------------------------
 
@@ -169,6 +170,8 @@ class Checks:
             if after.state is not before.state:
                 changed.add(each.key[0])
                 self._touched.add(each.key)
+                if after.state is State.UNHEALTHY:
+                    self._fallen.add(each.key)
                 self._save_at = min(self._save_at, now + SAVE_SECONDS)
                 self._announce(watched, each.key, before, after)
         return self._judge(changed)
@@ -195,6 +198,11 @@ class Checks:
             self.save()
         return self._judge({name for name, each in self.verdicts.items() if each.until <= now})
 
+    def fallen(self) -> set[Key]:
+        """Who got unhealthy since this was asked last."""
+        found, self._fallen = self._fallen, set()
+        return found
+
     @property
     def due(self) -> float:
         """When tick() has something to do, in Unix seconds."""
@@ -209,7 +217,7 @@ class Checks:
                 Member(
                     name=each.name,
                     pool=each.pool,
-                    takes=each.admin is Admin.UP and each.weight > 0,
+                    takes=each.takes_flows,
                     health=watched.health(each.name),
                     record=self._records.get((name, each.name)),
                 )

@@ -12,17 +12,19 @@ import os
 import queue
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 import lb
+from lb.core.flows import Filter, Kind
 from lb.core.pathmtu import PathMtus, TooBig
 from lb.core.plan import Observed, Wanted
-from lb.core.state import DesiredState, advance
+from lb.core.state import BackendKey, DesiredState, advance
 from lb.datapath import icmp, lifecycle, neighbours
+from lb.datapath.flows import FlowTable
 from lb.datapath.kernel import Kernel
 from lb.datapath.lifecycle import Attachment
 from lb.datapath.maps import Maps
@@ -337,11 +339,20 @@ class Daemon:
         changes = self.kernel.apply(wanted, keep=self.state.not_understood)
         if changes:
             log.info("applied revision=%d entries=%d", self.state.revision, changes)
+        self._forget_beginnings(self.checks.fallen())
         problems = (*self.state.problems, *wanted.problems, *self.checks.problems(), *self._lateness)
         self._report(wanted, problems)
         self.last_known.changed()
         if not self.last_known.held:
             self._share_tables(self._bases.unstored(self.state))
+
+    def _forget_beginnings(self, fallen: Collection[BackendKey]) -> None:
+        """A SYN that is sent again, or comes from the same port as one that failed, would follow it to
+        a server that is unhealthy by now. Established flows stay."""
+        if fallen:
+            flows = FlowTable(self.maps, self.state)
+            for service, backend in fallen:
+                flows.forget(Filter(service, backend, None, Kind.BEGUN))
 
     def _without_config(self) -> None:
         """Without the seed of the flow hash nothing can be planned. The kernel goes on as it is."""

@@ -119,6 +119,7 @@ def test_results_become_verdicts(node: Node) -> None:
     assert not node.take("b1", PASS, FAIL)
     assert node.take("b1", FAIL)
     assert node.fitness == {"b1": 0.0, "b2": 0.0}
+    assert (node.checks.fallen(), node.checks.fallen()) == ({("web", "b1")}, set())
     assert [(each.after, each.words) for each in node.told] == [
         (State.HEALTHY, "connected"),
         (State.UNHEALTHY, "connection refused"),
