@@ -65,7 +65,7 @@ class Server:
         """From now on with this status."""
         nginx.prepare(self.name, self.folder, status)
         self._reload()
-        self._await_status({444: 0}.get(status, status))  # 444 closes without a word
+        self._await_status(0 if status == nginx.CLOSES else status)
 
     def serve_tls(self, certificate: bytes, key: bytes) -> None:
         """Also on port 443, with this certificate (PEM)."""

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lb.lab import nginx
 from lb.lab.faults import Server
 from lb.lab.lab import Lab
 from lb.lab.shell import LabError, wait_until
@@ -77,7 +78,7 @@ FAULTS = (
     Fault("stopped", Server.stop, Server.start),
     Fault("frozen", Server.freeze, Server.thaw, TIMEOUT),
     Fault("status 500", lambda server: server.answer(500), lambda server: server.answer(200)),
-    Fault("closes", lambda server: server.answer(444), lambda server: server.answer(200)),
+    Fault("closes", lambda server: server.answer(nginx.CLOSES), lambda server: server.answer(200)),
     Fault("half stopped", Server.stop, Server.start, servers=2),
 )
 

@@ -1,6 +1,6 @@
-"""`python arrivals.py RATE SECONDS ADDRESS:PORT…`: so many new HTTP connections a second to each, whatever
-becomes of those before; prints for each target a list of [Unix time of the start, "" or what went wrong]
-as one JSON object."""
+"""`python arrivals.py RATE SECONDS ADDRESS:PORT…`: so many new HTTP connections a second to each,
+whatever becomes of those before; prints for each target a list of [Unix time of the start, "" or what
+went wrong], as one JSON object."""
 
 from __future__ import annotations
 
