@@ -245,6 +245,11 @@ class Checks:
         """Is anything checked at all?"""
         return bool(self._records)
 
+    @property
+    def has_news(self) -> bool:
+        """Is there anything that reports() has not told yet?"""
+        return bool(self._touched)
+
     def reports(self, *, details: bool = False) -> Mapping[str, BackendHealth]:
         """Each backend's health; latencies and words of the last check are as fresh as the last call
         with `details`. The same object while nothing is new."""

@@ -31,7 +31,7 @@ from lb.datapath.maps import Maps
 from lb.datapath.neighbours import Resolver
 from lb.errors import ConflictError, LbError, StoreUnavailable
 from lb.model import keys
-from lb.model.objects import ClusterConfig, LinkStatus, NodeStatus, Problem, TableDocument
+from lb.model.objects import BackendHealth, ClusterConfig, LinkStatus, NodeStatus, Problem, TableDocument
 from lb.node.checks import Checks
 from lb.node.drains import Drains
 from lb.node.follower import Follower
@@ -50,6 +50,7 @@ from lb.node.last_known import LastKnown
 from lb.node.planning import Bases, Plans
 from lb.node.reporter import Background, Reporter
 from lb.probe.prober import Prober
+from lb.probe.scheduler import Probed
 from lb.settings import Settings
 from lb.store.base import Batch, Compare, Delete, Put, Store
 from lb.store.opening import is_shared
@@ -63,6 +64,7 @@ RETRY_SECONDS = 1.0  # after a failure
 TOPOLOGY_SECONDS = 1.0  # at most one look at all routes in this time, however many change
 EXPIRY_SECONDS = 2.0  # between two looks at which flows in mode fullnat are over
 SWEEP_SECONDS = 10.0  # between two looks at which flows still need to be remembered
+REPORT_SECONDS = 0.001  # times backends: between two reports of their health
 DETAILS_SECONDS = 2.0  # between two looks at the latencies of checks that are worth telling
 TABLES_A_COMMIT = 50
 
@@ -91,6 +93,10 @@ class Daemon:
     _expiry: Timer = field(default_factory=lambda: Timer(EXPIRY_SECONDS))
     _details: Timer = field(default_factory=lambda: Timer(DETAILS_SECONDS))
     _lateness: list[Problem] = field(default_factory=list)
+    _verdicts_changed: bool = False
+    _verdicts_due: float = 0.0
+    _health: Mapping[str, BackendHealth] = field(default_factory=dict)  # as it was told last
+    _health_due: float = 0.0
     _retry_at: float = float("inf")
     _failing: str = ""
     _topology: Timer = field(default_factory=lambda: Timer(TOPOLOGY_SECONDS))
@@ -157,6 +163,10 @@ class Daemon:
             due = min(due, self._expiry.due)
         if self.checks.is_busy:
             due = min(due, self._details.due)
+        if self.checks.has_news:
+            due = min(due, self._health_due)
+        if self._verdicts_changed:
+            due = min(due, self._verdicts_due)
         # Of the clock on the wall, which outlives us.
         ahead = time.monotonic() - time.time()
         due = min(due, self.checks.due + ahead, self._drains_due + ahead)
@@ -186,10 +196,11 @@ class Daemon:
     def _turn(self, happened: Iterable[Happening], stale: bool) -> bool:
         """True if the kernel was made what it should be; False if there was no reason to."""
         now = time.monotonic()
-        stale |= self.checks.tick()
+        self._verdicts_changed |= self.checks.tick()
         if now >= self._retry_at:
             stale, self._retry_at = True, float("inf")
         audit = self._audit.is_due(now)
+        results: list[Probed] = []
         for each in happened:
             if isinstance(each, NetlinkChanged):
                 stale |= self._notice(each)
@@ -198,11 +209,12 @@ class Daemon:
             elif isinstance(each, StoreChanged):
                 stale |= self._take_in(each.batch) if each.batch else self._read_store()
             elif isinstance(each, ChecksDone):
-                stale |= self.checks.take(each.results)
+                results += each.results
             elif isinstance(each, Crashed):
                 raise RuntimeError("the checks' thread has ended") from each.error
             else:
                 audit = True
+        self._verdicts_changed |= self.checks.take(results)  # all at once: each verdict once
         if self._topology_changed and self._topology.is_due(now):
             self._topology_changed = False
             stale |= self.resolver.reroute()
@@ -221,11 +233,16 @@ class Daemon:
             self._reattach()
         if self._drains_due <= time.time():
             self.drains.end(self.state, time.time())
-        if stale or audit:
+        if stale or audit or (self._verdicts_changed and now >= self._verdicts_due):
+            self._verdicts_changed = False
             self._reconcile()
+            # Where many verdicts change, at most half of the time goes into tables: checks need some.
+            ended = time.monotonic()
+            self._verdicts_due = ended + (ended - now)
             return True
-        if self.checks.is_busy and self._details.is_due(now):
-            self._report_details()
+        details = self.checks.is_busy and self._details.is_due(now)
+        if details or (self.checks.has_news and now >= self._health_due):
+            self._report_health(details)
         if self.kernel.remembers and self._sweep.is_due(now):
             if self.kernel.is_stirred and (quiet := self.kernel.calm()):
                 log.info("quiet slots=%d", quiet)
@@ -427,7 +444,7 @@ class Daemon:
                     for (service, name), each in wanted.backends.items()
                     if each.next_hop is None
                 ),
-                health=dict(self.checks.reports()),
+                health=dict(self._told(details=False)),
                 limits={
                     "services": self.maps.services.max_entries - 1,
                     "backends": self.maps.backends.max_entries - 1,
@@ -438,15 +455,28 @@ class Daemon:
             )
         )
 
-    def _report_details(self) -> None:
-        """What checks found that changes no verdict: their latencies, and what they say now."""
+    def _told(self, *, details: bool) -> Mapping[str, BackendHealth]:
+        """The health of all backends for the status: of many not with every change, because each time
+        all of it is written."""
+        now = time.monotonic()
+        if details or now >= self._health_due:
+            self._health = self.checks.reports(details=details)
+            self._health_due = now + REPORT_SECONDS * len(self._health)
+            self._details.period = max(DETAILS_SECONDS, 10 * REPORT_SECONDS * len(self._health))
+        return self._health
+
+    def _report_health(self, details: bool) -> None:
+        """What checks found since the kernel was made what it should be. With `details`: also what
+        changes no verdict, their latencies, and what they say now."""
         last = self.reporter.last
         if last is None:
             return
-        before, self._lateness = self._lateness, self.checks.lateness(self.settings.node)
-        health = self.checks.reports(details=True)
+        before = self._lateness
+        if details:
+            self._lateness = self.checks.lateness(self.settings.node)
         problems = (*(each for each in last.problems if each not in before), *self._lateness)
-        self.reporter.report(last.model_copy(update={"health": dict(health), "problems": problems}))
+        health = dict(self._told(details=details))
+        self.reporter.report(last.model_copy(update={"health": health, "problems": problems}))
 
     def _report_failure(self, error: Exception) -> None:
         """The last status with this problem: its revision is what the kernel still holds."""

@@ -22,7 +22,7 @@ log = logging.getLogger("lbd")
 
 Key = tuple[str, str]  # service, backend
 
-DELIVER_SECONDS = 0.05  # results that change nothing may wait so long for others
+DELIVER_SECONDS = 0.2  # results that change nothing may wait so long for others
 FIRST_SPREAD = 0.001  # seconds a backend by which the first checks of many are spread
 MAX_PROGRAMS = 16  # exec checks at once: each is a process
 WARN_SECONDS = 60.0

@@ -141,10 +141,10 @@ def test_news_are_told_at_once_and_the_rest_soon(asked: Asked) -> None:
         loop = asyncio.get_running_loop()
         scheduler.update({ONE: (tcp(1, jitter=0), 0.2)})
         await until(lambda: len(came) == 2)
-        assert loop.time() - asked.times[1][1] < 0.15
+        assert loop.time() - asked.times[1][1] < scheduling.DELIVER_SECONDS + 0.1
         asked.bad.add(1)
         await until(lambda: len(came) == 3)
-        assert loop.time() - asked.times[1][2] < scheduling.DELIVER_SECONDS
+        assert loop.time() - asked.times[1][2] < scheduling.DELIVER_SECONDS / 2
 
     came = serve(use)
     assert [each.result.passed for each in came] == [True, True, False]
