@@ -139,7 +139,7 @@ def test_a_change_of_pace_counts_from_the_last_check(asked: Asked) -> None:
 def test_news_are_told_at_once_and_the_rest_soon(asked: Asked) -> None:
     async def use(scheduler: Scheduler, came: list[Probed]) -> None:
         loop = asyncio.get_running_loop()
-        scheduler.update({ONE: (tcp(1, jitter=0), 0.2)})
+        scheduler.update({ONE: (tcp(1, jitter=0), 0.5)})
         await until(lambda: len(came) == 2)
         assert loop.time() - asked.times[1][1] < scheduling.DELIVER_SECONDS + 0.1
         asked.bad.add(1)
@@ -157,7 +157,8 @@ def test_targets_come_change_and_go(asked: Asked) -> None:
         await until(lambda: len(came) >= 2)
         # An answer to the old question is no answer to the new one.
         asked.slow[1] = 0.3
-        await until(lambda: len(asked.times[1]) == 3)
+        already = len(asked.times[1])
+        await until(lambda: len(asked.times[1]) > already)
         scheduler.update({ONE: (tcp(2), 0.05)})
         before = len(came)
         await until(lambda: len(came) >= before + 3)
@@ -209,7 +210,7 @@ def test_programs_are_run_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
         nonlocal running, most
         running += 1
         most = max(most, running)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)  # all of them come within 60 ms
         running -= 1
         return "good"
 
