@@ -42,6 +42,10 @@ check-slots: root venv ## Measure the promises of slot tables (minutes; the last
 check-datapath: root venv ## Every mode with real traffic, and against the model (the last line says PASS or FAIL)
 	@$(BIN)/python -m tests.checks.datapath
 
+.PHONY: check-health
+check-health: root venv ## Servers that fail for real, next to HAProxy (minutes; the last line says PASS or FAIL)
+	@$(BIN)/python -m tests.checks.health
+
 .PHONY: test-packets
 test-packets: root venv ## Compare kernel and model on PACKETS=200000 packets for each mode (hours)
 	@for mode in dsr nat ipip gue fullnat; do \
@@ -49,7 +53,7 @@ test-packets: root venv ## Compare kernel and model on PACKETS=200000 packets fo
 	|| exit 1; done
 
 .PHONY: bench
-bench: root venv ## Measure (SUITES="slots packet control" QUICK=1)
+bench: root venv ## Measure (SUITES="slots packet control checks" QUICK=1)
 	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(SUITES)
 
 .PHONY: bench-compare

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import control, packet, report, rows, slots
+from bench import checks, control, packet, report, rows, slots
 from bench.rows import RESULTS, Options, Row, row
 from lb.errors import LbError
 
@@ -18,6 +18,7 @@ SUITES: dict[str, Callable[[Options], list[Row]]] = {
     "slots": slots.run,
     "packet": packet.run,
     "control": control.run,
+    "checks": checks.run,
 }
 NEED_ROOT = {"packet", "control"}
 

@@ -13,7 +13,7 @@ class ExitCode(IntEnum):
     """What `lbctl` and `lbd` exit with."""
 
     OK = 0
-    DIFFERENT = 1  # `lbctl diff` found differences, `lbctl doctor` found problems
+    DIFFERENT = 1  # `lbctl diff` found differences, `lbctl doctor` problems, `lbctl check` failed
     USAGE = 2  # bad input: nothing was changed
     NOT_FOUND = 3  # no such service, backend, file or interface
     CONFLICT = 4  # somebody else changed it meanwhile, or it exists already

@@ -79,6 +79,23 @@ class Etcd(BaseModel):
     )
 
 
+class Checks(BaseModel):
+    """Health checks, as far as they are this machine's own affair."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    memory: Path = Field(
+        default=Path("/var/lib/lb/health.json"), description="File that keeps health over a restart."
+    )
+    exec_dir: Path = Field(
+        default=Path("/etc/lb/checks"), description="Folder of programs that exec checks may run."
+    )
+    hook: tuple[str, ...] = Field(
+        default=(), description="Program that is told of each change, as JSON on its standard input."
+    )
+    webhook: str = Field(default="", description="URL that the same is posted to.")
+
+
 class Settings(BaseModel):
     """One machine's settings."""
 
@@ -101,6 +118,7 @@ class Settings(BaseModel):
     etcd: Etcd = Field(default=Etcd(), description="How to reach a store in etcd.")
     limits: Limits = Field(default=Limits(), description="Capacity of the kernel maps.")
     timeouts: Timeouts = Field(default=Timeouts(), description="Of remembered flows.")
+    checks: Checks = Field(default=Checks(), description="Health checks.")
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -10,7 +11,10 @@ import typer
 from lb.cli import words
 from lb.cli.change import Draft, perform
 from lb.cli.complete import backend_names, service_names
+from lb.cli.drain import flows_left, remark
+from lb.cli.health import detail_lines, duration, history_table
 from lb.cli.options import BackendName, BackendNames, ServiceName, change, command
+from lb.cli.output import Block
 from lb.cli.rows import BackendRow, backend_rows, backend_table
 from lb.cli.session import Session
 from lb.core.state import DesiredState
@@ -91,10 +95,18 @@ def list_backends(
 
 @command(app, "show")
 def show(session: Session, service: ServiceName, name: BackendName) -> None:
-    """Show one backend."""
+    """Show one backend: with what nodes have found of its health, and if it drains, who is left."""
     state = session.state()
     row = _row(session, state, service, name)
-    session.emit(row.model_dump(mode="json"), backend_table([row]), *_remarks(row))
+    remarks: list[Block] = [*_remarks(row)]
+    left = None
+    if row.admin is Admin.DRAIN:
+        left = flows_left(session.settings, state, service, name)
+        remarks.append(remark(left, row.drain_until))
+    if row.health_on:
+        remarks += [*detail_lines(row.health_on), history_table(row.health_on)]
+    data = {**row.model_dump(mode="json"), "flows_left": left}
+    session.emit(data, backend_table([row]), *remarks)
 
 
 @change(app, "weight", context_settings={"ignore_unknown_options": True})
@@ -124,9 +136,21 @@ def weight(
 
 
 @change(app, "drain")
-def drain(session: Session, service: ServiceName, names: BackendNames) -> None:
-    """Give backends no new flows; established ones go on until they end."""
-    _set_admin(session, service, names, Admin.DRAIN)
+def drain(
+    session: Session,
+    service: ServiceName,
+    names: BackendNames,
+    deadline: Annotated[
+        str | None,
+        typer.Option("--deadline", metavar="TIME", help="Set them down after this: 90s, 10m, 2h."),
+    ] = None,
+) -> None:
+    """Give backends no new flows; established ones go on until they end, or until the deadline.
+
+    `lbctl backend show` says how many are left.
+    """
+    until = None if deadline is None else time.time() + duration(deadline, "--deadline")
+    _set_admin(session, service, names, Admin.DRAIN, until)
 
 
 @change(app, "up")
@@ -161,10 +185,12 @@ def remove(session: Session, service: ServiceName, names: BackendNames) -> None:
     perform(session, edit)
 
 
-def _set_admin(session: Session, service: str, names: Sequence[str], admin: Admin) -> None:
+def _set_admin(
+    session: Session, service: str, names: Sequence[str], admin: Admin, until: float | None = None
+) -> None:
     def edit(draft: Draft) -> None:
         for name in names:
-            draft.put(words.rebuild(draft.backend(service, name), admin=admin))
+            draft.put(words.rebuild(draft.backend(service, name), admin=admin, drain_until=until))
 
     perform(session, edit)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lb.cli.words import label
 from lb.core.state import DesiredState, describe_vip
 from lb.model import keys
+from lb.model.checkwords import describe_check
+from lb.model.health import Health
 from lb.model.objects import Backend, Document, Service
 
 _SIGNS = {"add": "+", "change": "~", "remove": "-"}
@@ -36,7 +38,7 @@ class Difference:
         """For people."""
         detail = ", ".join(
             f"{name.replace('_', ' ')} {_show(old)} -> {_show(new)}"
-            for name, (old, new) in self.fields.items()
+            for name, (old, new) in _parts(self.fields)
         )
         if isinstance(self.after, Service) and self.action == "add":
             detail = f"{describe_vip(self.after)}, mode {self.after.mode}"
@@ -82,9 +84,25 @@ def _document(state: DesiredState, key: str) -> Document | None:
     return state.backends.get((service, name))
 
 
+def _parts(fields: Mapping[str, tuple[Any, Any]]) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Of health checks, which have many settings, only those that differ."""
+    for name, (old, new) in fields.items():
+        if name != "health" or not (old and new):
+            yield name, (old, new)
+            continue
+        for setting in new:
+            if old[setting] != new[setting]:
+                yield f"health {setting}", (old[setting], new[setting])
+
+
 def _show(value: Any) -> str:
+    if isinstance(value, dict) and "kind" in value:
+        return describe_check(Health.model_validate({"check": value}).check)
+    if isinstance(value, dict) and value.get("check"):
+        return _show(value["check"])
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_show(each)}" for key, each in value.items()) + "}"
+        given = {key: each for key, each in value.items() if each is not None}
+        return "{" + ", ".join(f"{key}: {_show(each)}" for key, each in given.items()) + "}"
     if isinstance(value, float):
         return f"{value:g}"
     return "none" if value is None else str(value)

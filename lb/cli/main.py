@@ -15,6 +15,7 @@ import lb
 from lb.cli import (
     backend,
     backend_node,
+    check,
     declarative,
     flows,
     history,
@@ -48,6 +49,7 @@ app.add_typer(node.app, name="node")
 status.register(app)
 trace.register(app)
 replay.register(app)
+check.register(app)
 declarative.register(app)
 history.register(app)
 restore.register(app)

@@ -10,15 +10,18 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lb.cli import health
 from lb.cli.kernel import Kernel, Stats
 from lb.cli.output import Table, number, percent
 from lb.core.state import DesiredState, describe_socket, describe_vip
 from lb.errors import DatapathError
+from lb.model.checkwords import describe_check
 from lb.model.objects import (
     Address,
     Admin,
     Affinity,
     Backend,
+    BackendHealth,
     Mode,
     Network,
     NoBackend,
@@ -66,6 +69,7 @@ class ServiceRow(Counters):
         description="Length of the server ID in QUIC connection IDs; 0 = not steered by them."
     )
     quic_config: int = Field(description="The first three bits of such a connection ID.")
+    check: str | None = Field(description="How its backends are checked, in short; null = not at all.")
     backends: int = Field(description="How many backends it has.")
     backends_up: int = Field(description="How many of them take new flows.")
 
@@ -79,7 +83,17 @@ class BackendRow(Counters):
     port: int | None = Field(description="Port of the server; null = the VIP's.")
     pool: str = Field(description="Pool that it belongs to.")
     weight: int = Field(description="Weight that was asked for.")
-    admin: Admin = Field(description="up, drain or down.")
+    admin: Admin = Field(description="What a person wants: up, drain or down.")
+    drain_until: float | None = Field(
+        description="When a drain ends and it becomes down, in Unix seconds; null = never."
+    )
+    health: str | None = Field(
+        description="What checks have shown: unknown, healthy, unhealthy; mixed, if nodes differ; null ="
+        " not checked."
+    )
+    health_on: dict[str, BackendHealth] = Field(
+        description="The same for each node, with `since`, `share`, `error`, `latency`, `history`."
+    )
     quic_id: str | None = Field(description="Server ID in QUIC connection IDs, in hexadecimal.")
     share_percent: float = Field(description="Planned share of the service's new flows, exact.")
     slots: int | None = Field(description="Slots that the kernel of this node holds now.")
@@ -98,6 +112,7 @@ def _service_row(
     return ServiceRow(
         **service.model_dump(),
         ports=service.ports,
+        check=describe_check(service.health.check) if service.health else None,
         backends=len(backends),
         backends_up=sum(backend.takes_flows for backend in backends),
         **_counters(_service_stats(kernel, service.name)),
@@ -111,11 +126,12 @@ def backend_rows(state: DesiredState, names: Iterable[str], kernel: Kernel | Non
     return [
         row
         for name in sorted(names)
-        for row in _backend_rows(state.services[name], grouped[name], unresolved, kernel)
+        for row in _backend_rows(state, state.services[name], grouped[name], unresolved, kernel)
     ]
 
 
 def _backend_rows(
+    state: DesiredState,
     service: ServiceDocument,
     backends: Sequence[Backend],
     unresolved: Mapping[str, Collection[str]],
@@ -123,9 +139,12 @@ def _backend_rows(
 ) -> list[BackendRow]:
     shares = planned_shares(service.split, backends)
     slots = _slot_counts(kernel, service.name)
+    found = {b.name: health.found_by(state, f"{service.name}/{b.name}") for b in backends}
     return [
         BackendRow(
-            **backend.model_dump(),
+            **backend.model_dump(exclude={"health"}),
+            health=health.state_of(found[backend.name]),
+            health_on=found[backend.name],
             share_percent=shares[backend.name],
             slots=None if slots is None else slots.get(backend.name, 0),
             unresolved_on=[
@@ -180,11 +199,14 @@ def service_table(rows: Iterable[ServiceRow]) -> Table:
     )
 
 
-def backend_table(rows: Iterable[BackendRow]) -> Table:
+def backend_table(rows: Sequence[BackendRow]) -> Table:
     """Backends for people."""
+    are_checked = any(row.health for row in rows)
     return Table(
         (
-            *("SERVICE", "NAME", "ADDRESS", "POOL", "WEIGHT", "STATE", "SHARE%", "SLOTS"),
+            *("SERVICE", "NAME", "ADDRESS", "POOL", "WEIGHT", "STATE"),
+            *(("HEALTH", "LAST CHECK") if are_checked else ()),
+            *("SHARE%", "SLOTS"),
             *("FLOWS", "PACKETS", "BYTES"),
         ),
         [
@@ -195,6 +217,7 @@ def backend_table(rows: Iterable[BackendRow]) -> Table:
                 row.pool,
                 str(row.weight),
                 row.admin.value + (", unresolved" if row.unresolved_on else ""),
+                *(health.cells(row.health_on) if are_checked else ()),
                 percent(row.share_percent),
                 number(row.slots),
                 *_cells(row),
@@ -213,7 +236,8 @@ def summary(service: ServiceDocument) -> str:
         f"affinity {service.affinity}, tracking {service.tracking}"
         f"{f' (window {service.window} s)' if service.tracking is Tracking.MOVING else ''}, "
         f"no backend: {service.no_backend}, "
-        f"split {', '.join(f'{pool} {share:g} %' for pool, share in sorted(service.split.items()))}"
+        f"split {', '.join(f'{pool} {share:g} %' for pool, share in sorted(service.split.items()))}, "
+        f"{health.summary(service)}"
         + (f", {len(service.rules)} rules for clients" if service.rules else "")
         + (
             f", QUIC by connection ID (config {service.quic_config}, {service.quic_id_bytes} bytes)"

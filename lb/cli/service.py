@@ -8,6 +8,16 @@ import typer
 
 from lb.cli import words
 from lb.cli.change import Draft, perform
+from lb.cli.health import (
+    CheckOption,
+    CheckTimeoutOption,
+    FallOption,
+    IntervalOption,
+    PanicOption,
+    RiseOption,
+    SlowStartOption,
+    asked_health,
+)
 from lb.cli.options import ServiceName, change, command
 from lb.cli.rows import backend_rows, backend_table, service_rows, service_table, summary
 from lb.cli.session import Session
@@ -70,6 +80,13 @@ def add(
         int, typer.Option("--quic-id-bytes", metavar="N", help=QuicIdBytesHelp)
     ] = 0,
     quic_config: Annotated[int, typer.Option("--quic-config", metavar="N", help=QuicConfigHelp)] = 0,
+    check: CheckOption = None,
+    interval: IntervalOption = None,
+    check_timeout: CheckTimeoutOption = None,
+    rise: RiseOption = None,
+    fall: FallOption = None,
+    slow_start: SlowStartOption = None,
+    panic: PanicOption = None,
 ) -> None:
     """Add a service."""
     address, ports = words.socket(vip, "--vip")
@@ -88,6 +105,16 @@ def add(
         no_backend=no_backend,
         quic_id_bytes=quic_id_bytes,
         quic_config=quic_config,
+        health=asked_health(
+            None,
+            check,
+            interval=interval,
+            timeout=check_timeout,
+            rise=rise,
+            fall=fall,
+            slow_start=slow_start,
+            panic=panic,
+        ),
     )
     perform(session, lambda draft: draft.add(document))
 
@@ -139,6 +166,13 @@ def set_policies(
     quic_config: Annotated[
         int | None, typer.Option("--quic-config", metavar="N", help=QuicConfigHelp)
     ] = None,
+    check: CheckOption = None,
+    interval: IntervalOption = None,
+    check_timeout: CheckTimeoutOption = None,
+    rise: RiseOption = None,
+    fall: FallOption = None,
+    slow_start: SlowStartOption = None,
+    panic: PanicOption = None,
 ) -> None:
     """Change policies of a service; what isn't named stays as it is."""
     asked = {
@@ -150,12 +184,27 @@ def set_policies(
         "quic_id_bytes": quic_id_bytes,
         "quic_config": quic_config,
     }
+    checks = {
+        "interval": interval,
+        "timeout": check_timeout,
+        "rise": rise,
+        "fall": fall,
+        "slow_start": slow_start,
+        "panic": panic,
+    }
     fields = {name: value for name, value in asked.items() if value is not None}
-    if not fields:
+    about_health = check is not None or any(value is not None for value in checks.values())
+    if not fields and not about_health:
         raise UserError(
             "nothing to set", hint="name a policy, for example --no-backend drop; see --help"
         )
-    perform(session, lambda draft: draft.put(words.rebuild(draft.service(service), **fields)))
+
+    def edit(draft: Draft) -> None:
+        before = draft.service(service)
+        health = {"health": asked_health(before.health, check, **checks)} if about_health else {}
+        draft.put(words.rebuild(before, **fields, **health))
+
+    perform(session, edit)
 
 
 @change(app, "rm")

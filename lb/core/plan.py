@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lb.core import rules, slots
+from lb.core.health import Verdict
 from lb.core.nexthop import NextHop
 from lb.core.overlay import overlay
 from lb.core.rules import Steer
@@ -28,6 +29,8 @@ from lb.model.objects import (
     TableDocument,
     table_path,
 )
+
+HEALTHY = Verdict()  # all are
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,7 @@ def plan_service(
     observed: Observed,
     cluster_seed: str,
     bases: Mapping[str, Table],
+    verdict: Verdict = HEALTHY,
 ) -> ServicePlan:
     """What the kernel should hold of a service and its backends. `bases`: of base_tables()."""
     backends: dict[BackendKey, WantedBackend] = {}
@@ -164,14 +168,14 @@ def plan_service(
         backends[service.name, backend.name] = WantedBackend(
             address=backend.address,
             port=GUE_PORT if service.mode is Mode.GUE else backend.port or service.one_port or 0,
-            usable=backend.admin is not Admin.DOWN,
+            usable=backend.admin is not Admin.DOWN and backend.name not in verdict.resets,
             next_hop=hop,
             quic_id=None if backend.quic_id is None else int(backend.quic_id, 16),
         )
     # No traffic before the way to a backend is known.
     unresolved = [name for (_, name), each in backends.items() if each.next_hop is None]
     taking = members_of(members)
-    fitness = dict.fromkeys(unresolved, 0.0)
+    fitness = {**verdict.fitness, **dict.fromkeys(unresolved, 0.0)}
     seed = seed_of(cluster_seed, service.name)
     base = bases[service.name]
     wanted = WantedService(service, seed, base, overlay(base, taking, fitness))
@@ -224,12 +228,20 @@ def join(plans: Mapping[str, ServicePlan]) -> Wanted:
     )
 
 
-def plan(state: DesiredState, observed: Observed, bases: Mapping[str, Table]) -> Wanted:
-    """What the kernel should hold. `bases` has the base tables of every service."""
+def plan(
+    state: DesiredState,
+    observed: Observed,
+    bases: Mapping[str, Table],
+    verdicts: Mapping[str, Verdict] = {},
+) -> Wanted:
+    """What the kernel should hold. `bases` has the base tables of every service, `verdicts` what the
+    health of its backends leads to, where that is anything."""
     seed = seed_in_force(state)
     return join(
         {
-            name: plan_service(service, state.backends_of(name), observed, seed, bases)
+            name: plan_service(
+                service, state.backends_of(name), observed, seed, bases, verdicts.get(name, HEALTHY)
+            )
             for name, service in state.services.items()
         }
     )

@@ -25,6 +25,7 @@ want_package python3-venv
 want_command nginx nginx-light
 want_command etcd etcd-server
 want_command etcdctl etcd-client
+want_command haproxy haproxy
 want_command wrk wrk
 want_command openssl openssl
 want_command curl curl
@@ -65,11 +66,11 @@ if [ -n "$headers" ]; then
 	missing="$missing $package"
 fi
 
-# The lab and the tests run their own nginx and etcd. One that Debian starts beside them would be a
-# server that nobody asked for: keep it from starting, now and at the next boot.
+# The lab and the tests run their own nginx, etcd and HAProxy. One that Debian starts beside them would be
+# a server that nobody asked for: keep it from starting, now and at the next boot.
 policy=/usr/sbin/policy-rc.d
 case $missing in
-*nginx* | *etcd*)
+*nginx* | *etcd* | *haproxy*)
 	if [ ! -e "$policy" ]; then
 		trap 'rm -f "$policy"' EXIT
 		trap 'exit 1' HUP INT TERM
@@ -86,7 +87,7 @@ say "installing$missing"
 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing \
 	>/dev/null || fail "apt-get could not install$missing"
 
-for service in nginx etcd; do
+for service in nginx etcd haproxy; do
 	case $missing in
 	*"$service"*)
 		if [ -d /run/systemd/system ]; then

@@ -251,6 +251,9 @@ class Lab:
             f'node = "{self.topology.node}"\n'
             f"interfaces = {json.dumps(interfaces)}\n"
             f'hook = "{hook}"\n'
+            f"[checks]\n"
+            f'memory = "{self.node_folder}/health.json"\n'
+            f'exec_dir = "{self.node_folder}/checks"\n'
         )
 
     def start_lbd(

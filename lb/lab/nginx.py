@@ -27,19 +27,30 @@ http {{
     server {{
         listen 0.0.0.0:80 backlog=4096;
         listen [::]:80 ipv6only=on backlog=4096;
-        location = / {{ return 200 "{name}\\n"; }}
+        location = / {{ return {answer}; }}
         location = /status {{ stub_status; }}
         location /files/ {{ root {folder.parent}; }}
         location / {{ return 404; }}
     }}
+    include {folder}/more*.conf;
 }}
 """
 
 
-def prepare(name: str, folder: Path) -> list[str]:
-    """Write the configuration of a server that answers with its name, and has the files that are in
-    `files` beside its folder; returns its command."""
+CLOSES = 444
+
+
+def prepare(name: str, folder: Path, status: int = 200) -> list[str]:
+    """Write the configuration of a server that answers with its name and this status, and has the files
+    that are in `files` beside its folder; returns its command."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "nginx.conf"
-    config.write_text(_CONFIG.format(name=name, folder=folder))
-    return ["nginx", "-e", f"{folder}/nginx-error.log", "-p", str(folder), "-c", str(config)]
+    # 444 is nginx's own: it closes the connection without a word, if there is no text.
+    answer = "444" if status == CLOSES else f'{status} "{name}\\n"'
+    config.write_text(_CONFIG.format(folder=folder, answer=answer))
+    return command(folder)
+
+
+def command(folder: Path) -> list[str]:
+    """What starts the server that was prepared."""
+    return ["nginx", "-e", f"{folder}/nginx-error.log", "-p", str(folder), "-c", f"{folder}/nginx.conf"]

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from lb.errors import UserError
+from lb.model.checkwords import explain_health
 from lb.model.objects import Backend, Document, Service
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def export(entries: Iterable[tuple[Service, Sequence[Backend]]]) -> dict[str, An
     return {
         "services": [
             {
-                **service.model_dump(mode="json", exclude=None if service.end_port else {"end_port"}),
+                **service.model_dump(mode="json", exclude=_unset(service, "end_port", "health")),
                 "backends": [_export_backend(backend) for backend in backends],
             }
             for service, backends in entries
@@ -81,8 +82,12 @@ def export(entries: Iterable[tuple[Service, Sequence[Backend]]]) -> dict[str, An
 
 def _export_backend(backend: Backend) -> dict[str, Any]:
     # No port is said by leaving it out: a file that names an address owns the port as well.
-    exclude = {"service"} if backend.port else {"service", "port"}
+    exclude = {"service", *_unset(backend, "port", "health", "drain_until")}
     return backend.model_dump(mode="json", exclude=exclude)
+
+
+def _unset(document: Document, *names: str) -> set[str]:
+    return {name for name in names if getattr(document, name) is None}
 
 
 def schema() -> dict[str, Any]:
@@ -122,6 +127,8 @@ def explain(error: ErrorDetails, model: type[Document]) -> str:
     if not location:
         return error["msg"].removeprefix("Value error, ")
     name = str(location[0])
+    if name == "health":
+        return explain_health(error, model)
     if name in _ADDRESS_FIELDS:
         location = location[:1]  # pydantic names the union's members behind it
     if name == "rules" and error["type"] in _PREFIX_ERRORS:

@@ -10,14 +10,10 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Annotated, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from lb.model.document import Document as Document
+from lb.model.health import ExecCheck, Health, Overrides
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -106,12 +102,6 @@ QuicId = Annotated[
 ]
 
 
-class Document(BaseModel):
-    """Base of all documents: frozen, strict about unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 def _written(value: object) -> object:
     # ipaddress takes integers too: 5 would be 0.0.0.5.
     if isinstance(value, int | bytes):
@@ -182,6 +172,9 @@ class Service(Document):
     quic_config: int = Field(
         default=0, ge=0, le=6, description="The first three bits of such a connection ID."
     )
+    health: Health | None = Field(
+        default=None, description="How its backends are checked; none = not at all."
+    )
 
     _check_text = field_validator("vip", mode="before")(_written)
     _check_vip = field_validator("vip")(_unicast)
@@ -213,6 +206,13 @@ class Service(Document):
             raise ValueError(
                 f"end_port {self.end_port} is not above port {self.port}; for one port leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_health(self) -> Self:
+        check = self.health and self.health.check
+        if check and self.end_port and not check.port and not isinstance(check, ExecCheck):
+            raise ValueError("health: a service with several ports has to say which one is checked")
         return self
 
     @property
@@ -250,6 +250,15 @@ class Backend(Document):
     quic_id: QuicId | None = Field(
         default=None,
         description="Its server ID in QUIC connection IDs, in hexadecimal, of quic_id_bytes bytes.",
+    )
+    health: Overrides | None = Field(
+        default=None, description="What is different in its checks; none = nothing."
+    )
+    drain_until: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="When a drain ends and it becomes `down`, in Unix seconds.",
     )
 
     _check_text = field_validator("address", mode="before")(_written)
@@ -333,6 +342,29 @@ class LinkStatus(Document):
     why: str = Field(description="Why this hook was taken.")
 
 
+class HealthChange(Document):
+    """A transition of a backend's health."""
+
+    at: float = Field(description="Unix time, seconds.")
+    state: str = Field(description="The state since then: healthy or unhealthy.")
+    words: str = Field(description="What the check said that brought it.")
+
+
+class BackendHealth(Document):
+    """What a node's checks have shown of a backend."""
+
+    state: str = Field(description="unknown, healthy or unhealthy.")
+    since: float = Field(description="Unix time, seconds.")
+    share: float = Field(
+        description="Share of its weight that its health lets it have; below 1 in slow start."
+    )
+    error: str = Field(default="", description="What the last check said, if it failed.")
+    latency: float | None = Field(
+        default=None, description="Of a check, in seconds; not told anew for small changes."
+    )
+    history: tuple[HealthChange, ...] = Field(default=(), description="The last transitions.")
+
+
 class NodeStatus(Document):
     """What a node reports. Key: /lb/v1/nodes/<name>, under a lease that ends with the node."""
 
@@ -350,6 +382,9 @@ class NodeStatus(Document):
     )
     unresolved: tuple[str, ...] = Field(
         default=(), description="service/backend whose next hop has not been resolved."
+    )
+    health: dict[str, BackendHealth] = Field(
+        default={}, description="Per service/backend that is checked: what the checks have shown."
     )
     limits: dict[str, int] = Field(default={}, description="Capacity of the maps, in entries.")
     problems: tuple[Problem, ...] = ()

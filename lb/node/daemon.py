@@ -12,26 +12,32 @@ import os
 import queue
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 import lb
+from lb.core.flows import Filter, Kind
 from lb.core.pathmtu import PathMtus, TooBig
 from lb.core.plan import Observed, Wanted
-from lb.core.state import DesiredState, advance
+from lb.core.state import BackendKey, DesiredState, advance
 from lb.datapath import icmp, lifecycle, neighbours
+from lb.datapath.flows import FlowTable
 from lb.datapath.kernel import Kernel
 from lb.datapath.lifecycle import Attachment
 from lb.datapath.maps import Maps
 from lb.datapath.neighbours import Resolver
 from lb.errors import ConflictError, LbError, StoreUnavailable
 from lb.model import keys
-from lb.model.objects import ClusterConfig, LinkStatus, NodeStatus, Problem, TableDocument
+from lb.model.objects import BackendHealth, ClusterConfig, LinkStatus, NodeStatus, Problem, TableDocument
+from lb.node.checks import Checks
+from lb.node.drains import Drains
 from lb.node.follower import Follower
 from lb.node.happenings import (
+    ChecksDone,
+    Crashed,
     Happening,
     NetlinkChanged,
     PathTooNarrow,
@@ -39,9 +45,12 @@ from lb.node.happenings import (
     StoreChanged,
     Timer,
 )
+from lb.node.hook import Hook
 from lb.node.last_known import LastKnown
 from lb.node.planning import Bases, Plans
 from lb.node.reporter import Background, Reporter
+from lb.probe.prober import Prober
+from lb.probe.scheduler import Probed
 from lb.settings import Settings
 from lb.store.base import Batch, Compare, Delete, Put, Store
 from lb.store.opening import is_shared
@@ -55,6 +64,8 @@ RETRY_SECONDS = 1.0  # after a failure
 TOPOLOGY_SECONDS = 1.0  # at most one look at all routes in this time, however many change
 EXPIRY_SECONDS = 2.0  # between two looks at which flows in mode fullnat are over
 SWEEP_SECONDS = 10.0  # between two looks at which flows still need to be remembered
+REPORT_SECONDS = 0.001  # times backends: between two reports of their health
+DETAILS_SECONDS = 2.0  # between two looks at the latencies of checks that are worth telling
 TABLES_A_COMMIT = 50
 
 # What the outside world can do to us at any moment; anything else is a bug and ends lbd.
@@ -80,6 +91,12 @@ class Daemon:
     _audit: Timer = field(default_factory=lambda: Timer(AUDIT_SECONDS))
     _sweep: Timer = field(default_factory=lambda: Timer(SWEEP_SECONDS))
     _expiry: Timer = field(default_factory=lambda: Timer(EXPIRY_SECONDS))
+    _details: Timer = field(default_factory=lambda: Timer(DETAILS_SECONDS))
+    _lateness: list[Problem] = field(default_factory=list)
+    _verdicts_changed: bool = False
+    _verdicts_due: float = 0.0
+    _health: Mapping[str, BackendHealth] = field(default_factory=dict)  # as it was told last
+    _health_due: float = 0.0
     _retry_at: float = float("inf")
     _failing: str = ""
     _topology: Timer = field(default_factory=lambda: Timer(TOPOLOGY_SECONDS))
@@ -94,12 +111,20 @@ class Daemon:
         self.follower = Follower(self.store, self.inbox.put)
         copy = self.settings.last_known if is_shared(self.settings.store) else None
         self.last_known = LastKnown(self.settings.node, copy)
+        self.drains = Drains(self.store)
+        prober = Prober(
+            lambda results: self.inbox.put(ChecksDone(results)),
+            lambda error: self.inbox.put(Crashed(error)),
+        )
+        hook = Hook(self.settings.checks, self.settings.node)
+        self.checks = Checks(self.settings.checks, prober, hook.tell)
 
     def run(self) -> None:
         """Serve until Stop comes. What is attached stays attached."""
         self.kernel.adopt()
         neighbours.listen(lambda message: self.inbox.put(NetlinkChanged(message)))
         icmp.listen(lambda error: self.inbox.put(PathTooNarrow(error)))
+        self.checks.load()
         self.state = self.last_known.load()
         if not self._read_store() and self.state.config is not None:
             self.last_known.serve(self.state)
@@ -119,6 +144,7 @@ class Daemon:
             if any(isinstance(each, Stop) for each in happened):
                 break
             self._guarded(happened)
+        self.checks.save()
         try:
             self.reporter.leave()
         except StoreUnavailable as error:
@@ -135,6 +161,15 @@ class Daemon:
             due = min(due, self._sweep.due)
         if self.kernel.translates:
             due = min(due, self._expiry.due)
+        if self.checks.is_busy:
+            due = min(due, self._details.due)
+        if self.checks.has_news:
+            due = min(due, self._health_due)
+        if self._verdicts_changed:
+            due = min(due, self._verdicts_due)
+        # Of the clock on the wall, which outlives us.
+        ahead = time.monotonic() - time.time()
+        due = min(due, self.checks.due + ahead, self._drains_due + ahead)
         try:
             happened = [self.inbox.get(timeout=max(0.0, due - time.monotonic()))]
         except queue.Empty:
@@ -161,9 +196,11 @@ class Daemon:
     def _turn(self, happened: Iterable[Happening], stale: bool) -> bool:
         """True if the kernel was made what it should be; False if there was no reason to."""
         now = time.monotonic()
+        self._verdicts_changed |= self.checks.tick()
         if now >= self._retry_at:
             stale, self._retry_at = True, float("inf")
         audit = self._audit.is_due(now)
+        results: list[Probed] = []
         for each in happened:
             if isinstance(each, NetlinkChanged):
                 stale |= self._notice(each)
@@ -171,8 +208,13 @@ class Daemon:
                 stale |= self._learn(each.error, now)
             elif isinstance(each, StoreChanged):
                 stale |= self._take_in(each.batch) if each.batch else self._read_store()
+            elif isinstance(each, ChecksDone):
+                results += each.results
+            elif isinstance(each, Crashed):
+                raise RuntimeError("the checks' thread has ended") from each.error
             else:
                 audit = True
+        self._verdicts_changed |= self.checks.take(results)  # all at once: each verdict once
         if self._topology_changed and self._topology.is_due(now):
             self._topology_changed = False
             stale |= self.resolver.reroute()
@@ -189,9 +231,18 @@ class Daemon:
                 self._read_store()
             self.kernel.adopt()
             self._reattach()
-        if stale or audit:
+        if self._drains_due <= time.time():
+            self.drains.end(self.state, time.time())
+        if stale or audit or (self._verdicts_changed and now >= self._verdicts_due):
+            self._verdicts_changed = False
             self._reconcile()
+            # Where many verdicts change, at most half of the time goes into tables: checks need some.
+            ended = time.monotonic()
+            self._verdicts_due = ended + (ended - now)
             return True
+        details = self.checks.is_busy and self._details.is_due(now)
+        if details or (self.checks.has_news and now >= self._health_due):
+            self._report_health(details)
         if self.kernel.remembers and self._sweep.is_due(now):
             if self.kernel.is_stirred and (quiet := self.kernel.calm()):
                 log.info("quiet slots=%d", quiet)
@@ -281,6 +332,12 @@ class Daemon:
                 for change in changes:
                     self._share([change])
 
+    @property
+    def _drains_due(self) -> float:
+        """In Unix seconds. While the store is away nobody can say that a drain is over."""
+        follows = self.follower.in_touch and not self.last_known.held
+        return self.drains.due(self.state) if follows else float("inf")
+
     # -- kernel --------------------------------------------------------------------------------
 
     def _reconcile(self) -> None:
@@ -290,17 +347,29 @@ class Daemon:
         if self.state.config is None:
             self._without_config()
             return
+        self.checks.follow(self.state)
         bases = self._bases.update(self.state)
         hops = self._path_mtus.lower(self.resolver.hops())
         attached = frozenset(link.index for link in self.attachment.interfaces)
-        wanted = self._plans.update(self.state, Observed(hops, attached), bases)
+        observed = Observed(hops, attached)
+        wanted = self._plans.update(self.state, observed, bases, self.checks.verdicts)
         changes = self.kernel.apply(wanted, keep=self.state.not_understood)
         if changes:
             log.info("applied revision=%d entries=%d", self.state.revision, changes)
-        self._report(wanted, (*self.state.problems, *wanted.problems))
+        self._forget_beginnings(self.checks.fallen())
+        problems = (*self.state.problems, *wanted.problems, *self.checks.problems(), *self._lateness)
+        self._report(wanted, problems)
         self.last_known.changed()
         if not self.last_known.held:
             self._share_tables(self._bases.unstored(self.state))
+
+    def _forget_beginnings(self, fallen: Collection[BackendKey]) -> None:
+        """A SYN that is sent again, or comes from the same port as one that failed, would follow it to
+        a server that is unhealthy by now. Established flows stay."""
+        if fallen:
+            flows = FlowTable(self.maps, self.state)
+            for service, backend in fallen:
+                flows.forget(Filter(service, backend, None, Kind.BEGUN))
 
     def _without_config(self) -> None:
         """Without the seed of the flow hash nothing can be planned. The kernel goes on as it is."""
@@ -375,6 +444,7 @@ class Daemon:
                     for (service, name), each in wanted.backends.items()
                     if each.next_hop is None
                 ),
+                health=dict(self._told(details=False)),
                 limits={
                     "services": self.maps.services.max_entries - 1,
                     "backends": self.maps.backends.max_entries - 1,
@@ -384,6 +454,29 @@ class Daemon:
                 problems=(*self.notes, *self.last_known.problems(), *problems),
             )
         )
+
+    def _told(self, *, details: bool) -> Mapping[str, BackendHealth]:
+        """The health of all backends for the status: of many not with every change, because each time
+        all of it is written."""
+        now = time.monotonic()
+        if details or now >= self._health_due:
+            self._health = self.checks.reports(details=details)
+            self._health_due = now + REPORT_SECONDS * len(self._health)
+            self._details.period = max(DETAILS_SECONDS, 10 * REPORT_SECONDS * len(self._health))
+        return self._health
+
+    def _report_health(self, details: bool) -> None:
+        """What checks found since the kernel was made what it should be. With `details`: also what
+        changes no verdict, their latencies, and what they say now."""
+        last = self.reporter.last
+        if last is None:
+            return
+        before = self._lateness
+        if details:
+            self._lateness = self.checks.lateness(self.settings.node)
+        problems = (*(each for each in last.problems if each not in before), *self._lateness)
+        health = dict(self._told(details=details))
+        self.reporter.report(last.model_copy(update={"health": health, "problems": problems}))
 
     def _report_failure(self, error: Exception) -> None:
         """The last status with this problem: its revision is what the kernel still holds."""

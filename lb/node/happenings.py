@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lb.core.pathmtu import TooBig
+from lb.probe.scheduler import Probed
 from lb.store.base import Batch
 
 
@@ -41,7 +42,21 @@ class Audit:
     """A signal asks lbd to compare with the kernel now, not at the next turn."""
 
 
-Happening = StoreChanged | NetlinkChanged | PathTooNarrow | Stop | Audit
+@dataclass(frozen=True)
+class ChecksDone:
+    """Health checks came to an end."""
+
+    results: Sequence[Probed]
+
+
+@dataclass(frozen=True)
+class Crashed:
+    """A thread that lbd can't do without has ended: a bug."""
+
+    error: BaseException
+
+
+Happening = StoreChanged | NetlinkChanged | PathTooNarrow | ChecksDone | Crashed | Stop | Audit
 
 
 @dataclass

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lb.core import rules, slots
+from lb.core.health import Verdict
 from lb.core.plan import (
+    HEALTHY,
     Observed,
     ServicePlan,
     Wanted,
@@ -23,7 +25,7 @@ from lb.model import keys
 from lb.model.objects import Backend, Service, TableDocument, table_path
 
 _BaseInputs = tuple[Service, tuple[Backend, ...], dict[str, TableDocument]]
-_Inputs = tuple[Service, tuple[Backend, ...], dict[str, Table]]
+_Inputs = tuple[Service, tuple[Backend, ...], dict[str, Table], Verdict]
 
 
 @dataclass
@@ -94,7 +96,13 @@ class Plans:
     _seed: str = ""
     _joined: Wanted = field(default_factory=lambda: Wanted({}, {}))
 
-    def update(self, state: DesiredState, observed: Observed, bases: Mapping[str, Table]) -> Wanted:
+    def update(
+        self,
+        state: DesiredState,
+        observed: Observed,
+        bases: Mapping[str, Table],
+        verdicts: Mapping[str, Verdict] = {},
+    ) -> Wanted:
         """As lb.core.plan.plan() says, but only for services that changed."""
         seed = seed_in_force(state)
         if observed != self._observed or seed != self._seed:
@@ -104,12 +112,12 @@ class Plans:
         changed: list[ServicePlan] = []
         for name, service in state.services.items():
             own = {path: bases[path] for path in self._paths(name, bases[name])}
-            inputs = service, state.backends_of(name), own
+            inputs = service, state.backends_of(name), own, verdicts.get(name, HEALTHY)
             before = self._known.get(name)
             if before is not None and before[0] == inputs:
                 known[name] = inputs, before[1]  # equal: identical ones are compared faster
             else:
-                known[name] = inputs, plan_service(*inputs[:2], observed, seed, inputs[2])
+                known[name] = inputs, plan_service(*inputs[:2], observed, seed, *inputs[2:])
                 changed.append(known[name][1])
         self._joined = self._join({name: each for name, (_, each) in known.items()}, changed)
         self._known = known

@@ -25,7 +25,7 @@ from lb.errors import ExitCode
 from lb.model import manifest
 from lb.model.objects import Mode
 from lb.node.main import app as lbd_app
-from lb.settings import Etcd, Hook, Limits, Settings
+from lb.settings import Checks, Etcd, Hook, Limits, Settings
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -255,6 +255,7 @@ def test_lb_toml_loads_and_shows_every_setting() -> None:
     assert shown.keys() == Settings.model_fields.keys()
     assert shown["etcd"].keys() == Etcd.model_fields.keys()
     assert shown["limits"].keys() == Limits.model_fields.keys()
+    assert shown["checks"].keys() == Checks.model_fields.keys()
     # As the file says: all but these are the defaults.
     own = {"node", "interfaces"}
     assert loaded.model_dump(exclude=own) == Settings().model_dump(exclude=own)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
 
+from lb.core import health
+from lb.core.health import Member, Record, Result, Verdict
 from lb.core.nexthop import NextHop
 from lb.core.plan import Observed, Wanted, base_table, plan, seed_of
 from lb.core.state import DesiredState
-from lb.model.objects import Admin, Backend, ClusterConfig, Mode, Service
+from lb.model.health import Health
+from lb.model.objects import Admin, Backend, ClusterConfig, Mode, Protocol, Service
 
 SEED = "00112233445566778899aabbccddeeff"
 ADDRESSES = {name: ip_address(f"203.0.113.{n}") for n, name in enumerate(("b1", "b2"), 1)}
 
 
-def planned(mode: Mode = Mode.DSR, admin: Admin = Admin.UP, **hops: NextHop) -> Wanted:
+PASS, FAIL = Result(True, "connected", 0.001), Result(False, "connection refused", 0.001)
+
+
+def planned(
+    mode: Mode = Mode.DSR,
+    admin: Admin = Admin.UP,
+    verdict: Verdict = Verdict(),  # noqa: B008 - frozen
+    **hops: NextHop,
+) -> Wanted:
     """A service with two backends, of which b1 has this admin state."""
     backends = {
         ("web", name): Backend(
@@ -25,7 +37,7 @@ def planned(mode: Mode = Mode.DSR, admin: Admin = Admin.UP, **hops: NextHop) -> 
     state = DesiredState(config=ClusterConfig(seed=SEED), services={"web": service}, backends=backends)
     next_hops = {ADDRESSES[name]: hop for name, hop in hops.items()}
     bases = {"web": base_table(service, state.backends_of("web"), None, 0)}
-    return plan(state, Observed(next_hops, frozenset({2, 3})), bases)
+    return plan(state, Observed(next_hops, frozenset({2, 3})), bases, {"web": verdict})
 
 
 def hop(ifindex: int = 2, gateway: bool = False) -> NextHop:
@@ -55,6 +67,51 @@ def test_drain_keeps_flows_and_down_does_not() -> None:
         wanted = planned(admin=admin, b1=hop(), b2=hop())
         assert counts(wanted) == {"b1": 0, "b2": 65536}
         assert wanted.backends["web", "b1"].usable is usable
+
+
+def judged(record: Record, service: Health = Health()) -> Verdict:  # noqa: B008 - frozen
+    """A service of which b1 has this record, and b2 is healthy."""
+    well = health.step(health.new("b2", service, 0.0, in_use=False), PASS, service, 1.0)
+    members = [Member(n, "stable", True, service, r) for n, r in (("b1", record), ("b2", well))]
+    return health.judge(members, service, Protocol.TCP, 1000.0)
+
+
+def series(service: Health, *results: Result) -> Record:
+    record = health.new("b1", service, 0.0, in_use=False)
+    for each in results:
+        record = health.step(record, each, service, 1.0)
+    return record
+
+
+def test_an_unhealthy_backend_gets_no_slot_and_keeps_its_flows() -> None:
+    bad = series(Health(), FAIL, FAIL, FAIL)
+    wanted = planned(verdict=judged(bad), b1=hop(), b2=hop())
+    assert counts(wanted) == {"b1": 0, "b2": 65536}
+    assert wanted.services["web"].base.counts() == {"b1": 32768, "b2": 32768}
+    assert wanted.backends["web", "b1"].usable
+    reset = Health(established="reset")
+    wanted = planned(verdict=judged(bad, reset), b1=hop(), b2=hop())
+    assert not wanted.backends["web", "b1"].usable
+
+
+def test_a_backend_in_slow_start_gets_its_part() -> None:
+    service = Health(slow_start=20)
+    recovered = replace(series(service, PASS), ramp_from=996.0)
+    wanted = planned(verdict=judged(recovered, service), b1=hop(), b2=hop())
+    # A quarter of its weight against the whole of the other's.
+    assert counts(wanted) == {"b1": 13107, "b2": 52429}
+
+
+def test_recovery_never_undoes_what_a_person_wants() -> None:
+    """Whatever the checks find, a drained backend has no slot, and one that is down no packet."""
+    for results in ([], [PASS], [FAIL] * 3, [FAIL] * 3 + [PASS] * 2):
+        for panic in (0.0, 100.0):
+            service = Health(panic=panic)
+            for admin in (Admin.DRAIN, Admin.DOWN):
+                verdict = judged(series(service, *results), service)
+                wanted = planned(admin=admin, verdict=verdict, b1=hop(), b2=hop())
+                assert counts(wanted) == {"b1": 0, "b2": 65536}
+                assert wanted.backends["web", "b1"].usable is (admin is Admin.DRAIN)
 
 
 def test_an_interface_that_is_not_attached() -> None:

@@ -1,0 +1,28 @@
+"""Drains that have an end: who is due to become `down`, and when. Pure."""
+
+from __future__ import annotations
+
+import math
+
+from lb.core.state import DesiredState
+from lb.model.objects import Admin, Backend
+
+
+def next_deadline(state: DesiredState) -> float:
+    """Unix seconds; inf if nothing is to come."""
+    return min((_deadline(each) for each in state.backends.values()), default=math.inf)
+
+
+def overdue(state: DesiredState, now: float) -> list[Backend]:
+    """The backends as they should be from now on, where that is different."""
+    return [
+        each.model_copy(update={"admin": Admin.DOWN, "drain_until": None})
+        for each in state.backends.values()
+        if _deadline(each) <= now
+    ]
+
+
+def _deadline(backend: Backend) -> float:
+    if backend.admin is not Admin.DRAIN or backend.drain_until is None:
+        return math.inf
+    return backend.drain_until

@@ -1,0 +1,106 @@
+"""Telling somebody of each change of health: a program or a URL of lb.toml.
+
+In a thread of its own with a queue, so that neither a slow listener nor one that is away keeps anything
+back. What can't be delivered is tried again for a while; then it is given up, and the log says so.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import queue
+import subprocess
+import threading
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+
+from tenacity import (
+    RetryError,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_exponential,
+)
+
+from lb.node.checks import Transition
+from lb.settings import Checks as Settings
+
+log = logging.getLogger("lbd")
+
+QUEUED = 1000  # changes; the oldest are dropped first
+ANSWER_SECONDS = 10.0  # that a listener may take
+RETRY_SECONDS = 120.0  # that one change is tried again
+
+
+class NotDelivered(Exception):
+    """The listener did not take it."""
+
+
+@dataclass
+class Hook:
+    """Delivers transitions in their order."""
+
+    settings: Settings
+    node: str
+    _queue: queue.Queue[Transition] = field(default_factory=lambda: queue.Queue(QUEUED))
+    _thread: threading.Thread | None = None
+
+    def tell(self, transition: Transition) -> None:
+        """Never waits."""
+        if not self.settings.hook and not self.settings.webhook:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="hook", daemon=True)
+            self._thread.start()
+        while True:
+            try:
+                self._queue.put_nowait(transition)
+                return
+            except queue.Full:
+                log.error("hook: too slow; dropped %s", self._queue.get_nowait())
+
+    def _run(self) -> None:
+        while True:
+            transition = self._queue.get()
+            document = json.dumps({"node": self.node, **asdict(transition)})
+            if self.settings.hook:
+                self._deliver(partial(execute, self.settings.hook, document))
+            if self.settings.webhook:
+                self._deliver(partial(post, self.settings.webhook, document))
+
+    def _deliver(self, deliver: Callable[[], None]) -> None:
+        retrying = Retrying(
+            stop=stop_after_delay(RETRY_SECONDS),
+            wait=wait_exponential(multiplier=0.5, max=30),
+            retry=retry_if_exception_type(NotDelivered),
+        )
+        try:
+            retrying(deliver)
+        except RetryError as error:
+            log.error("hook: gave up: %s", error.last_attempt.exception())
+
+
+def execute(argv: Sequence[str], document: str) -> None:
+    """Give the document to a program. Raises NotDelivered."""
+    try:
+        done = subprocess.run(
+            argv, input=document, text=True, capture_output=True, timeout=ANSWER_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NotDelivered(f"{argv[0]}: {error}") from None
+    if done.returncode:
+        raise NotDelivered(f"{argv[0]}: status {done.returncode}: {done.stderr.strip()[:200]}")
+
+
+def post(url: str, document: str) -> None:
+    """Post the document to a URL. Raises NotDelivered."""
+    headers = {"Content-Type": "application/json"}
+    try:
+        request = urllib.request.Request(url, document.encode(), headers=headers, method="POST")
+        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS):
+            pass  # every status that isn't good is an error here
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise NotDelivered(f"{url}: {error}") from None

@@ -1,0 +1,46 @@
+"""One check, whatever its kind: from a target to a result in words."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from lb.core.health import Result
+from lb.probe import dns, grpc, http, program, tcp, udp
+from lb.probe.base import Attempt, Failed, Inconclusive, Target, describe
+
+ASK: dict[str, Callable[[Target, Attempt], Awaitable[str]]] = {
+    "tcp": tcp.ask,
+    "http": http.ask,
+    "https": http.ask,
+    "grpc": grpc.ask,
+    "udp": udp.ask,
+    "dns": dns.ask,
+    "exec": program.ask,
+}
+
+# A timeout that is noticed so late was noticed by somebody who slept: the answer may be there.
+STALL_SECONDS = 0.25
+
+
+async def ask(target: Target) -> Result:
+    """Ask once. Raises Inconclusive if that says nothing about the backend."""
+    timeout = target.health.timeout
+    attempt = Attempt()
+    began = time.monotonic()
+    passed = False
+    try:
+        async with asyncio.timeout(timeout) as limit:
+            words = await ASK[target.health.check.kind](target, attempt)
+            passed = True
+    except Failed as failure:
+        words = str(failure)
+    except OSError as error:  # TimeoutError is one, too
+        if limit.expired():
+            if time.monotonic() - began > timeout + STALL_SECONDS:
+                raise Inconclusive("this node was too busy to look in time") from None
+            words = f"{attempt.missing} in {timeout:g} s"
+        else:
+            words = describe(error)
+    return Result(passed, words, time.monotonic() - began)

@@ -1,0 +1,208 @@
+"""`make check-health`: servers that fail for real, how soon that is found, and what clients lose, with
+lb and with HAProxy.
+
+Both ask the same servers, at the same time, with the same interval, timeout, rise and fall; both get the
+same new connections. The last line has the figures of this run; PASS if every failure was found, and
+mended, in the time that lb promises, and nothing was lost after it was found. What HAProxy loses is
+stated, not judged: as a proxy it may try another server where lb, which forwards packets, can't.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lb.lab import nginx
+from lb.lab.faults import Server
+from lb.lab.lab import Lab
+from lb.lab.shell import LabError, wait_until
+from lb.lab.topology import VIP4, front
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "lab"))
+from helpers import create, service
+from slots import Slots
+
+INTERVAL, FALL, RISE, TIMEOUT = 0.5, 2, 2, 0.3
+ALLOWED = 0.1  # seconds for all that isn't waiting
+ROUNDS = 5  # of each failure, at different phases of the interval
+RATE = 200  # new connections a second, to each of both
+LEAD, REST = 0.5, 2.5  # seconds of traffic before a failure, and after it
+SETTLE = 0.05  # what began so shortly before the slots changed may still go to the old server
+PROXY_PORT = 8080
+ARRIVALS = Path(__file__).parent.parent / "lab" / "arrivals.py"
+
+HEALTH = {
+    "check": {"kind": "http"},
+    "interval": INTERVAL,
+    "fall": FALL,
+    "rise": RISE,
+    "timeout": TIMEOUT,
+}
+PROXY = f"""\
+global
+    maxconn 4000
+defaults
+    mode tcp
+    timeout connect 1s
+    timeout client 5s
+    timeout server 5s
+    timeout check {int(TIMEOUT * 1000)}ms
+    retries 3
+    option redispatch
+listen web
+    bind {front(1)[0]}:{PROXY_PORT}
+    balance roundrobin
+    option httpchk GET /
+    http-check expect status 200-399
+"""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is done to how many servers, and how it is undone."""
+
+    name: str
+    break_it: Callable[[Server], None]
+    mend_it: Callable[[Server], None]
+    waiting: float = 0.0  # that a check takes to fail
+    servers: int = 1
+
+
+FAULTS = (
+    Fault("stopped", Server.stop, Server.start),
+    Fault("frozen", Server.freeze, Server.thaw, TIMEOUT),
+    Fault("status 500", lambda server: server.answer(500), lambda server: server.answer(200)),
+    Fault("closes", lambda server: server.answer(nginx.CLOSES), lambda server: server.answer(200)),
+    Fault("half stopped", Server.stop, Server.start, servers=2),
+)
+
+
+@dataclass
+class Found:
+    """What was measured."""
+
+    failures: int = 0
+    lost: int = 0
+    lost_proxy: int = 0
+    detections: list[float] = field(default_factory=list)
+
+    def fail(self, words: str) -> None:
+        """Something is not as promised."""
+        self.failures += 1
+        print(f"  failed: {words}", flush=True)
+
+    def line(self) -> str:
+        """The last line."""
+        ordered = sorted(self.detections)
+        p99 = 1000 * ordered[min(int(len(ordered) * 0.99), len(ordered) - 1)] if ordered else 0
+        verdict = "PASS" if not self.failures and ordered else "FAIL"
+        return (
+            f"check-health: {verdict} failures={self.failures} lost_requests={self.lost}"
+            f" lost_requests_haproxy={self.lost_proxy} detection_p99_ms={p99:.0f}"
+        )
+
+
+def start_proxy(lab: Lab) -> None:
+    """HAProxy on the node, in front of the same servers."""
+    servers = [
+        f"    server {name} {lab.topology.back_addresses(name)[0]}:80 check"
+        f" inter {INTERVAL * 1000:.0f}ms fastinter {INTERVAL * 500:.0f}ms fall {FALL} rise {RISE}\n"
+        for name in lab.topology.backends
+    ]
+    config = lab.node_folder / "haproxy.cfg"
+    config.write_text(PROXY + "".join(servers))
+    lab.popen("node1", ["haproxy", "-db", "-f", str(config)])
+    wait_until("HAProxy", lambda: lab.answer(front(1)[0], PROXY_PORT) in lab.topology.backends)
+
+
+def one_round(
+    lab: Lab, slots: Slots, fault: Fault, found: Found, dice: random.Random
+) -> tuple[int, int]:
+    """Break servers under traffic, and mend them; returns what was lost by lb and by HAProxy."""
+    names = dice.sample(lab.topology.backends, fault.servers)
+    servers = [Server(lab, name) for name in names]
+    targets = [f"{VIP4}:80", f"{front(1)[0]}:{PROXY_PORT}"]
+    before = slots()
+    argv = [sys.executable, str(ARRIVALS), str(RATE), str(LEAD + REST), *targets]
+    client = lab.popen("client", argv, output=subprocess.PIPE)
+    time.sleep(LEAD + dice.random() * INTERVAL)  # any phase of the interval
+    promised = FALL * INTERVAL + fault.waiting + ALLOWED
+    broken: dict[str, float] = {}
+    for server in servers:
+        broken[server.name] = time.monotonic()
+        fault.break_it(server)
+    gone = 0.0
+    for server in servers:
+        try:
+            out = slots.until(lambda held, name=server.name: held[name] == 0)  # type: ignore[misc]
+        except AssertionError:
+            found.fail(f"{fault.name}: {server.name} was never found")
+            continue
+        gone = time.time()
+        found.detections.append(out - broken[server.name])
+        if out - broken[server.name] > promised:
+            found.fail(
+                f"{fault.name}: found after {out - broken[server.name]:.2f} s, not {promised:.2f}"
+            )
+    output, _ = client.communicate(timeout=30)
+    answers: dict[str, list[tuple[float, str]]] = json.loads(output)
+    ours, proxys = ([each for each in answers[target] if each[1]] for target in targets)
+    if late := [words for began, words in ours if began > gone + SETTLE]:
+        found.fail(f"{fault.name}: {len(late)} lost after it was found: {sorted(set(late))}")
+    for server in servers:
+        fault.mend_it(server)
+    mended = time.monotonic()
+    try:
+        back = slots.until(lambda held: held == before) - mended
+    except AssertionError:
+        found.fail(f"{fault.name}: the slots did not come back")
+    else:
+        if back > RISE * INTERVAL + ALLOWED:
+            found.fail(f"{fault.name}: back after {back:.2f} s")
+    time.sleep(RISE * INTERVAL)  # HAProxy has to see it, too
+    return len(ours), len(proxys)
+
+
+def main() -> int:
+    """Run everything; 0 if all is as promised."""
+    found = Found()
+    dice = random.Random()
+    seed = dice.randrange(2**32)
+    dice.seed(seed)
+    print(
+        f"check every {INTERVAL} s, timeout {TIMEOUT} s, fall {FALL}, rise {RISE};"
+        f" {RATE} new connections a second to lb and to HAProxy each, 4 servers; seed {seed}"
+    )
+    try:
+        with Lab(prefix="lbc-") as lab:
+            lab.start_lbd()
+            create(lab, service(lab, "web", VIP4, health=HEALTH))
+            slots = Slots(lab)
+            slots.until(lambda held: all(held.values()))
+            start_proxy(lab)
+            for fault in FAULTS:
+                already = len(found.detections)
+                rounds = [one_round(lab, slots, fault, found, dice) for _ in range(ROUNDS)]
+                lost, lost_proxy = (sum(each) for each in zip(*rounds, strict=True))
+                found.lost += lost
+                found.lost_proxy += lost_proxy
+                took = found.detections[already:] or [0.0]
+                print(
+                    f"{fault.name:14}{ROUNDS} times: found in {min(took):.2f} to {max(took):.2f} s; lost"
+                    f" {lost / ROUNDS:.1f} requests a failure, HAProxy {lost_proxy / ROUNDS:.1f}",
+                    flush=True,
+                )
+    except LabError as error:
+        found.fail(error.message)
+    print(found.line())
+    return int(not found.line().startswith("check-health: PASS"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

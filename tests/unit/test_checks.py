@@ -1,0 +1,291 @@
+"""lbd's memory of health: what is asked, what results lead to, and what a restart keeps."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lb.core.health import Result, State
+from lb.core.state import DesiredState
+from lb.model.health import Health, HttpCheck, Overrides
+from lb.model.objects import Admin, Backend, Service
+from lb.node.checks import Checks, Transition
+from lb.probe.base import Target
+from lb.probe.scheduler import Key, Probed
+from lb.settings import Checks as Settings
+
+PASS = Result(True, "connected", 0.003)
+FAIL = Result(False, "connection refused", 0.001)
+
+
+class FakeProber:
+    """Remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.targets: dict[Key, tuple[Target, float]] = {}
+        self.updates = 0
+        self.paces: list[tuple[str, float]] = []
+        self.late = 0.0
+
+    def update(self, targets: Mapping[Key, tuple[Target, float]]) -> None:
+        self.targets = dict(targets)
+        self.updates += 1
+
+    def pace(self, key: Key, period: float) -> None:
+        self.paces.append((key[1], period))
+
+    def lateness(self, percent: float) -> float:
+        assert percent == 99
+        return self.late
+
+
+class Node:
+    """A node's checks with hands on the clock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now = 1_000_000.0
+        self.told: list[Transition] = []
+        self.prober = FakeProber()
+        self.settings = Settings(memory=folder / "memory" / "health.json")
+        self.checks = Checks(self.settings, self.prober, self.told.append, lambda: self.now)
+        self.checks.load()
+
+    def follow(self, *backends: Backend, health: Health | None = None, **more: Any) -> None:
+        service = Service.model_validate(
+            {"name": "web", "vip": "198.51.100.100", "port": 80, "health": health, **more}
+        )
+        state = DesiredState(
+            services={"web": service}, backends={("web", each.name): each for each in backends}
+        )
+        self.checks.follow(state)
+
+    def take(self, name: str, *results: Result) -> bool:
+        changed = False
+        for each in results:
+            self.now += 1
+            key = ("web", name)
+            changed |= self.checks.take([Probed(key, self.prober.targets[key][0], each)])
+        return changed
+
+    @property
+    def fitness(self) -> Mapping[str, float]:
+        return self.checks.verdicts["web"].fitness
+
+    def state(self, name: str) -> str:
+        return self.checks.reports()[f"web/{name}"].state
+
+
+def backend(name: str, **more: Any) -> Backend:
+    number = int(name[1:])
+    return Backend.model_validate(
+        {"service": "web", "name": name, "address": f"203.0.113.{10 + number}", **more}
+    )
+
+
+B1, B2 = backend("b1"), backend("b2")
+HEALTH = Health(interval=2, fast_interval=1, rise=2, fall=2)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+def test_a_service_without_a_check_is_left_alone(node: Node) -> None:
+    node.follow(B1, B2)
+    assert (node.prober.updates, node.checks.verdicts, node.checks.is_busy) == (0, {}, False)
+    assert node.checks.due == math.inf
+
+
+def test_what_is_asked(node: Node) -> None:
+    own = backend("b2", port=8080, health=Overrides(interval=9, fast_interval=9))
+    off = backend("b3", health=Overrides(enabled=False))
+    check = HttpCheck(path="/healthz")
+    node.follow(B1, own, off, health=HEALTH.model_copy(update={"check": check}))
+    asked = {key[1]: (each.host, each.port, pace) for key, (each, pace) in node.prober.targets.items()}
+    assert asked == {"b1": ("203.0.113.11", 80, 1), "b2": ("203.0.113.12", 8080, 9)}
+    assert node.fitness == {"b1": 0.0, "b2": 0.0}  # none of them was seen yet; b3 is not checked
+
+
+def test_results_become_verdicts(node: Node) -> None:
+    node.follow(B1, B2, health=HEALTH)
+    assert node.take("b1", PASS)
+    assert node.fitness == {"b2": 0.0}
+    assert not node.take("b1", PASS, FAIL)
+    assert node.take("b1", FAIL)
+    assert node.fitness == {"b1": 0.0, "b2": 0.0}
+    assert (node.checks.fallen(), node.checks.fallen()) == ({("web", "b1")}, set())
+    assert [(each.after, each.words) for each in node.told] == [
+        (State.HEALTHY, "connected"),
+        (State.UNHEALTHY, "connection refused"),
+    ]
+
+
+def test_the_pace_follows(node: Node) -> None:
+    node.follow(B1, health=HEALTH)
+    node.take("b1", PASS, PASS, FAIL, FAIL, FAIL, PASS, PASS)
+    assert node.prober.paces == [("b1", 2), ("b1", 1), ("b1", 2), ("b1", 1), ("b1", 2)]
+
+
+def test_nothing_new_asks_nothing_anew(node: Node) -> None:
+    node.follow(B1, B2, health=HEALTH)
+    node.follow(B1, B2, health=HEALTH)
+    assert node.prober.updates == 2  # another Service object might say something else
+    first = dict(node.prober.targets)
+    node.follow(B1.model_copy(update={"weight": 5}), B2, health=HEALTH)
+    assert all(node.prober.targets[key][0] is each for key, (each, _) in first.items())
+
+
+def test_settings_change_on_a_live_service(node: Node) -> None:
+    """What was known stays; answers to the old question are no answers."""
+    node.follow(B1, B2, health=HEALTH)
+    node.take("b1", PASS)
+    old = node.prober.targets["web", "b1"][0]
+    node.follow(B1, B2, health=HEALTH.model_copy(update={"check": HttpCheck(path="/x")}))
+    assert node.fitness == {"b2": 0.0}
+    assert not node.checks.take([Probed(("web", "b1"), old, FAIL)] * 5)
+    assert node.state("b1") == "healthy"
+
+
+def test_another_address_is_another_server(node: Node) -> None:
+    node.follow(B1, health=HEALTH)
+    node.take("b1", PASS)
+    node.follow(backend("b1", address="203.0.113.99"), health=HEALTH)
+    assert node.state("b1") == "unknown"
+    assert node.fitness == {"b1": 0.0}
+
+
+def test_a_check_added_to_a_live_service_takes_nobody_out_before_it_failed(node: Node) -> None:
+    node.follow(B1, B2)
+    b3 = backend("b3")
+    node.follow(B1, B2, b3, health=HEALTH)
+    assert node.fitness == {"b3": 0.0}
+    node.take("b1", FAIL, FAIL)
+    assert node.fitness == {"b1": 0.0, "b3": 0.0}
+
+
+def test_checks_taken_away(node: Node) -> None:
+    node.follow(B1, B2, health=HEALTH)
+    node.take("b1", FAIL, FAIL)
+    assert node.checks.reports().keys() == {"web/b1", "web/b2"}
+    node.follow(B1, B2)
+    assert (node.prober.targets, node.checks.verdicts) == ({}, {})
+    assert node.checks.reports() == {}
+
+
+def test_what_a_person_wants_is_told_apart(node: Node) -> None:
+    drained = backend("b1", admin=Admin.DRAIN)
+    node.follow(drained, B2, health=HEALTH)
+    node.take("b1", FAIL, FAIL, PASS, PASS)
+    assert node.state("b1") == "healthy"
+    assert {each.admin for each in node.told} == {Admin.DRAIN}
+
+
+def test_a_restart_keeps_what_was_known(node: Node, tmp_path: Path) -> None:
+    node.follow(B1, B2, health=HEALTH)
+    node.take("b1", PASS)
+    node.take("b2", FAIL, FAIL)
+    since = node.checks.reports()["web/b1"].since
+    assert node.checks.due <= node.now + 1
+    node.now += 2
+    node.checks.tick()
+    assert node.checks.due == math.inf  # written, and nothing else to do
+
+    again = Node(tmp_path)
+    again.follow(health=HEALTH)  # the store could not be read, or its documents come later
+    again.checks.save()
+    again = Node(tmp_path)
+    again.follow(B1, B2, health=HEALTH)
+    assert again.fitness == {"b2": 0.0}
+    assert again.checks.reports()["web/b1"].since == since
+    assert again.told == []
+    assert again.take("b2", PASS, PASS)
+
+
+def test_memory_that_is_of_no_use(node: Node, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    node.follow(B1, health=HEALTH)
+    node.take("b1", PASS)
+    node.checks.save()
+    whole = node.settings.memory.read_text()
+    for text in (whole[: len(whole) // 2], "[]", json.dumps({"web/b1": {}}), "\0"):
+        node.settings.memory.write_text(text)
+        caplog.clear()
+        again = Node(tmp_path)
+        again.follow(B1, health=HEALTH)
+        assert again.state("b1") == "unknown"
+        assert "is not what lbd wrote" in caplog.text
+    # Of another address.
+    node.checks.save()
+    again = Node(tmp_path)
+    again.follow(backend("b1", address="203.0.113.99"), health=HEALTH)
+    assert again.state("b1") == "unknown"
+
+
+def test_memory_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "memory").write_text("a file where a folder should be")
+    node = Node(tmp_path)
+    node.follow(B1, health=HEALTH)
+    node.checks.save()
+    assert "can't be written" in caplog.text
+
+
+def test_slow_start_goes_on_by_itself(node: Node) -> None:
+    ramping = HEALTH.model_copy(update={"slow_start": 10.0})
+    node.follow(B1, B2, health=ramping)
+    node.take("b1", PASS)
+    node.now += 60
+    node.checks.tick()
+    node.take("b2", PASS)
+    shares = [node.fitness["b2"]]
+    while node.checks.due < math.inf:
+        node.now = max(node.checks.due, node.now)
+        if node.checks.tick():
+            shares.append(node.fitness.get("b2", 1.0))
+            assert node.checks.reports()["web/b2"].share == shares[-1]
+    assert shares == [pytest.approx((n + 1) / 10) for n in range(10)]
+
+
+def test_panic_is_said_loudly(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    node.follow(B1, B2, health=HEALTH.model_copy(update={"panic": 60.0}))
+    node.take("b1", PASS)
+    assert node.checks.problems() == []
+    node.take("b2", FAIL, FAIL)
+    [problem] = node.checks.problems()
+    assert "less than 60 % of pool 'stable' is healthy" in problem.message
+    assert node.fitness == {}
+    assert "pool=stable panic" in caplog.text
+    node.take("b2", PASS, PASS)
+    assert node.checks.problems() == []
+    assert "panic is over" in caplog.text
+
+
+def test_reports_are_news_only_if_something_is_new(node: Node) -> None:
+    node.follow(B1, health=HEALTH)
+    node.take("b1", PASS)
+    first = node.checks.reports(details=True)
+    assert first["web/b1"].latency == 0.003
+    node.take("b1", Result(True, "connected", 0.0045))
+    assert node.checks.reports(details=True) is first
+    node.take("b1", Result(True, "connected", 0.5))
+    assert node.checks.reports(details=True)["web/b1"].latency == 0.5
+    node.take("b1", FAIL)  # still healthy
+    told = node.checks.reports(details=True)["web/b1"]
+    assert (told.state, told.error) == ("healthy", "connection refused")
+    node.take("b1", PASS)
+    assert node.checks.reports(details=True)["web/b1"].error == ""
+    assert [each.state for each in told.history] == ["healthy"]
+
+
+def test_late_checks_are_a_problem(node: Node) -> None:
+    assert node.checks.lateness("node1") == []
+    node.prober.late = 0.3
+    [problem] = node.checks.lateness("node1")
+    assert "1 in 100 by 0.3 s" in problem.message
