@@ -12,7 +12,8 @@ from typing import Any
 import typer
 
 from lb.cli.session import Session
-from lb.core.state import DesiredState, describe_vip
+from lb.core.state import DesiredState
+from lb.model.describe import describe_vip
 from lb.store.opening import is_shared
 
 

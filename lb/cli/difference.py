@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lb.cli.words import label
-from lb.core.state import DesiredState, describe_vip
+from lb.core.state import DesiredState
 from lb.model import keys
 from lb.model.checkwords import describe_check
+from lb.model.describe import describe_vip
 from lb.model.health import Health
 from lb.model.objects import Backend, Document, Service
 

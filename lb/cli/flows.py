@@ -13,8 +13,9 @@ from lb.cli.options import DryRunOption, command
 from lb.cli.output import Table, number
 from lb.cli.session import Session
 from lb.core.flows import Filter, Kind
-from lb.core.state import DesiredState, describe_socket
+from lb.core.state import DesiredState
 from lb.errors import NotFoundError, UserError
+from lb.model.describe import describe_socket
 
 app = typer.Typer(
     help="The flows that this node remembers: list them, forget them.", no_args_is_help=True

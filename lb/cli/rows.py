@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from lb.cli import health
 from lb.cli.kernel import Kernel, Stats
 from lb.cli.output import Table, number, percent
-from lb.core.state import DesiredState, describe_socket, describe_vip
+from lb.core.state import DesiredState
 from lb.errors import DatapathError
 from lb.model.checkwords import describe_check
+from lb.model.describe import describe_socket, describe_vip
 from lb.model.objects import (
     Address,
     Admin,

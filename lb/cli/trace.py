@@ -10,8 +10,8 @@ import typer
 from lb.cli import kernel, words
 from lb.cli.options import command
 from lb.cli.session import Session
-from lb.core.state import describe_socket
 from lb.errors import UserError
+from lb.model.describe import describe_socket
 from lb.model.objects import Address, Protocol
 
 

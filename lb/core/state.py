@@ -15,18 +15,16 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from lb.core.conflicts import claimed, conflicts, contested
 from lb.model import keys
 from lb.model.objects import (
-    TRANSLATIONS,
     Address,
     Backend,
     ClusterConfig,
     Document,
     Member,
-    Mode,
     NodeStatus,
     Problem,
-    Protocol,
     Service,
     TableDocument,
 )
@@ -145,7 +143,7 @@ def parse(
     nodes = load(keys.NODES, NodeStatus, old.nodes.get, lambda d: d.node)
     members = load(keys.MEMBERS, Member, old.members.get, lambda d: d.node)
     config = load(keys.CONFIG, ClusterConfig, lambda _: old.config, lambda _: "")
-    for key, problem in conflicts(services, backends, old):
+    for key, problem in conflicts(services, backends, old.services, old.backends):
         problems.append(problem)
         kind, _, name = key.removeprefix(keys.ROOT).partition("/")
         (services if kind == "services" else backends).pop(name, None)
@@ -187,7 +185,7 @@ def advance(state: DesiredState, revision: int, changes: Iterable[Change]) -> De
             elif key.startswith(keys.SERVICES):
                 service = Service.model_validate_json(text)
                 before = services.get(key.removeprefix(keys.SERVICES))
-                if before is None or _contested(service) != _contested(before):
+                if before is None or contested(service) != contested(before):
                     return None
                 services[service.name] = service
             elif key.startswith(keys.BACKENDS):
@@ -196,7 +194,7 @@ def advance(state: DesiredState, revision: int, changes: Iterable[Change]) -> De
                 if (
                     key != keys.backend(backend.service, backend.name)
                     or held is None
-                    or _claimed(backend) != _claimed(held)
+                    or claimed(backend) != claimed(held)
                 ):
                     return None
                 backends[backend.service, backend.name] = backend
@@ -251,175 +249,6 @@ def _node(nodes: dict[str, NodeStatus], name: str, text: str | None) -> None:
     nodes[name] = status
 
 
-def _contested(service: Service) -> tuple[object, ...]:
-    """What of a service conflicts() compares with others."""
-    return service.name, service.endpoint, service.mode, service.quic_id_bytes
-
-
-def _claimed(backend: Backend) -> tuple[object, ...]:
-    """What of a backend conflicts() compares with others."""
-    return backend.address, backend.port, backend.quic_id
-
-
 def _quarantined(key: str, text: str, good: Document | None) -> Problem:
     force = "the last good version stays in force" if good else "it is ignored"
     return Problem(where=key, message=f"{text}; {force}", hint=f"write a valid document to {key}")
-
-
-def conflicts(
-    services: Mapping[str, Service], backends: Mapping[str, Backend], old: DesiredState
-) -> list[tuple[str, Problem]]:
-    """Documents that are valid in themselves but contradict others: (key, problem). Of two that
-    claim the same thing, the one that was in force before keeps it, else the first by name.
-
-    `backends` is keyed by "service/name".
-    """
-    found: list[tuple[str, Problem]] = []
-
-    def refuse(key: str, message: str, hint: str) -> None:
-        found.append((key, Problem(where=key, message=message, hint=hint)))
-
-    taken: dict[tuple[Address, int, int | None, Protocol], str] = {}
-    ranges: dict[tuple[Address, Protocol], list[Service]] = {}
-    lost: set[str] = set()
-    for name in sorted(services, key=lambda n: (old.services.get(n) != services[n], n)):
-        service = services[name]
-        beside = ranges.setdefault((service.vip, service.protocol), [])
-        crossed = [each.name for each in beside if _do_cross(each, service)]
-        holder = crossed[0] if crossed else taken.setdefault(service.endpoint, name)
-        if holder != name:
-            lost.add(name)
-            refuse(
-                keys.service(name),
-                f"VIP {describe_vip(service)} belongs to service {holder!r} already",
-                "choose another address, port or protocol, or remove the other service first",
-            )
-        elif service.end_port:
-            beside.append(service)
-
-    vips = {service.vip for service in services.values()}
-    sockets: dict[tuple[Address, int, Protocol, str], str] = {}
-    translated: dict[tuple[Address, int, Protocol], Mode] = {}
-    named: dict[tuple[str, str], str] = {}  # by server IDs
-    answering: dict[tuple[Address, Protocol], list[tuple[int, int, str]]] = {}  # in mode nat
-
-    def in_force(path: str) -> bool:
-        service, _, name = path.partition("/")
-        return old.backends.get((service, name)) == backends[path]
-
-    for path in sorted(backends, key=lambda p: (not in_force(p), p)):
-        backend = backends[path]
-        key = keys.backend(backend.service, backend.name)
-        owner = services.get(backend.service)
-        if owner is None or backend.service in lost:
-            refuse(
-                key,
-                f"its service {backend.service!r} does not exist",
-                f"add the service first: lbctl service add {backend.service} --vip ADDRESS:PORT",
-            )
-            continue
-        problem = _misfit(owner, backend, vips)
-        if problem:
-            refuse(key, *problem)
-            continue
-        if backend.quic_id is not None:
-            twin = named.setdefault((backend.service, backend.quic_id), path)
-            if twin != path:
-                refuse(
-                    key,
-                    f"quic_id {backend.quic_id} is that of backend {twin!r} already",
-                    "give each server an ID of its own",
-                )
-                continue
-        # In nat mode the way back is one lookup, so a socket may belong to one service only. In fullnat
-        # it may belong to several, as each flow has a port of ours there; but not to one of nat as well.
-        port = backend.port or owner.one_port or 0
-        scope = "" if owner.mode is Mode.NAT else owner.name
-        at = (backend.address, port, owner.protocol)
-        if owner.mode is Mode.NAT:
-            first, last = backend.port or owner.port, backend.port or owner.end_port or owner.port
-            spans = answering.setdefault((backend.address, owner.protocol), [])
-            # A range is found by the address alone, so there is one of them at most.
-            others = [
-                path
-                for low, high, path in spans
-                if (low < high and first < last)
-                or (low <= last and first <= high and (low, high) != (first, last))
-            ]
-            if others:
-                refuse(
-                    key,
-                    f"answers from {backend.address} could be those of backend {others[0]!r}, too:"
-                    " one of the two serves a range of ports",
-                    "use mode fullnat for one of the services, or another server",
-                )
-                continue
-            spans.append((first, last, path))
-        if owner.mode in TRANSLATIONS:
-            other = translated.setdefault(at, owner.mode)
-            if other is not owner.mode:
-                refuse(
-                    key,
-                    f"{describe_socket(backend.address, port)}/{owner.protocol} is a backend in mode"
-                    f" {other} already",
-                    f"use one mode for both services, or another port than {port}",
-                )
-                continue
-        holder = sockets.setdefault((*at, scope), path)
-        if holder != path:
-            refuse(
-                key,
-                f"{describe_socket(backend.address, port)}/{owner.protocol} is backend {holder!r}"
-                " already",
-                "give that one the weight instead; in nat mode, another service needs another port",
-            )
-    return found
-
-
-def _misfit(service: Service, backend: Backend, vips: set[Address]) -> tuple[str, str] | None:
-    """Why this backend can't serve this service: (message, hint)."""
-    if backend.address in vips:
-        return (
-            f"address {backend.address} is a VIP itself",
-            "give the address of the server's own interface",
-        )
-    if backend.quic_id is not None and len(backend.quic_id) != 2 * service.quic_id_bytes:
-        return (
-            f"quic_id {backend.quic_id} has {len(backend.quic_id) // 2} bytes, but service"
-            f" {service.name!r} has quic_id_bytes {service.quic_id_bytes}",
-            f"lbctl service set {service.name} --quic-id-bytes {len(backend.quic_id) // 2}",
-        )
-    if service.mode is Mode.NAT and service.end_port and backend.port:
-        return (
-            f"in mode nat, answers from port {backend.port} don't tell which of the ports"
-            f" {service.ports} they are for",
-            "leave the port out, or use mode fullnat",
-        )
-    if service.mode not in TRANSLATIONS and backend.port not in (None, service.one_port):
-        return (
-            f"mode {service.mode} can't change the port from {service.ports} to {backend.port}",
-            "leave the port out, or use mode nat or fullnat",
-        )
-    if service.mode in TRANSLATIONS and backend.address.version != service.vip.version:
-        return (
-            f"mode {service.mode} can't turn IPv{service.vip.version} into IPv{backend.address.version}",
-            f"give the server's IPv{service.vip.version} address",
-        )
-    return None
-
-
-def _do_cross(one: Service, other: Service) -> bool:
-    """Do both have a range of ports, with some in common?"""
-    if not one.end_port or not other.end_port:
-        return False
-    return one.port <= other.end_port and other.port <= one.end_port
-
-
-def describe_socket(address: Address, port: int | str) -> str:
-    """address:port, IPv6 in brackets (RFC 3986)."""
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
-
-
-def describe_vip(service: Service) -> str:
-    """address:port/protocol of a service; a range as first-last or any."""
-    return f"{describe_socket(service.vip, service.ports)}/{service.protocol}"

@@ -16,9 +16,9 @@ from bench import compare, control, frames, load, netns, packet, paper, plot, re
 from bench.peers import maglev, native, rendezvous
 from bench.rows import Options, Row
 from bench.shares import Layout
+from lb.core.conflicts import conflicts
 from lb.core.plan import plan
 from lb.core.reference.parse import Packet, parse
-from lb.core.state import DesiredState, conflicts
 from lb.node.planning import Bases
 
 PRIME = 1009
@@ -292,7 +292,7 @@ def test_the_world_is_one_that_lb_accepts() -> None:
     """No service contradicts another, and all backends can be reached."""
     for state, observed in (frames.world(), control.fleet(3)):
         by_path = {f"{b.service}/{b.name}": b for b in state.backends.values()}
-        assert not conflicts(state.services, by_path, DesiredState())
+        assert not conflicts(state.services, by_path, {}, {})
         wanted = plan(state, observed, Bases().update(state))
         assert not wanted.problems
         assert all(backend.next_hop for backend in wanted.backends.values())
