@@ -1,0 +1,210 @@
+"""Documents that are valid in themselves but contradict others. Pure.
+
+Of two that claim the same thing, the one that was in force before keeps it, else the first by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lb.model import keys
+from lb.model.describe import describe_socket, describe_vip
+from lb.model.objects import TRANSLATIONS, Address, Backend, Mode, Problem, Protocol, Service
+
+Refusal = tuple[str, str]  # message, hint
+Found = list[tuple[str, Problem]]  # by key
+_Place = tuple[Address, Protocol]
+_Socket = tuple[Address, int, Protocol]
+
+
+def contested(service: Service) -> tuple[object, ...]:
+    """What of a service is compared with others."""
+    return service.name, service.endpoint, service.mode, service.quic_id_bytes
+
+
+def claimed(backend: Backend) -> tuple[object, ...]:
+    """What of a backend is compared with others."""
+    return backend.address, backend.port, backend.quic_id
+
+
+def conflicts(
+    services: Mapping[str, Service],
+    backends: Mapping[str, Backend],
+    services_before: Mapping[str, Service],
+    backends_before: Mapping[tuple[str, str], Backend],
+) -> Found:
+    """The documents that can't be in force beside the others: (key, problem). `backends` is keyed by
+    "service/name", `backends_before` by (service, name)."""
+    found: Found = []
+    served = dict(services)
+    claims = _Claims({service.vip for service in services.values()})
+    for name in sorted(services, key=lambda n: (services_before.get(n) != services[n], n)):
+        if refusal := claims.refuse_service(services[name]):
+            found.append(_refused(keys.service(name), refusal))
+            del served[name]
+
+    def is_new(path: str) -> bool:
+        service, _, name = path.partition("/")
+        return backends_before.get((service, name)) != backends[path]
+
+    for path in sorted(backends, key=lambda p: (is_new(p), p)):
+        backend = backends[path]
+        owner = served.get(backend.service)
+        refusal = claims.refuse_backend(path, owner, backend) if owner else _without(backend.service)
+        if refusal:
+            found.append(_refused(keys.backend(backend.service, backend.name), refusal))
+    return found
+
+
+def _refused(key: str, refusal: Refusal) -> tuple[str, Problem]:
+    message, hint = refusal
+    return key, Problem(where=key, message=message, hint=hint)
+
+
+def _without(service: str) -> Refusal:
+    return (
+        f"its service {service!r} does not exist",
+        f"add the service first: lbctl service add {service} --vip ADDRESS:PORT",
+    )
+
+
+@dataclass
+class _Claims:
+    """What has been claimed so far, and by whom."""
+
+    vips: set[Address]
+    endpoints: dict[tuple[object, ...], str] = field(default_factory=dict)
+    ranges: dict[_Place, list[Service]] = field(default_factory=dict)
+    quic_ids: dict[tuple[str, str], str] = field(default_factory=dict)
+    # In mode nat: the ports that a server answers from.
+    answers: dict[_Place, list[tuple[int, int, str]]] = field(default_factory=dict)
+    modes: dict[_Socket, Mode] = field(default_factory=dict)
+    sockets: dict[tuple[_Socket, str], str] = field(default_factory=dict)
+
+    def refuse_service(self, service: Service) -> Refusal | None:
+        """Why it can't be in force; otherwise its VIP is taken from here on."""
+        beside = self.ranges.setdefault((service.vip, service.protocol), [])
+        crossed = [each.name for each in beside if _do_cross(each, service)]
+        holder = crossed[0] if crossed else self.endpoints.setdefault(service.endpoint, service.name)
+        if holder != service.name:
+            return (
+                f"VIP {describe_vip(service)} belongs to service {holder!r} already",
+                "choose another address, port or protocol, or remove the other service first",
+            )
+        if service.end_port:
+            beside.append(service)
+        return None
+
+    def refuse_backend(self, path: str, owner: Service, backend: Backend) -> Refusal | None:
+        """Why it can't be in force; otherwise what it needs for itself is taken from here on."""
+        return (
+            _misfit(owner, backend, self.vips)
+            or self._refuse_quic_id(path, backend)
+            or self._refuse_answers(path, owner, backend)
+            or self._refuse_mode(owner, backend)
+            or self._refuse_socket(path, owner, backend)
+        )
+
+    def _refuse_quic_id(self, path: str, backend: Backend) -> Refusal | None:
+        if backend.quic_id is None:
+            return None
+        twin = self.quic_ids.setdefault((backend.service, backend.quic_id), path)
+        if twin == path:
+            return None
+        return (
+            f"quic_id {backend.quic_id} is that of backend {twin!r} already",
+            "give each server an ID of its own",
+        )
+
+    def _refuse_answers(self, path: str, owner: Service, backend: Backend) -> Refusal | None:
+        """A server's range of ports is found by its address alone, so there is one of them at most."""
+        if owner.mode is not Mode.NAT:
+            return None
+        first, last = backend.port or owner.port, backend.port or owner.end_port or owner.port
+        spans = self.answers.setdefault((backend.address, owner.protocol), [])
+        for low, high, other in spans:
+            two_ranges = low < high and first < last
+            overlap = low <= last and first <= high and (low, high) != (first, last)
+            if two_ranges or overlap:
+                return (
+                    f"answers from {backend.address} could be those of backend {other!r}, too: one of"
+                    " the two serves a range of ports",
+                    "use mode fullnat for one of the services, or another server",
+                )
+        spans.append((first, last, path))
+        return None
+
+    def _refuse_mode(self, owner: Service, backend: Backend) -> Refusal | None:
+        """A socket is one of nat or of fullnat."""
+        if owner.mode not in TRANSLATIONS:
+            return None
+        at = _socket(owner, backend)
+        other = self.modes.setdefault(at, owner.mode)
+        if other is owner.mode:
+            return None
+        return (
+            f"{_describe(at)} is a backend in mode {other} already",
+            f"use one mode for both services, or another port than {at[1]}",
+        )
+
+    def _refuse_socket(self, path: str, owner: Service, backend: Backend) -> Refusal | None:
+        """In nat mode the way back is one lookup, so a socket may belong to one service only. In
+        fullnat it may belong to several, as each flow has a port of ours there."""
+        at = _socket(owner, backend)
+        scope = "" if owner.mode is Mode.NAT else owner.name
+        holder = self.sockets.setdefault((at, scope), path)
+        if holder == path:
+            return None
+        return (
+            f"{_describe(at)} is backend {holder!r} already",
+            "give that one the weight instead; in nat mode, another service needs another port",
+        )
+
+
+def _socket(owner: Service, backend: Backend) -> _Socket:
+    return backend.address, backend.port or owner.one_port or 0, owner.protocol
+
+
+def _describe(at: _Socket) -> str:
+    address, port, protocol = at
+    return f"{describe_socket(address, port)}/{protocol}"
+
+
+def _misfit(service: Service, backend: Backend, vips: set[Address]) -> tuple[str, str] | None:
+    """Why this backend can't serve this service: (message, hint)."""
+    if backend.address in vips:
+        return (
+            f"address {backend.address} is a VIP itself",
+            "give the address of the server's own interface",
+        )
+    if backend.quic_id is not None and len(backend.quic_id) != 2 * service.quic_id_bytes:
+        return (
+            f"quic_id {backend.quic_id} has {len(backend.quic_id) // 2} bytes, but service"
+            f" {service.name!r} has quic_id_bytes {service.quic_id_bytes}",
+            f"lbctl service set {service.name} --quic-id-bytes {len(backend.quic_id) // 2}",
+        )
+    if service.mode is Mode.NAT and service.end_port and backend.port:
+        return (
+            f"in mode nat, answers from port {backend.port} don't tell which of the ports"
+            f" {service.ports} they are for",
+            "leave the port out, or use mode fullnat",
+        )
+    if service.mode not in TRANSLATIONS and backend.port not in (None, service.one_port):
+        return (
+            f"mode {service.mode} can't change the port from {service.ports} to {backend.port}",
+            "leave the port out, or use mode nat or fullnat",
+        )
+    if service.mode in TRANSLATIONS and backend.address.version != service.vip.version:
+        return (
+            f"mode {service.mode} can't turn IPv{service.vip.version} into IPv{backend.address.version}",
+            f"give the server's IPv{service.vip.version} address",
+        )
+    return None
+
+
+def _do_cross(one: Service, other: Service) -> bool:
+    """Do both have a range of ports, with some in common?"""
+    if not one.end_port or not other.end_port:
+        return False
+    return one.port <= other.end_port and other.port <= one.end_port
