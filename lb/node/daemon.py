@@ -8,7 +8,6 @@ Whatever fails is reported and tried again; the kernel goes on forwarding meanwh
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import secrets
 import time
@@ -18,7 +17,6 @@ from dataclasses import dataclass, field
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-import lb
 from lb.core.flows import Filter, Kind
 from lb.core.pathmtu import PathMtus, TooBig
 from lb.core.plan import Observed, Wanted
@@ -31,7 +29,7 @@ from lb.datapath.maps import Maps
 from lb.datapath.neighbours import Resolver
 from lb.errors import ConflictError, LbError, StoreUnavailable
 from lb.model import keys
-from lb.model.objects import BackendHealth, ClusterConfig, LinkStatus, NodeStatus, Problem, TableDocument
+from lb.model.objects import ClusterConfig, Problem, TableDocument
 from lb.node.checks import Checks
 from lb.node.drains import Drains
 from lb.node.follower import Follower
@@ -49,6 +47,7 @@ from lb.node.hook import Hook
 from lb.node.last_known import LastKnown
 from lb.node.planning import Bases, Plans
 from lb.node.reporter import Background, Reporter
+from lb.node.status import Status
 from lb.probe.prober import Prober
 from lb.probe.scheduler import Probed
 from lb.settings import Settings
@@ -64,8 +63,6 @@ RETRY_SECONDS = 1.0  # after a failure
 TOPOLOGY_SECONDS = 1.0  # at most one look at all routes in this time, however many change
 EXPIRY_SECONDS = 2.0  # between two looks at which flows in mode fullnat are over
 SWEEP_SECONDS = 10.0  # between two looks at which flows still need to be remembered
-REPORT_SECONDS = 0.001  # times backends: between two reports of their health
-DETAILS_SECONDS = 2.0  # between two looks at the latencies of checks that are worth telling
 TABLES_A_COMMIT = 50
 
 # What the outside world can do to us at any moment; anything else is a bug and ends lbd.
@@ -84,19 +81,14 @@ class Daemon:
     notes: tuple[Problem, ...] = ()  # what was found at the start
     inbox: queue.SimpleQueue[Happening] = field(default_factory=queue.SimpleQueue)
     state: DesiredState = field(default_factory=DesiredState)
-    _started: float = field(default_factory=time.time)
     _bases: Bases = field(default_factory=Bases)
     _plans: Plans = field(default_factory=Plans)
     _refresh: Timer = field(default_factory=lambda: Timer(REFRESH_SECONDS))
     _audit: Timer = field(default_factory=lambda: Timer(AUDIT_SECONDS))
     _sweep: Timer = field(default_factory=lambda: Timer(SWEEP_SECONDS))
     _expiry: Timer = field(default_factory=lambda: Timer(EXPIRY_SECONDS))
-    _details: Timer = field(default_factory=lambda: Timer(DETAILS_SECONDS))
-    _lateness: list[Problem] = field(default_factory=list)
     _verdicts_changed: bool = False
     _verdicts_due: float = 0.0
-    _health: Mapping[str, BackendHealth] = field(default_factory=dict)  # as it was told last
-    _health_due: float = 0.0
     _retry_at: float = float("inf")
     _failing: str = ""
     _topology: Timer = field(default_factory=lambda: Timer(TOPOLOGY_SECONDS))
@@ -118,6 +110,9 @@ class Daemon:
         )
         hook = Hook(self.settings.checks, self.settings.node)
         self.checks = Checks(self.settings.checks, prober, hook.tell)
+        self.status = Status(
+            self.settings, self.maps, self.reporter, self.checks, self.last_known, self.notes
+        )
 
     def run(self) -> None:
         """Serve until Stop comes. What is attached stays attached."""
@@ -161,10 +156,7 @@ class Daemon:
             due = min(due, self._sweep.due)
         if self.kernel.translates:
             due = min(due, self._expiry.due)
-        if self.checks.is_busy:
-            due = min(due, self._details.due)
-        if self.checks.has_news:
-            due = min(due, self._health_due)
+        due = min(due, self.status.due)
         if self._verdicts_changed:
             due = min(due, self._verdicts_due)
         # Of the clock on the wall, which outlives us.
@@ -190,7 +182,7 @@ class Daemon:
                 log.error("%s; trying again every %g s", error, RETRY_SECONDS)
             self._failing = str(error)
             self._retry_at = time.monotonic() + RETRY_SECONDS
-            self._report_failure(error)
+            self.status.report_failure(error, self.attachment, self.state.problems)
         self.last_known.save_if_due(self.state)
 
     def _turn(self, happened: Iterable[Happening], stale: bool) -> bool:
@@ -240,9 +232,7 @@ class Daemon:
             ended = time.monotonic()
             self._verdicts_due = ended + (ended - now)
             return True
-        details = self.checks.is_busy and self._details.is_due(now)
-        if details or (self.checks.has_news and now >= self._health_due):
-            self._report_health(details)
+        self.status.report_health_if_due(now)
         if self.kernel.remembers and self._sweep.is_due(now):
             if self.kernel.is_stirred and (quiet := self.kernel.calm()):
                 log.info("quiet slots=%d", quiet)
@@ -357,8 +347,8 @@ class Daemon:
         if changes:
             log.info("applied revision=%d entries=%d", self.state.revision, changes)
         self._forget_beginnings(self.checks.fallen())
-        problems = (*self.state.problems, *wanted.problems, *self.checks.problems(), *self._lateness)
-        self._report(wanted, problems)
+        problems = (*self.state.problems, *wanted.problems, *self.checks.problems())
+        self.status.report(self.state.revision, self.attachment, wanted, problems)
         self.last_known.changed()
         if not self.last_known.held:
             self._share_tables(self._bases.unstored(self.state))
@@ -392,7 +382,7 @@ class Daemon:
                     )
                 )
                 log.error("%s", problems[-1].message)
-        self._report(Wanted({}, {}), problems)
+        self.status.report(self.state.revision, self.attachment, Wanted({}, {}), problems)
 
     def _await_next_hops(self) -> None:
         """Give the kernel a moment to resolve new next hops, so that a backend that is there takes
@@ -420,76 +410,3 @@ class Daemon:
         log.warning("attached again to %s", ", ".join(link.name for link in now.interfaces))
         self.attachment = now
         return True
-
-    # -- status --------------------------------------------------------------------------------
-
-    def _report(self, wanted: Wanted, problems: Iterable[Problem]) -> None:
-        link = self.attachment
-        self.reporter.report(
-            NodeStatus(
-                node=self.settings.node,
-                version=lb.__version__,
-                pid=os.getpid(),
-                started=self._started,
-                # A revision of another history would pass for one of this store's.
-                revision=0 if self.last_known.held else self.state.revision,
-                links=tuple(
-                    LinkStatus(interface=each.name, hook=link.hook, why=link.why)
-                    for each in link.interfaces
-                ),
-                pin_dir=str(self.settings.pin_dir),
-                digests={name: each.table.digest for name, each in wanted.services.items()},
-                unresolved=tuple(
-                    f"{service}/{name}"
-                    for (service, name), each in wanted.backends.items()
-                    if each.next_hop is None
-                ),
-                health=dict(self._told(details=False)),
-                limits={
-                    "services": self.maps.services.max_entries - 1,
-                    "backends": self.maps.backends.max_entries - 1,
-                    "vips": self.maps.vips.max_entries,
-                    "rules": self.maps.rules.max_entries,
-                },
-                problems=(*self.notes, *self.last_known.problems(), *problems),
-            )
-        )
-
-    def _told(self, *, details: bool) -> Mapping[str, BackendHealth]:
-        """The health of all backends for the status: of many not with every change, because each time
-        all of it is written."""
-        now = time.monotonic()
-        if details or now >= self._health_due:
-            self._health = self.checks.reports(details=details)
-            self._health_due = now + REPORT_SECONDS * len(self._health)
-            self._details.period = max(DETAILS_SECONDS, 10 * REPORT_SECONDS * len(self._health))
-        return self._health
-
-    def _report_health(self, details: bool) -> None:
-        """What checks found since the kernel was made what it should be. With `details`: also what
-        changes no verdict, their latencies, and what they say now."""
-        last = self.reporter.last
-        if last is None:
-            return
-        before = self._lateness
-        if details:
-            self._lateness = self.checks.lateness(self.settings.node)
-        problems = (*(each for each in last.problems if each not in before), *self._lateness)
-        health = dict(self._told(details=details))
-        self.reporter.report(last.model_copy(update={"health": health, "problems": problems}))
-
-    def _report_failure(self, error: Exception) -> None:
-        """The last status with this problem: its revision is what the kernel still holds."""
-        problem = Problem(
-            where=self.settings.node,
-            message=error.message if isinstance(error, LbError) else f"{error}",
-            hint=error.hint if isinstance(error, LbError) else "",
-            kind=type(error).__name__,
-        )
-        if self.reporter.last is None:
-            state, self.state = self.state, DesiredState()
-            self._report(Wanted({}, {}), [*state.problems, problem])
-            self.state = state
-        elif problem not in self.reporter.last.problems:
-            problems = (*self.reporter.last.problems, problem)
-            self.reporter.report(self.reporter.last.model_copy(update={"problems": problems}))
