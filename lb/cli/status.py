@@ -108,7 +108,8 @@ def _outcomes(session: Session, state: DesiredState) -> dict[str, Counter] | Non
 
 
 def _digests(state: DesiredState) -> dict[str, bool | None]:
-    """Per service, whether the nodes hold the same table; None while no node holds one.
+    """Per service, whether the nodes hold the same table, and the same ones for pools that rules send
+    clients to; None while no node holds one.
 
     Only nodes at the newest revision that any has are compared: one that is behind is behind, and
     that is shown with it.
@@ -117,7 +118,9 @@ def _digests(state: DesiredState) -> dict[str, bool | None]:
     found: dict[str, bool | None] = {}
     for name in sorted(state.services):
         digests = {
-            node.digests[name]
+            frozenset(
+                (path, digest) for path, digest in node.digests.items() if path.partition("/")[0] == name
+            )
             for node in state.nodes.values()
             if name in node.digests and node.revision == newest
         }

@@ -135,6 +135,12 @@ def test_status_shows_who_is_behind_and_who_disagrees(web, nodes):
     nodes.put("n2", 4, digests={"web": "b"})
     assert web.json("status")["digests_agree"] == {"web": False}
     assert "DISAGREE on the slot tables of web" in web.ok("status").out
+    # Of a pool that rules send clients to, too.
+    nodes.put("n1", 4, digests={"web": "a", "web/canary": "c"})
+    nodes.put("n2", 4, digests={"web": "a", "web/canary": "d"})
+    assert web.json("status")["digests_agree"] == {"web": False}
+    nodes.put("n2", 4, digests={"web": "a", "web/canary": "c"})
+    assert web.json("status")["digests_agree"] == {"web": True}
 
 
 def test_status_without_tables(web, nodes):
