@@ -27,7 +27,7 @@ from lb.datapath.kernel import Kernel
 from lb.datapath.lifecycle import Attachment
 from lb.datapath.maps import Maps
 from lb.datapath.neighbours import Resolver
-from lb.errors import ConflictError, LbError, StoreUnavailable
+from lb.errors import ConflictError, DatapathError, LbError, StoreUnavailable
 from lb.model import keys
 from lb.model.objects import ClusterConfig, Problem, TableDocument
 from lb.node.checks import Checks
@@ -93,6 +93,7 @@ class Daemon:
     _failing: str = ""
     _topology: Timer = field(default_factory=lambda: Timer(TOPOLOGY_SECONDS))
     _topology_changed: bool = False
+    _unattached: tuple[Problem, ...] = ()  # an interface that was lost, and can't be had back
     _path_mtus: PathMtus = field(default_factory=PathMtus)
     _in_touch: bool = True  # the last read of the store succeeded
 
@@ -347,7 +348,7 @@ class Daemon:
         if changes:
             log.info("applied revision=%d entries=%d", self.state.revision, changes)
         self._forget_beginnings(self.checks.fallen())
-        problems = (*self.state.problems, *wanted.problems, *self.checks.problems())
+        problems = (*self.state.problems, *wanted.problems, *self.checks.problems(), *self._unattached)
         self.status.report(self.state.revision, self.attachment, wanted, problems)
         self.last_known.changed()
         if not self.last_known.held:
@@ -363,7 +364,7 @@ class Daemon:
 
     def _without_config(self) -> None:
         """Without the seed of the flow hash nothing can be planned. The kernel goes on as it is."""
-        problems = list(self.state.problems)
+        problems = [*self.state.problems, *self._unattached]
         if keys.CONFIG not in self.state.versions:
             if self.state.services:  # written by somebody who leaves the seed to us
                 config = ClusterConfig(seed=secrets.token_hex(16))
@@ -403,10 +404,20 @@ class Daemon:
             self.inbox.put(each)
 
     def _reattach(self) -> bool:
-        """True if an interface was attached again."""
-        now = lifecycle.reattach(self.ip, self.maps, self.settings, self.attachment)
+        """True if an interface was attached again, or can't be, or can again. What can't be is no reason
+        to hold up everything else: it is said, and tried again."""
+        before, self._unattached = self._unattached, ()
+        try:
+            now = lifecycle.reattach(self.ip, self.maps, self.settings, self.attachment)
+        except DatapathError as error:
+            self._topology_changed = True
+            problem = Problem(where=self.settings.node, message=error.message, hint=error.hint)
+            self._unattached = (problem,)
+            if before != self._unattached:
+                log.error("%s; trying again every %g s", error, TOPOLOGY_SECONDS)
+            return before != self._unattached
         if now is self.attachment:
-            return False
+            return bool(before)
         log.warning("attached again to %s", ", ".join(link.name for link in now.interfaces))
         self.attachment = now
         return True

@@ -150,6 +150,9 @@ def test_an_interface_taken_by_somebody_else_is_reported_and_retried(node: Calla
         return str(node["problems"])
 
     wait_until("the report", lambda: "somebody else's XDP program" in problems())
+    # That is no reason to leave everything else undone; and it is said for as long as it lasts.
+    lab.lbctl("backend", "weight", "web", lab.topology.backends[0], "7", "--wait")
+    assert "somebody else's XDP program" in problems()
     lab.run("node1", ["ip", "link", "set", "dev", "front0", "xdp", "off"])
     wait_until("the way back", lambda: lab.answer(VIP4) in lab.topology.backends)
     wait_until("the all-clear", lambda: problems() == "[]")
