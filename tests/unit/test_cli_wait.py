@@ -203,6 +203,8 @@ def test_ctrl_c_is_quiet(nodes, store):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=dict(os.environ),
+            # Who runs the tests in the background has it ignored, and that is inherited.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert watch.next(30) is not None  # it has stored the change, and waits now
         process.send_signal(signal.SIGINT)

@@ -50,7 +50,8 @@ static __always_inline int follow_first(struct lb_packet *p)
 		return 0;
 	id = first->service;
 	svc = bpf_map_lookup_elem(lb_services, &id);
-	if (!svc || !svc->proto || svc->mode != first->mode) /* removed since, or changed */
+	/* Removed since, or changed, or the id is another's. */
+	if (!svc || !svc->proto || svc->mode != first->mode || is_mapped_ipv4(svc->vip) == p->ipv6)
 		return 0;
 	id = first->backend;
 	backend = bpf_map_lookup_elem(lb_backends, &id);

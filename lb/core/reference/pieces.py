@@ -52,6 +52,8 @@ def first_of(packet: Packet, world: World) -> Fragment | None:
     service, backend = world.services.get(first.service), world.backends.get(first.backend)
     if service is None or service.mode is not first.mode:
         return None
+    if service.vip.version != packet.destination.version:
+        return None
     if backend is None or backend.generation != first.generation:
         return None
     return first
