@@ -197,14 +197,14 @@ def test_ctrl_c_is_quiet(nodes, store):
     nodes.put("n1", 0)
     revision = store.read(keys.ROOT).revision
     with store.watch(keys.ROOT, after=revision) as watch:
-        command = [sys.executable, "-m", "lb.cli.main", "backend", "weight", "web", "b1", "1"]
+        # Who runs the tests in the background has it ignored, and that is inherited.
+        command = ["env", "--default-signal=INT", sys.executable, "-m", "lb.cli.main"]
+        command += ["backend", "weight", "web", "b1", "1"]
         process = subprocess.Popen(
             [*command, "--wait", "--timeout", "60"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=dict(os.environ),
-            # Who runs the tests in the background has it ignored, and that is inherited.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert watch.next(30) is not None  # it has stored the change, and waits now
         process.send_signal(signal.SIGINT)
