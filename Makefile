@@ -30,6 +30,14 @@ lab: root venv ## Build the lab and leave it up to play with
 lab-down: root venv ## Remove the lab
 	@$(BIN)/python -m lb.lab down
 
+.PHONY: fleet
+fleet: root venv ## Build a fleet (3 etcd, 3 nodes, a router) and leave it up to play with
+	@$(BIN)/python -m lb.lab fleet-up
+
+.PHONY: fleet-down
+fleet-down: root venv ## Remove the fleet
+	@$(BIN)/python -m lb.lab fleet-down
+
 .PHONY: test
 test: root venv ## Install what is missing and run the whole suite
 	@$(BIN)/python -m pytest -q

@@ -1,4 +1,4 @@
-"""`python -m lb.lab up|down|demo`: what `make lab`, `make lab-down` and `make demo` run."""
+"""`python -m lb.lab up|down|fleet-up|fleet-down|demo`: what `make lab`, `make fleet`, … run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import typer
 
 from lb.errors import ConflictError, LbError
 from lb.lab import demo as demo_module
-from lb.lab.example import SERVICE, create_web
-from lb.lab.lab import Lab, program, tear_down
+from lb.lab import fleet as fleet_module
+from lb.lab.example import SERVICE, add_web, create_web
+from lb.lab.fleet import Fleet
+from lb.lab.lab import Lab, tear_down
+from lb.lab.node import program
 from lb.lab.topology import VIP4
 from lb.model.objects import Mode
 from lb.settings import Hook
@@ -45,6 +48,31 @@ def up(mode: ModeOption = Mode.DSR, hook: HookOption = Hook.AUTO) -> None:
 def down() -> None:
     """Remove the lab, whoever left it."""
     print("the lab is removed" if tear_down() else "there is no lab")
+
+
+@app.command()
+def fleet_up(hook: HookOption = Hook.AUTO) -> None:
+    """Build a fleet (etcd, three nodes, a router) with a service of 4 backends, and leave it up."""
+    fleet = Fleet()
+    try:
+        with fleet:
+            print("building the fleet …", flush=True)
+            fleet.start(hook.value)
+            for node in fleet.nodes:
+                print(node.lbd_ready_line)
+            add_web(fleet, Mode.DSR.value, print)
+            fleet.keep()
+    except ConflictError:
+        if not fleet.is_kept:
+            raise
+        print("the fleet is up already")
+    print(invitation(fleet))
+
+
+@app.command()
+def fleet_down() -> None:
+    """Remove the fleet, whoever left it."""
+    print("the fleet is removed" if fleet_module.tear_down() else "there is no fleet")
 
 
 @app.command()
@@ -82,6 +110,32 @@ The lab is up. As root, try:
 
 Remove it with: sudo make lab-down"""
     )
+
+
+def invitation(fleet: Fleet) -> str:
+    """What to try in a fleet."""
+    topology, (first, second, _) = fleet.topology, fleet.nodes
+    last = topology.backends[-1]
+    here = "ip netns exec"
+    return f"""
+The fleet is up. As root, try:
+
+  export LB_CONFIG={first.config}
+  alias lbctl={shlex.quote(shlex.join(["nsenter", f"--net=/run/netns/{first.name}", *program("lbctl")]))}
+
+  {here} {topology.client} curl http://{VIP4}/
+  lbctl node list
+  lbctl status
+  lbctl backend weight {SERVICE} {last} 100 --wait
+  lbctl history
+  {here} {first.name} etcdctl --endpoints={topology.control_address(topology.members[0])}:2379 \
+    get --prefix --keys-only /lb/v1/
+  {here} {topology.router} ip route show {VIP4}
+  {here} {topology.client} wrk -c 32 -d 5s -H 'Connection: close' http://{VIP4}/
+  kill -9 $(ip netns pids {second.name})   # its lbd; clients don't notice
+  tail {second.lbd_log}
+
+Remove it with: sudo make fleet-down"""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Private etcd servers on loopback, in a folder: for tests and for the lab of a fleet."""
+"""Private etcd servers, in a folder: on loopback for tests, each in its namespace for the fleet."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
-from lb.lab.shell import Completed, environment, in_namespace, run, wait_until
+from lb.lab.shell import Completed, LabError, environment, in_namespace, run, wait_until
 
 # Elections within half a second, so that a lost leader costs a test little; and so that leases of 1 s
 # can be had (etcd: no less than 1.5 election timeouts).
 _PACE = ("--heartbeat-interval=50", "--election-timeout=500")
+
+PORTS = (2379, 2380)  # for clients and for the other members, where nobody else is
 
 
 def free_port() -> int:
@@ -34,12 +36,19 @@ class Member:
     folder: Path
     client_port: int = field(default_factory=free_port)
     peer_port: int = field(default_factory=free_port)
-    process: subprocess.Popen[bytes] | None = None
+    address: str = "127.0.0.1"
+    namespace: str = ""
+    process: subprocess.Popen[str] | None = None
 
     @property
     def endpoint(self) -> str:
         """host:port for clients."""
-        return f"127.0.0.1:{self.client_port}"
+        return f"{self.address}:{self.client_port}"
+
+    @property
+    def peer_url(self) -> str:
+        """For the other members."""
+        return f"http://{self.address}:{self.peer_port}"
 
     @property
     def data(self) -> Path:
@@ -64,6 +73,24 @@ class Member:
             self.process = None
 
 
+Launch = Callable[[Member, list[str], IO[str]], "subprocess.Popen[str]"]
+
+
+def _in(namespace: str, command: list[str]) -> list[str]:
+    return in_namespace(namespace, command) if namespace else command
+
+
+def _launch(member: Member, command: list[str], log: IO[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        _in(member.namespace, command),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=environment(),
+        text=True,
+    )
+
+
 @dataclass
 class Etcd:
     """A cluster of servers. `with Etcd(folder) as etcd:` starts them, and ends them whatever happens."""
@@ -74,10 +101,19 @@ class Etcd:
     scheme: str = "http"
     client_options: Sequence[str] = ()  # of etcdctl
     namespace: str = ""  # network namespace that all of it runs in
+    places: Sequence[tuple[str, str]] = ()  # or of each member, and its address there
+    launch: Launch | None = None  # for whoever has to know of the processes
     members: list[Member] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.members = [Member(f"etcd{n}", self.folder) for n in range(1, self.size + 1)]
+        names = [f"etcd{n}" for n in range(1, (len(self.places) or self.size) + 1)]
+        if self.places:
+            self.members = [
+                Member(name, self.folder, *PORTS, address, namespace)
+                for name, (namespace, address) in zip(names, self.places, strict=True)
+            ]
+        else:
+            self.members = [Member(name, self.folder, namespace=self.namespace) for name in names]
 
     @property
     def endpoints(self) -> list[str]:
@@ -110,10 +146,28 @@ class Etcd:
 
     def ctl(self, *arguments: str, check: bool = True, text: str | None = None) -> Completed:
         """Run etcdctl against the members that run."""
-        running = [member.endpoint for member in self.members if member.process is not None]
-        where = f"--endpoints={','.join(f'{self.scheme}://{each}' for each in running)}"
-        command = ["etcdctl", where, *self.client_options, *arguments]
-        return run(self._here(command), env=environment({"ETCDCTL_API": "3"}), check=check, text=text)
+        running = [member for member in self.members if member.process is not None]
+        return self._ctl(running, *arguments, check=check, text=text)
+
+    def _ctl(
+        self, members: Sequence[Member], *arguments: str, check: bool = True, text: str | None = None
+    ) -> Completed:
+        where = ",".join(f"{self.scheme}://{member.endpoint}" for member in members)
+        command = ["etcdctl", f"--endpoints={where}", *self.client_options, *arguments]
+        here = _in(self.members[0].namespace, command)
+        return run(here, env=environment({"ETCDCTL_API": "3"}), check=check, text=text)
+
+    def leader(self) -> Member:
+        """The member that leads, as etcd says itself."""
+        for line in self.ctl("endpoint", "status").stdout.splitlines():
+            endpoint, _, _, _, leads, *_ = (column.strip() for column in line.split(","))
+            if leads == "true":
+                return next(m for m in self.members if endpoint.endswith(m.endpoint))
+        raise LabError("etcd has no leader")
+
+    def save(self, snapshot: Path) -> None:
+        """Have the first member write down all that it has."""
+        self._ctl(self.members[:1], "snapshot", "save", str(snapshot))
 
     def restore(self, snapshot: Path) -> None:
         """Begin all members anew from a snapshot (`etcdctl snapshot save`)."""
@@ -125,7 +179,7 @@ class Etcd:
                     f"--data-dir={member.data}",
                     f"--name={member.name}",
                     f"--initial-cluster={self._peers()}",
-                    f"--initial-advertise-peer-urls=http://127.0.0.1:{member.peer_port}",
+                    f"--initial-advertise-peer-urls={member.peer_url}",
                 ],
                 env=environment({"ETCDCTL_API": "3"}),
             )
@@ -147,39 +201,30 @@ class Etcd:
     ) -> None:
         self.stop()
 
-    def _here(self, command: list[str]) -> list[str]:
-        return in_namespace(self.namespace, command) if self.namespace else command
-
     def _peers(self) -> str:
-        return ",".join(f"{m.name}=http://127.0.0.1:{m.peer_port}" for m in self.members)
+        return ",".join(f"{m.name}={m.peer_url}" for m in self.members)
 
     def _launch(self, member: Member) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        client, peer = (f"://127.0.0.1:{port}" for port in (member.client_port, member.peer_port))
-        with member.log.open("ab") as log:
+        client = f"{self.scheme}://{member.endpoint}"
+        with member.log.open("a") as log:
             command = [
                 "etcd",
                 f"--name={member.name}",
                 f"--data-dir={member.data}",
-                f"--listen-client-urls={self.scheme}{client}",
-                f"--advertise-client-urls={self.scheme}{client}",
-                f"--listen-peer-urls=http{peer}",
-                f"--initial-advertise-peer-urls=http{peer}",
+                f"--listen-client-urls={client}",
+                f"--advertise-client-urls={client}",
+                f"--listen-peer-urls={member.peer_url}",
+                f"--initial-advertise-peer-urls={member.peer_url}",
                 f"--initial-cluster={self._peers()}",
                 *_PACE,
                 *self.options,
             ]
-            member.process = subprocess.Popen(
-                self._here(command),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment(),
-            )
+            member.process = (self.launch or _launch)(member, command, log)
 
     def _answers(self, member: Member) -> bool:
         where = f"--endpoints={self.scheme}://{member.endpoint}"
         # Not `endpoint health`: a user without the right to read the key that it asks for is unwell.
         asked = ["etcdctl", where, *self.client_options, "endpoint", "status"]
-        done = run(self._here(asked), env=environment({"ETCDCTL_API": "3"}), check=False)
+        done = run(_in(member.namespace, asked), env=environment({"ETCDCTL_API": "3"}), check=False)
         return done.returncode == 0 and "no leader" not in done.stdout

@@ -100,8 +100,9 @@ class Ledger:
         """Make a network namespace."""
         if (NAMESPACES / name).exists():
             raise ConflictError(
-                f"network namespace {name} exists, and no lab of this machine has made it",
-                hint=f"if nothing needs it: ip netns del {name}",
+                f"network namespace {name} exists, and this lab has not made it",
+                hint="if it is another lab's: sudo make lab-down, or sudo make fleet-down; if nothing"
+                f" needs it: ip netns del {name}",
             )
         self.namespaces.append(name)
         self.save()

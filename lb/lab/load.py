@@ -11,9 +11,9 @@ from itertools import cycle
 from math import ceil
 from pathlib import Path
 
-from lb.lab.lab import Lab
+from lb.lab.base import Namespaces
 from lb.lab.shell import LabError
-from lb.lab.topology import CLIENT4, VIP4
+from lb.lab.topology import VIP4
 
 SCRIPT = Path(__file__).with_name("count_names.lua")
 
@@ -77,19 +77,18 @@ def parse(output: str) -> Tally:
 class Client:
     """wrk in the client's namespace, against one URL."""
 
-    def __init__(self, lab: Lab, url: str = f"http://{VIP4}/", *, connections: int = 32) -> None:
+    def __init__(self, lab: Namespaces, url: str = f"http://{VIP4}/", *, connections: int = 32) -> None:
         self._lab = lab
         self._url = url
         self._connections = connections
         # With another address for each run hardly a port pair comes twice in a measurement, so
         # that each connection is a draw of its own.
-        self._sources = cycle(CLIENT4)
+        self._sources = cycle(lab.plan.client_addresses)
 
     def start(self, requests: int, seconds: int = RUN_SECONDS) -> subprocess.Popen[str]:
         """Begin a run of so many connections in so many seconds; `finish` ends it."""
-        source = ["src", str(next(self._sources))]
-        for destination in (f"{VIP4}/32 dev front0", "203.0.113.0/24 via 198.51.100.1"):
-            self._lab.run("client", ["ip", "route", "replace", *destination.split(), *source])
+        for route in self._lab.plan.client_routes(next(self._sources)):
+            self._lab.run("client", ["ip", "route", "replace", *route.split()])
         options = ["--threads", "1", "--connections", str(self._connections)]
         options += ["--duration", f"{seconds + GRACE_SECONDS}s", "--script", str(SCRIPT)]
         arguments = [str(requests), str(seconds), str(self._connections)]

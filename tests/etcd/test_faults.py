@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lb.errors import CapacityError, ConflictError, RevisionCompacted, StoreUnavailable
-from lb.lab.etcd import Etcd, Member
+from lb.lab.etcd import Etcd
 from lb.lab.shell import wait_until
 from lb.store import etcd_watch
 from lb.store.base import Compare, Delete, Event, Put, Store, Watch
@@ -57,14 +57,6 @@ def follow(watch: Watch, last: str) -> list[Event]:
         if batch is not None:
             events += batch.events
     return events
-
-
-def leader(cluster: Etcd) -> Member:
-    for line in cluster.ctl("endpoint", "status").stdout.splitlines():
-        columns = [column.strip() for column in line.split(",")]
-        if columns[4] == "true":
-            return next(m for m in cluster.members if columns[0].endswith(m.endpoint))
-    raise AssertionError("no leader")
 
 
 class Writer:
@@ -124,7 +116,7 @@ def test_nothing_is_missed_or_doubled_while_leaders_die(cluster: Etcd, store: Et
         following = pool.submit(follow, watch, "end")
         writing = pool.submit(writer.run)
         for _ in range(3):
-            victim = leader(cluster)
+            victim = cluster.leader()
             reached = store.read("/t/").revision + 50
             wait_until("writes", lambda r=reached: store.read("/t/").revision > r, timeout=PATIENCE)
             victim.kill()

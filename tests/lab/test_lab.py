@@ -189,7 +189,7 @@ def test_nothing_is_left_after_a_failure() -> None:
 
 
 def test_a_half_built_lab_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Topology, "rules", lambda *_: [("-4", "rule add nonsense")])
+    monkeypatch.setattr(Topology, "more_commands", lambda *_: [("-4", "rule add nonsense")])
     other = Lab(prefix=OTHER, backends=1)
     with pytest.raises(LabError, match="nonsense"):
         other.__enter__()

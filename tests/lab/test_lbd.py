@@ -12,7 +12,8 @@ from typing import Any
 
 from helpers import create, remove_all, service
 
-from lb.lab.lab import Lab, program
+from lb.lab.lab import Lab
+from lb.lab.node import program
 from lb.lab.shell import wait_until
 from lb.lab.topology import VIP4
 from lb.model import keys

@@ -13,7 +13,8 @@ from test_tunnels import upload
 from transfers import forget_path_mtu
 
 from lb.lab import nginx
-from lb.lab.lab import Lab, program
+from lb.lab.lab import Lab
+from lb.lab.node import program
 from lb.lab.shell import environment, in_namespace, run, wait_until
 from lb.lab.topology import CLIENT4, CLIENT6, VIP4, VIP6, back, front
 

@@ -14,7 +14,8 @@ from helpers import create, outcomes, service
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 
-from lb.lab.lab import Lab, program
+from lb.lab.lab import Lab
+from lb.lab.node import program
 from lb.lab.shell import environment
 from lb.lab.topology import VIP4
 

@@ -10,7 +10,8 @@ import pytest
 from helpers import create, held, outcomes, service
 from transfers import forget_path_mtu
 
-from lb.lab.lab import Lab, program
+from lb.lab.lab import Lab
+from lb.lab.node import program
 from lb.lab.shell import LabError, environment, in_namespace, run
 from lb.lab.topology import VIP4, VIP6
 

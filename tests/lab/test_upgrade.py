@@ -58,7 +58,7 @@ def another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         monkeypatch.setenv("PYTHONSAFEPATH", "1")  # not from where the tests are run
         monkeypatch.setattr(
-            "lb.lab.lab.program",
+            "lb.lab.node.program",
             lambda name: [sys.executable, "-c", f"from {mains[name]} import main; main()"],
         )
 
