@@ -1,0 +1,184 @@
+"""A fleet with a service and traffic, as the faults find it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from helpers import create, service
+
+from lb.lab.fleet import Fleet
+from lb.lab.node import Node
+from lb.lab.shell import LabError, environment, in_namespace, wait_until
+from lb.lab.topology import VIP4, VIP6, Address
+
+HERE = Path(__file__).parent
+SERVICE = "web"
+RATE = 200.0  # requests a second
+PATIENCE = 60.0
+
+
+@dataclass
+class Requests:
+    """What came of a client's requests."""
+
+    answers: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    slowest_ms: int = 0
+
+    @property
+    def failed(self) -> int:
+        return self.failures.total()
+
+    @property
+    def total(self) -> int:
+        return self.answers.total() + self.failed
+
+    def take(self, output: str) -> None:
+        """What asking.py printed at its end."""
+        found = json.loads(output)
+        self.answers += Counter(found["answers"])
+        self.failures += Counter(found["failures"])
+        self.slowest_ms = max(self.slowest_ms, found["slowest_ms"])
+
+
+@dataclass
+class Field:
+    """A fleet that serves `web`, on IPv4, from all of its backends."""
+
+    fleet: Fleet
+
+    def prepare(self, *more: dict[str, Any]) -> None:
+        """Have the service, and nothing else but `more`."""
+        entries = [service(self.fleet, SERVICE, VIP4), *more]
+        text = json.dumps({"services": entries})
+        self.fleet.lbctl("apply", "-f", "-", "--prune", "--wait", "--timeout", "30", text=text)
+
+    def add_six(self) -> None:
+        """Have another service, on IPv6, as something that can be deleted."""
+        create(self.fleet, service(self.fleet, "six", VIP6))
+
+    @contextmanager
+    def traffic(self, address: Address = VIP4) -> Iterator[Requests]:
+        """Requests at a steady pace; what came of them is known after the block."""
+        found = Requests()
+        child = self.script("client", "asking.py", str(address), "80", str(RATE))
+        try:
+            assert child.stdout
+            if not child.stdout.readline():
+                raise LabError("the client of the fleet ended at once")
+            yield found
+            found.take(child.communicate(timeout=30)[0])  # the end of its input ends it
+        finally:
+            child.kill()
+            child.wait()
+
+    def script(self, namespace: str, name: str, *arguments: str, **more: str) -> subprocess.Popen[str]:
+        """Start a program of this folder in a namespace, with its ends in our hands."""
+        argv = [sys.executable, str(HERE / name), *arguments]
+        return subprocess.Popen(
+            in_namespace(self.fleet.namespace(namespace), argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment(more),
+            text=True,
+        )
+
+    def weight(self, value: int, backend: int = 0, timeout: float = 30) -> None:
+        """A change, in the kernels of all live nodes when this returns."""
+        name = self.fleet.topology.backends[backend]
+        self.fleet.lbctl(
+            *("backend", "weight", SERVICE, name, str(value), "--wait", "--timeout", f"{timeout:g}")
+        )
+
+    def status(self) -> dict[str, Any]:
+        """As lbctl shows it."""
+        data: dict[str, Any] = json.loads(self.fleet.lbctl("status", "-o", "json").stdout)
+        return data
+
+    def problems(self) -> str:
+        """What any node has to say."""
+        return " ".join(each["message"] for node in self.status()["nodes"] for each in node["problems"])
+
+    def agree(self) -> dict[str, str]:
+        """Wait until all nodes are live, have applied everything, and hold the same tables; returns
+        the digests."""
+        held: list[dict[str, str]] = []
+
+        def do_agree() -> bool:
+            if self.fleet.lbctl("status", check=False).returncode:
+                return False
+            found = self.status()
+            nodes = found["nodes"]
+            held[:] = [each["digests"] for each in nodes]
+            return (
+                len(nodes) == len(self.fleet.nodes)
+                and all(each["applied"] for each in nodes)
+                and all(each == held[0] for each in held)
+                and len(held[0]) == found["services"]
+            )
+
+        wait_until("the nodes to agree", do_agree, timeout=PATIENCE)
+        return held[0]
+
+    def weights(self) -> dict[str, int]:
+        """Of the backends, as they are stored."""
+        rows = json.loads(self.fleet.lbctl("backend", "list", SERVICE, "-o", "json").stdout)
+        return {row["name"]: row["weight"] for row in rows}
+
+    def propagation(self, count: int) -> dict[str, Any]:
+        """What lb/lab/propagation.py finds."""
+        pins = [f"{node.node_folder}/bpf/lb" for node in self.fleet.nodes]
+        arguments = [self.fleet.etcd.url, SERVICE, self.fleet.topology.backends[0], str(count), *pins]
+        argv = [sys.executable, "-m", "lb.lab.propagation", *arguments]
+        found: dict[str, Any] = json.loads(
+            self.fleet.run(self.fleet.nodes[0].name, argv, timeout=300).stdout
+        )
+        return found
+
+    def write_all(self, count: int, seconds: float) -> list[dict[str, Any]]:
+        """Three writers at once, one on each node; each changes the weight of one backend."""
+        backends = self.fleet.topology.backends
+        children = [
+            self.script(
+                node.name, "writer.py", SERVICE, backend, str(count), str(seconds), **node.lb_environment
+            )
+            for node, backend in zip(self.fleet.nodes, backends, strict=False)
+        ]
+        try:
+            for child in children:
+                assert child.stdout
+                if child.stdout.readline() != "ready\n":
+                    raise LabError("a writer did not begin")
+            for child in children:
+                assert child.stdin
+                child.stdin.write("\n")
+                child.stdin.flush()
+            return [json.loads(child.communicate(timeout=seconds + 30)[0]) for child in children]
+        finally:
+            for child in children:
+                child.kill()
+                child.wait()
+
+
+def log_position(node: Node) -> int:
+    return len(node.lbd_log.read_text(errors="replace"))
+
+
+def logged(node: Node, words: str, begin: int) -> bool:
+    """Has lbd said so since?"""
+    return words in node.lbd_log.read_text(errors="replace")[begin:]
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value that so many per cent don't exceed: nearest rank."""
+    ordered = sorted(values)
+    return ordered[max(1, ceil(len(ordered) * percent / 100)) - 1]
