@@ -54,6 +54,10 @@ check-datapath: root venv ## Every mode with real traffic, and against the model
 check-health: root venv ## Servers that fail for real, next to HAProxy (minutes; the last line says PASS or FAIL)
 	@$(BIN)/python -m tests.checks.health
 
+.PHONY: check-fleet
+check-fleet: root venv ## What can happen to a fleet, with traffic flowing (minutes; the last line says PASS or FAIL)
+	@$(BIN)/python -m tests.checks.fleet
+
 .PHONY: test-packets
 test-packets: root venv ## Compare kernel and model on PACKETS=200000 packets for each mode (hours)
 	@for mode in dsr nat ipip gue fullnat; do \

@@ -195,6 +195,8 @@ def node_withdrawn_after_a_change(field: Field, connections: int) -> tuple[int, 
     """As `node_withdrawn`, just after a change of weight: half of the connections are older, half
     younger. Returns how many of each half went on."""
     half = connections // 2
+    field.add_six()
+    field.agree()
     with held(field.fleet, VIP6, half) as older:
         before = older.ask()
         six = field.fleet.topology.backends[1]

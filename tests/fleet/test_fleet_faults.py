@@ -72,7 +72,6 @@ def test_a_node_is_withdrawn_and_its_connections_go_on_by_the_others(field: Fiel
 def test_a_node_is_withdrawn_just_after_a_change(field: Field) -> None:
     """What a node alone knows is lost with it: the connections that began in a slot that had just moved.
     About a tenth of the slots moves here, and a third of the connections or more changes its node."""
-    field.add_six()
     older, younger = faults.node_withdrawn_after_a_change(field, 400)
     assert older == 200  # they are where their slot was before: all nodes know that
     assert 140 < younger < 200

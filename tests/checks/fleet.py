@@ -1,0 +1,155 @@
+"""`make check-fleet`: what can happen to a fleet, for real, with traffic flowing all the time.
+
+The last line has the figures of this run: faults gone through, requests that failed in all of them, and
+how long 120 changes of weight took from their commit to the last of three kernels. PASS if the fleet did
+what it should in every fault, no request failed, and `--wait` never returned before a kernel had the
+change.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lb.errors import LbError
+from lb.lab.fleet import Fleet
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lab"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "fleet"))
+import faults
+from field import Field, percentile
+
+CHANGES = 120  # to measure; the p99 is the second slowest
+CONNECTIONS = 1000
+
+
+@dataclass
+class Score:
+    """What the last line tells."""
+
+    tried: int = 0
+    survived: int = 0
+    requests: int = 0
+    failed: int = 0
+    early: int = 0
+    kernel_ms: list[float] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return (
+            self.tried > 0
+            and self.survived == self.tried
+            and self.requests > 0
+            and self.failed == 0
+            and self.early == 0
+            and len(self.kernel_ms) == CHANGES
+        )
+
+    def line(self, passed: bool) -> str:
+        """For programs. What was not measured is not a number."""
+        measured = self.kernel_ms or [float("nan")]
+        return (
+            f"check-fleet: {'PASS' if passed else 'FAIL'} faults={self.tried}"
+            f" failed_requests={self.failed}"
+            f" propagation_p50_ms={percentile(measured, 50):.1f}"
+            f" propagation_p99_ms={percentile(measured, 99):.1f}"
+        )
+
+
+def scenes(ground: Field, folder: Path) -> dict[str, Callable[[], str]]:
+    """The faults of the issue, by name."""
+
+    def after_a_change() -> str:
+        older, younger = faults.node_withdrawn_after_a_change(ground, CONNECTIONS)
+        half = CONNECTIONS // 2
+        faults.insist(older == half, f"older connections go on: {older} of {half}")
+        return f"older connections: {older} of {half} went on; begun since: {younger} of {half}"
+
+    return {
+        "etcd leader killed": lambda: faults.leader_killed(ground),
+        "etcd leader frozen": lambda: faults.member_frozen(ground, 15),
+        "quorum lost for 60 s": lambda: faults.quorum_lost(ground, 60),
+        "all of etcd frozen for 30 s": lambda: faults.etcd_frozen(ground, 30),
+        "lbd killed on one node": lambda: faults.lbd_killed(ground),
+        "lbd frozen on one node": lambda: faults.lbd_frozen(ground),
+        "node cut off from etcd for 40 s": lambda: faults.partitioned(ground, 40),
+        "compaction while a node is cut off": lambda: faults.compacted_while_cut_off(ground),
+        "node withdrawn from the router": lambda: faults.node_withdrawn(ground, CONNECTIONS),
+        "node withdrawn just after a change": after_a_change,
+        "1,000 changes in 10 s from three writers": lambda: faults.many_writers(ground, 1000, 10),
+        "rubbish at 100 keys a second": lambda: faults.rubbish_written(ground, 20),
+        "etcd restored from a backup": lambda: faults.restored_from_backup(ground, folder),
+        "all of etcd lost and restored": lambda: faults.all_lost(ground),
+        "clock of a node jumps": lambda: faults.clock_jumped(ground, folder),
+    }
+
+
+def go_through(score: Score, ground: Field, name: str, does: Callable[[], str]) -> None:
+    """One fault, with traffic."""
+    ground.prepare()
+    ground.agree()
+    begin = time.monotonic()
+    score.tried += 1
+    said = "failed"
+    with ground.traffic() as requests:
+        try:
+            said = does()
+            score.survived += 1
+        except LbError as error:
+            said = f"NOT as it should be: {error.message}"
+    score.requests += requests.total
+    score.failed += requests.failed
+    kinds = ", ".join(f"{count} {kind}" for kind, count in requests.failures.items())
+    print(
+        f"{name}: {requests.total:,} requests in {time.monotonic() - begin:.0f} s, {requests.failed}"
+        f" failed{kinds and f' ({kinds})'}, the slowest {requests.slowest_ms} ms; {said}",
+        flush=True,
+    )
+
+
+def propagation(score: Score, ground: Field) -> None:
+    """How long changes take, with traffic, too."""
+    ground.prepare()
+    ground.agree()
+    with ground.traffic() as requests:
+        found = ground.propagation(CHANGES)
+    score.requests += requests.total
+    score.failed += requests.failed
+    score.early = found["early"]
+    score.kernel_ms = found["kernel"]
+    for what in ("commit", "kernel", "wait"):
+        values = found[what]
+        print(
+            f"propagation, {len(values)} changes: to {what} p50 {percentile(values, 50):.1f} ms,"
+            f" p99 {percentile(values, 99):.1f} ms, slowest {max(values):.1f} ms",
+            flush=True,
+        )
+    print(f"--wait returned before all kernels had the change: {score.early} times", flush=True)
+
+
+def main() -> None:
+    """Run everything; exit code 0 = PASS."""
+    score, passed = Score(), False
+    try:
+        with tempfile.TemporaryDirectory(prefix="lb-check-") as folder, Fleet(prefix="lbk-") as fleet:
+            fleet.start()
+            ground = Field(fleet)
+            propagation(score, ground)
+            for name, does in scenes(ground, Path(folder)).items():
+                go_through(score, ground, name, does)
+        passed = score.passed
+    except LbError as error:
+        print(f"check-fleet: {error.message}", flush=True)
+    except Exception:  # noqa: BLE001 - programs wait for the last line
+        traceback.print_exc()
+    print(score.line(passed), flush=True)
+    sys.exit(not passed)
+
+
+if __name__ == "__main__":
+    main()
