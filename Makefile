@@ -65,7 +65,7 @@ test-packets: root venv ## Compare kernel and model on PACKETS=200000 packets fo
 	|| exit 1; done
 
 .PHONY: bench
-bench: root venv ## Measure (SUITES="slots packet control checks" QUICK=1)
+bench: root venv ## Measure (SUITES="slots packet control checks fleet" QUICK=1)
 	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(SUITES)
 
 .PHONY: bench-compare

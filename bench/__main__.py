@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import checks, control, packet, report, rows, slots
+from bench import checks, control, fleet, packet, report, rows, slots
 from bench.rows import RESULTS, Options, Row, row
 from lb.errors import LbError
 
@@ -19,8 +19,9 @@ SUITES: dict[str, Callable[[Options], list[Row]]] = {
     "packet": packet.run,
     "control": control.run,
     "checks": checks.run,
+    "fleet": fleet.run,
 }
-NEED_ROOT = {"packet", "control"}
+NEED_ROOT = {"packet", "control", "fleet"}
 
 
 def main() -> int:
@@ -34,7 +35,7 @@ def main() -> int:
     if unknown := set(suites) - SUITES.keys():
         parser.error(f"no suite is called {', '.join(sorted(unknown))}; there are: {', '.join(SUITES)}")
     if NEED_ROOT.intersection(suites) and os.geteuid():
-        parser.error("packet and control load programs and maps into the kernel: run as root")
+        parser.error("packet, control and fleet load programs and maps into the kernel: run as root")
     options = Options(quick=chosen.quick)
     found: list[Row] = []
     load = [os.getloadavg()[0]]

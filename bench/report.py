@@ -26,6 +26,9 @@ _PROSE = {
     " Nothing is sent.",
     "checks": "Health checks: lbd's parts in one process, one nginx on the loopback. late_p99 is by how"
     " much 99 of 100 checks began late at most.",
+    "fleet": "Three nodes: lbd, etcd (three members) and kernels in namespaces of this machine, seen at"
+    " the pinned maps. A hundred: lbd's own loop without kernels, in a few processes on this machine,"
+    " with an etcd of one member; all their work is done by its processors.",
     "control": "From desired state to kernel maps, on unpinned maps of the default limits.",
 }
 

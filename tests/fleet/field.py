@@ -81,14 +81,14 @@ class Field:
             child.kill()
             child.wait()
 
-    def script(self, namespace: str, name: str, *arguments: str, **more: str) -> subprocess.Popen[str]:
+    def script(self, namespace: str, name: str, *arguments: str) -> subprocess.Popen[str]:
         """Start a program of this folder in a namespace, with its ends in our hands."""
         argv = [sys.executable, str(HERE / name), *arguments]
         return subprocess.Popen(
             in_namespace(self.fleet.namespace(namespace), argv),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment(more),
+            env=environment(),
             text=True,
         )
 
@@ -145,14 +145,15 @@ class Field:
         return found
 
     def write_all(self, count: int, seconds: float) -> list[dict[str, Any]]:
-        """Three writers at once, one on each node; each changes the weight of one backend."""
-        backends = self.fleet.topology.backends
-        children = [
-            self.script(
-                node.name, "writer.py", SERVICE, backend, str(count), str(seconds), **node.lb_environment
-            )
-            for node, backend in zip(self.fleet.nodes, backends, strict=False)
-        ]
+        """Three writers at once, one on each node, of one backend's weight; each adds 1 so often."""
+        arguments = (
+            self.fleet.etcd.url,
+            SERVICE,
+            self.fleet.topology.backends[0],
+            f"{count}",
+            f"{seconds}",
+        )
+        children = [self.script(node.name, "writer.py", *arguments) for node in self.fleet.nodes]
         try:
             for child in children:
                 assert child.stdout
@@ -162,7 +163,7 @@ class Field:
                 assert child.stdin
                 child.stdin.write("\n")
                 child.stdin.flush()
-            return [json.loads(child.communicate(timeout=seconds + 30)[0]) for child in children]
+            return [json.loads(child.communicate(timeout=3 * seconds + 30)[0]) for child in children]
         finally:
             for child in children:
                 child.kill()

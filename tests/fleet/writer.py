@@ -1,43 +1,50 @@
-"""A writer of weights, as fast as it can: `python writer.py SERVICE BACKEND COUNT SECONDS`.
+"""One of several writers of one weight: `python writer.py STORE SERVICE BACKEND COUNT SECONDS`.
 
-Each change is `lbctl backend weight`, in this process. Prints, as JSON, how many were made in the time,
-how many were refused, and the last weight that was stored for sure.
+Adds 1 to the weight COUNT times, spread over so many seconds, as any service with an etcd client would:
+it compares, and begins anew when another was faster. Prints how many times that was, as JSON.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import sys
 import time
-from collections import Counter
 
-from lb.cli.main import app
-from lb.errors import LbError
+from lb.errors import ConflictError
+from lb.model import keys
+from lb.model.objects import Backend
+from lb.store.base import Compare, Put, Store
+from lb.store.opening import open_store
+
+
+def add_one(store: Store, key: str) -> int:
+    """Returns how often another was faster."""
+    conflicts = 0
+    while True:
+        item = store.get(key)
+        assert item is not None
+        before = Backend.model_validate_json(item.value)
+        after = before.model_copy(update={"weight": before.weight + 1})
+        try:
+            store.commit([Put(key, after.model_dump_json())], [Compare(key, item.mod_revision)])
+        except ConflictError:
+            conflicts += 1
+        else:
+            return conflicts
 
 
 def main() -> None:
-    service, backend, count, seconds = sys.argv[1:]
-    refused: Counter[str] = Counter()
-    made, last = 0, 0
-    # Times are compared with those of other writers, so that all begin together.
-    print("ready", flush=True)
-    sys.stdin.readline()
-    begin = time.monotonic()
-    for number in range(int(count)):
-        if time.monotonic() - begin > float(seconds):
-            break
-        weight = 50 + number % 100
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                app(["backend", "weight", service, backend, str(weight)], standalone_mode=False)
-        except LbError as error:
-            refused[type(error).__name__] += 1
-        else:
-            made, last = made + 1, weight
-    seconds_taken = time.monotonic() - begin
-    print(json.dumps({"made": made, "refused": refused, "last": last, "seconds": seconds_taken}))
+    url, service, backend, count, seconds = sys.argv[1:]
+    conflicts = 0
+    with open_store(url) as store:
+        print("ready", flush=True)
+        sys.stdin.readline()
+        begin = time.monotonic()
+        for number in range(int(count)):
+            # Its pace, not a wait for anything.
+            time.sleep(max(0.0, number * float(seconds) / int(count) - (time.monotonic() - begin)))
+            conflicts += add_one(store, keys.backend(service, backend))
+        print(json.dumps({"conflicts": conflicts, "seconds": time.monotonic() - begin}))
 
 
 if __name__ == "__main__":
