@@ -224,7 +224,8 @@ class Checks:
                 for each in watched.backends
             ]
             before = self.verdicts.get(name, Verdict())
-            after = core.judge(members, watched.service.health, watched.service.protocol, now)
+            service = watched.service
+            after = core.judge(members, service.health, service.protocol, now, service.backup)
             self.verdicts[name] = after
             for backend in before.fitness.keys() | after.fitness.keys():
                 if before.fitness.get(backend) != after.fitness.get(backend):
