@@ -216,7 +216,7 @@ def _on_backup(service: Service, pool: str, *, is_there: bool) -> Problem:
         message=f"no backend of {split} can be used: new flows "
         + (f"go to the backup pool {pool!r}" if is_there else f"have none, also not in backup {pool!r}"),
         hint=f"`lbctl backend list {service.name}` says why",
-        warning=is_there,
+        warning=True,  # also before the first checks have passed: that must not fail `--wait`
     )
 
 

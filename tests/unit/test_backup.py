@@ -91,11 +91,11 @@ def test_it_stands_in_for_whatever_reason_the_others_are_out(why: str) -> None:
     assert list(wanted.services) == ["web"]  # the kernel has no other table for it
 
 
-def test_without_anybody_in_it_that_is_more_than_a_warning() -> None:
+def test_without_anybody_in_it_new_flows_have_nobody() -> None:
     wanted = planned(service(), backends(), dead=MAIN | {"s1", "s2"})
     assert counts(wanted) == {}
     [problem] = wanted.problems
-    assert not problem.warning
+    assert "have none, also not in backup 'spare'" in problem.message
     assert counts(planned(service(backup=None), backends(), dead=MAIN)) == {}
 
 
