@@ -11,12 +11,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from lb.core.conflicts import conflicts
 
 from bench import compare, control, frames, load, netns, packet, paper, plot, report, rows, shares, slots
 from bench.peers import maglev, native, rendezvous
 from bench.rows import Options, Row
 from bench.shares import Layout
+from lb.core.conflicts import conflicts
 from lb.core.plan import plan
 from lb.core.reference.parse import Packet, parse
 from lb.node.planning import Bases
