@@ -67,7 +67,7 @@ def add(
     def edit(draft: Draft) -> None:
         owner = draft.service(service)
         draft.add(document)
-        if document.pool not in owner.split:
+        if document.pool not in owner.split and document.pool != owner.backup:
             draft.notes.append(
                 f"pool {document.pool} has no share in the split of service {service}: "
                 f"{name} gets no new flow"

@@ -69,6 +69,10 @@ class Trace(Protocol):
         """The service that the packet is for."""
 
     @property
+    def pool(self) -> str | None:
+        """The pool that a rule sends the client to."""
+
+    @property
     def slot(self) -> int | None:
         """The slot that the flow hashes to."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lb.cli.rows import by_service
 from lb.core.state import DesiredState
+from lb.model.objects import table_path
 
 if TYPE_CHECKING:
     from lb.core.slots import Table
@@ -61,17 +62,23 @@ def moves(before: DesiredState, after: DesiredState) -> list[Move]:
 
 
 def tables(before: DesiredState, after: DesiredState, service: str) -> tuple[Table, Table]:
-    """The service's table as nodes plan it from the one state, and then from the other."""
+    """The service's table as nodes plan it from the one state, and then from the other: its backup's,
+    if nobody else takes flows."""
     from lb.core import plan, slots  # NumPy takes 0.2 s to import: only where somebody asks
 
+    held: dict[str, Table] = {}
     old = slots.empty()
     if service in before.services:
-        stored = before.tables.get(service)
-        old = plan.base_table(
-            before.services[service], before.backends_of(service), stored, int(time.time())
-        )
+        was, backends = before.services[service], before.backends_of(service)
+        held = plan.base_tables(was, backends, before.tables, int(time.time()))
+        old = plan.in_force(was, held)
+    wanted = after.services[service]
     members = plan.members_of(after.backends_of(service))
-    return old, slots.plan(members, after.services[service].split, old)
+    new = slots.plan(members, wanted.split, held.get(service))
+    if wanted.backup and not new.has_backends:
+        stored = held.get(table_path(service, wanted.backup))
+        new = slots.plan(members, {wanted.backup: 100.0}, stored)
+    return old, new
 
 
 def _move(name: str, before: Table, after: Table) -> Move:

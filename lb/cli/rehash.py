@@ -52,8 +52,8 @@ def rehashes(before: DesiredState, after: DesiredState) -> list[Rehash]:
         was = before.services.get(name)
         if was is None or was.affinity is service.affinity:
             continue
-        old = planned_shares(was.split, old_backends[name])
-        new = planned_shares(service.split, new_backends[name])
+        old = planned_shares(was, old_backends[name])
+        new = planned_shares(service, new_backends[name])
         if not any(old.values()):
             continue
         # Where a flow was and where it comes to have nothing to do with each other.

@@ -63,6 +63,9 @@ class ServiceRow(Counters):
     window: int = Field(description="Seconds for which a slot that moved remembers where it was.")
     no_backend: NoBackend = Field(description="Answer while no backend is usable.")
     split: dict[str, float] = Field(description="Share of new flows for each pool, in per cent.")
+    backup: str | None = Field(
+        description="Pool for new flows while no backend of the split can be used; null = none."
+    )
     rules: dict[Network, str] = Field(
         description="Pool for the clients of each source prefix, whatever the split says."
     )
@@ -138,7 +141,7 @@ def _backend_rows(
     unresolved: Mapping[str, Collection[str]],
     kernel: Kernel | None,
 ) -> list[BackendRow]:
-    shares = planned_shares(service.split, backends)
+    shares = planned_shares(service, backends)
     slots = _slot_counts(kernel, service.name)
     found = {b.name: health.found_by(state, f"{service.name}/{b.name}") for b in backends}
     return [
@@ -165,14 +168,18 @@ def by_service(state: DesiredState) -> dict[str, list[Backend]]:
     return grouped
 
 
-def planned_shares(split: Mapping[str, float], backends: Sequence[Backend]) -> dict[str, float]:
+def planned_shares(service: ServiceDocument, backends: Sequence[Backend]) -> dict[str, float]:
     """Exact share of new flows in per cent: pools by split, within a pool by weight. A pool in which
-    nobody takes flows leaves its share to the others, as in lb/core/slots.py."""
+    nobody takes flows leaves its share to the others, as in lb/core/slots.py, and all leave it to the
+    backup."""
+    split: Mapping[str, float] = service.split
     weights = {b.name: b.weight if b.takes_flows else 0 for b in backends}
     totals: dict[str, int] = {}
     for backend in backends:
         totals[backend.pool] = totals.get(backend.pool, 0) + weights[backend.name]
     whole = sum(split.get(pool, 0.0) for pool, total in totals.items() if total)
+    if not whole and service.backup and totals.get(service.backup):
+        split, whole = {service.backup: 100.0}, 100.0
     return {
         b.name: 100 * split.get(b.pool, 0.0) / whole * weights[b.name] / totals[b.pool]
         if whole and totals[b.pool]
@@ -237,8 +244,9 @@ def summary(service: ServiceDocument) -> str:
         f"affinity {service.affinity}, tracking {service.tracking}"
         f"{f' (window {service.window} s)' if service.tracking is Tracking.MOVING else ''}, "
         f"no backend: {service.no_backend}, "
-        f"split {', '.join(f'{pool} {share:g} %' for pool, share in sorted(service.split.items()))}, "
-        f"{health.summary(service)}"
+        f"split {', '.join(f'{pool} {share:g} %' for pool, share in sorted(service.split.items()))}"
+        + (f" (backup {service.backup}), " if service.backup else ", ")
+        + f"{health.summary(service)}"
         + (f", {len(service.rules)} rules for clients" if service.rules else "")
         + (
             f", QUIC by connection ID (config {service.quic_config}, {service.quic_id_bytes} bytes)"

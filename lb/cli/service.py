@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,6 +51,7 @@ QuicIdBytesHelp = (
     " unencrypted), 1 to 8; 0 = don't. Backends have theirs by --quic-id."
 )
 QuicConfigHelp = "The first three bits of such a connection ID, 0 to 6."
+BackupHelp = "Pool for new flows while no backend of the split can be used."
 NoBackendHelp = "While no backend is usable: answer (TCP RST, ICMP unreachable), or drop."
 
 
@@ -76,6 +77,7 @@ def add(
     no_backend: Annotated[
         NoBackend, typer.Option("--no-backend", help=NoBackendHelp)
     ] = NoBackend.REJECT,
+    backup: Annotated[str | None, typer.Option("--backup-pool", metavar="POOL", help=BackupHelp)] = None,
     quic_id_bytes: Annotated[
         int, typer.Option("--quic-id-bytes", metavar="N", help=QuicIdBytesHelp)
     ] = 0,
@@ -103,6 +105,7 @@ def add(
         tracking=tracking,
         window=window,
         no_backend=no_backend,
+        backup=backup,
         quic_id_bytes=quic_id_bytes,
         quic_config=quic_config,
         health=asked_health(
@@ -160,6 +163,9 @@ def set_policies(
     tracking: Annotated[Tracking | None, typer.Option("--tracking", help=TrackingHelp)] = None,
     window: Annotated[int | None, typer.Option("--window", metavar="SECONDS", help=WindowHelp)] = None,
     no_backend: Annotated[NoBackend | None, typer.Option("--no-backend", help=NoBackendHelp)] = None,
+    backup: Annotated[
+        str | None, typer.Option("--backup-pool", metavar="POOL", help=f"{BackupHelp} none = nobody.")
+    ] = None,
     quic_id_bytes: Annotated[
         int | None, typer.Option("--quic-id-bytes", metavar="N", help=QuicIdBytesHelp)
     ] = None,
@@ -192,7 +198,9 @@ def set_policies(
         "slow_start": slow_start,
         "panic": panic,
     }
-    fields = {name: value for name, value in asked.items() if value is not None}
+    fields: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    if backup is not None:
+        fields["backup"] = None if backup == "none" else backup
     about_health = check is not None or any(value is not None for value in checks.values())
     if not fields and not about_health:
         raise UserError(

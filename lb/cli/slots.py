@@ -102,7 +102,7 @@ def _show(
 ) -> None:
     backends = state.backends_of(service)
     digest = _digest(held, [each.name for each in backends])
-    shares = planned_shares(state.services[service].split, backends)
+    shares = planned_shares(state.services[service], backends)
     data = {
         "service": service,
         "source": source,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Annotated
 
 import typer
 
-from lb.cli import kernel, words
+from lb.cli import health, kernel, words
 from lb.cli.options import command
 from lb.cli.session import Session
+from lb.core.state import DesiredState
 from lb.errors import UserError
 from lb.model.describe import describe_socket
-from lb.model.objects import Address, Protocol
+from lb.model.objects import Address, Protocol, TableDocument, table_path
 
 
 def register(app: typer.Typer) -> None:
@@ -37,8 +40,10 @@ def trace(
             f"{source} is IPv{source.version}, but {target} is IPv{target.version}",
             hint="give two addresses of one family",
         )
-    view = kernel.open_kernel(session.settings, session.state())
+    state = session.state()
+    view = kernel.open_kernel(session.settings, state)
     found = view.trace(protocol, source, source_port, target, target_port)
+    why = [*found.why, *_health(found, state, session.settings.node)]
     data = {
         "protocol": protocol.value,
         "client": str(source),
@@ -51,16 +56,44 @@ def trace(
         "tracked_backend": found.tracked_backend,
         "backend": found.backend,
         "verdict": found.verdict,
-        "why": list(found.why),
+        "why": why,
     }
     flow = f"{describe_socket(source, source_port)} -> {describe_socket(target, target_port)}"
     reached = f"backend {found.service}/{found.backend}" if found.backend else "no backend"
     session.emit(
         data,
         f"{flow}/{protocol}: {reached}",
-        *(f"  {number}. {step}" for number, step in enumerate(found.why, 1)),
+        *(f"  {number}. {step}" for number, step in enumerate(why, 1)),
         f"  => {found.verdict}",
     )
+
+
+def _health(found: kernel.Trace, state: DesiredState, node: str) -> Iterator[str]:
+    """What this node's checks found of the backends in question."""
+    report = state.nodes.get(node)
+    if report is None or found.service is None or found.slot is None:
+        return
+    table = state.tables.get(table_path(found.service, found.pool))
+    asked = _owner(table, found.slot) if table else None
+    for name in dict.fromkeys((asked, found.slot_backend, found.tracked_backend)):
+        each = report.health.get(f"{found.service}/{name}")
+        if name is None or each is None:
+            continue
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.since))
+        said = f"{name} is {each.state} on this node since {when} ({health.age(each.since)})"
+        if name == asked and name != found.slot_backend:
+            said = f"the shared table has {name} in slot {found.slot}, and {said}"
+        yield said + (f": {each.error}" if each.error else "")
+
+
+def _owner(table: TableDocument, slot: int) -> str | None:
+    """The backend of a slot."""
+    end = 0
+    for index, length in table.runs:
+        end += length
+        if slot < end:
+            return table.backends[index] if 0 <= index < len(table.backends) else None
+    return None
 
 
 def _parse(text: str, what: str) -> tuple[Address, int]:

@@ -17,7 +17,8 @@ TABLE holds every transition. What it can't say:
   weight. Its steps fall on a grid of wall-clock time, so that backends that began together, and nodes,
   take each step together. Only the ratio within a pool counts: where all have begun, none is held back.
 - Panic: if too small a share of a pool's backends is healthy, the unhealthy ones are used, too. Those
-  that never passed a check count on neither side, and stay out.
+  that never passed a check count on neither side, and stay out. A pool of which nobody is healthy
+  doesn't panic while somebody of the backup pool is: those are better.
 
 Times are Unix seconds, because records outlive the process.
 """
@@ -225,8 +226,14 @@ class Verdict:
     until: float = math.inf  # when this changes by itself
 
 
-def judge(members: Iterable[Member], service: Health | None, protocol: Protocol, now: float) -> Verdict:
-    """Who of a service's backends takes how much of its weight."""
+def judge(
+    members: Iterable[Member],
+    service: Health | None,
+    protocol: Protocol,
+    now: float,
+    backup: str | None = None,
+) -> Verdict:
+    """Who of a service's backends takes how much of its weight. `backup`: the pool that stands in."""
     if service is None:
         return Verdict()
     pools: dict[str, list[Member]] = {}
@@ -236,9 +243,11 @@ def judge(members: Iterable[Member], service: Health | None, protocol: Protocol,
     resets: set[str] = set()
     panics = []
     until = math.inf
+    has_backup = any(_serves(member) for member in pools.get(backup or "", ()))
     policy = service.established or (Established.RESET if protocol is Protocol.UDP else Established.KEEP)
     for pool, inside in sorted(pools.items()):
-        if _panics(inside, service.panic):
+        is_relieved = has_backup and pool != backup and not any(map(_serves, inside))
+        if not is_relieved and _panics(inside, service.panic):
             panics.append(pool)
             fitness |= {m.name: 0.0 for m in inside if _state(m) is State.UNKNOWN and not _admitted(m)}
             continue
@@ -258,6 +267,10 @@ def _panics(inside: Iterable[Member], threshold: float) -> bool:
     states = [_state(member) for member in inside if member.takes]
     healthy, known = states.count(State.HEALTHY), len(states) - states.count(State.UNKNOWN)
     return bool(known) and 100 * healthy / known < threshold
+
+
+def _serves(member: Member) -> bool:
+    return member.takes and _state(member) is State.HEALTHY
 
 
 def _state(member: Member) -> State:

@@ -99,8 +99,9 @@ def base_table(
     pool: str | None = None,
 ) -> Table:
     """The service's table as people asked for it, moved least from the stored one; with the moves that
-    this takes, if it is made at `now` (Unix seconds). With `pool`: the one for clients that rules send
-    to that pool, which is the same as for all others while nobody in the pool takes new flows."""
+    this takes, if it is made at `now` (Unix seconds). With `pool`: that of this pool alone, for clients
+    that rules send there, or as the backup; the same as by the split while nobody in it takes new flows.
+    """
     previous = None
     if document is not None:
         try:
@@ -133,10 +134,24 @@ def base_tables(
     """All of the service's tables, by path (TableDocument.path), as base_table() says."""
     own = base_table(service, backends, documents.get(service.name), now)
     found = {service.name: own}
-    for pool in sorted(rules.pools(own.steers)):
-        path = table_path(service.name, pool)
+    for path in paths(service, own)[1:]:
+        pool = path.partition("/")[2]
         found[path] = base_table(service, backends, documents.get(path), now, pool)
     return found
+
+
+def paths(service: Service, base: Table) -> list[str]:
+    """What the service's tables are called, its own first, then those of single pools."""
+    pools = rules.pools(base.steers) | ({service.backup} if service.backup else set())
+    return [service.name, *(table_path(service.name, pool) for pool in sorted(pools))]
+
+
+def in_force(service: Service, tables: Mapping[str, Table]) -> Table:
+    """Which of these, by path, places new flows: the backup's, where the service's own names nobody."""
+    own = tables[service.name]
+    if own.has_backends or not service.backup:
+        return own
+    return tables[table_path(service.name, service.backup)]
 
 
 @dataclass(frozen=True)
@@ -178,16 +193,31 @@ def plan_service(
     fitness = {**verdict.fitness, **dict.fromkeys(unresolved, 0.0)}
     seed = seed_of(cluster_seed, service.name)
     base = bases[service.name]
-    wanted = WantedService(service, seed, base, overlay(base, taking, fitness))
+    fit = {path: overlay(bases[path], taking, fitness) for path in paths(service, base)}
+    wanted = WantedService(service, seed, base, in_force(service, fit))
+    if service.backup and not fit[service.name].has_backends:
+        problems.append(_on_backup(service, service.backup, is_there=wanted.table.has_backends))
     pools = []
     for pool in sorted(rules.pools(base.steers)):
-        own = bases[table_path(service.name, pool)]
-        table = overlay(own, taking, fitness)
+        path = table_path(service.name, pool)
+        own, table = bases[path], fit[path]
         if not table.has_backends and own.backends == wanted.table.backends:
             table = wanted.table  # nobody in the pool can be used
         pools.append(WantedService(service, seed, own, table, pool))
     problems += _without_effect(service, taking)
     return ServicePlan(wanted, tuple(pools), backends, tuple(problems))
+
+
+def _on_backup(service: Service, pool: str, *, is_there: bool) -> Problem:
+    """No backend of the pools in the split can be used."""
+    split = ", ".join(name for name, share in sorted(service.split.items()) if share)
+    return Problem(
+        where=keys.service(service.name),
+        message=f"no backend of {split} can be used: new flows "
+        + (f"go to the backup pool {pool!r}" if is_there else f"have none, also not in backup {pool!r}"),
+        hint=f"`lbctl backend list {service.name}` says why",
+        warning=True,  # also before the first checks have passed: that must not fail `--wait`
+    )
 
 
 def _without_effect(service: Service, members: Sequence[Member]) -> list[Problem]:

@@ -53,6 +53,7 @@ class Trace:
     """Where a packet of this 5-tuple would go now, and why, step by step."""
 
     service: str | None
+    pool: str | None  # that a rule sends the client to
     slot: int | None
     slot_backend: str | None
     tracked_backend: str | None
@@ -163,7 +164,7 @@ class KernelView:
             found = self._maps.ranges.get(exactly)
         if found is None:
             why = [f"no service has the VIP {vip} port {vip_port}/{protocol}"]
-            return Trace(None, None, None, None, None, "passed to the kernel untouched", why)
+            return Trace(None, None, None, None, None, None, "passed to the kernel untouched", why)
         service = int.from_bytes(found, sys.byteorder)
         raw = layout.Service.from_buffer_copy(self._maps.services.get(index_key(service)) or b"")
         affinity = Affinity.CLIENT if raw.affinity else Affinity.FLOW
@@ -207,6 +208,7 @@ class KernelView:
         usable = bool(chosen and backend.flags & layout.BackendFlag.USABLE)
         return Trace(
             service=self._service_name(service),
+            pool=self._pool(rule.to),
             slot=slot,
             slot_backend=self._backend_name(slot_id),
             tracked_backend=self._backend_name(tracked_id),
@@ -221,10 +223,13 @@ class KernelView:
         if found is None:
             return Steer(service, service)
         rule = rulemaps.decode(found)
-        owner = layout.Owner.from_buffer_copy(self._maps.service_owners.get(index_key(rule.to)) or b"")
-        pool = self._pool_names.get(owner.uid)
+        pool = self._pool(rule.to)
         why.append(f"a rule sends the client to pool {pool!r}" if pool else "no rule is for the client")
         return rule
+
+    def _pool(self, table: int) -> str | None:
+        owner = layout.Owner.from_buffer_copy(self._maps.service_owners.get(index_key(table)) or b"")
+        return self._pool_names.get(owner.uid)
 
     def _was(self, table: int, slot: int) -> int:
         """The backend that older flows of this slot went to."""

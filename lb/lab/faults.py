@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 from lb.lab import nginx
 from lb.lab.lab import Lab
 from lb.lab.shell import wait_until
+
+_SLOW = Path(__file__).with_name("slow_name.py")
 
 _TLS = """\
 server {{
@@ -27,6 +31,7 @@ class Server:
         self.lab = lab
         self.name = lab.namespace(backend)
         self.folder = lab.folder / self.name
+        self._slow: subprocess.Popen[str] | None = None
 
     def stop(self) -> None:
         """It goes at once: connections are reset, new ones refused."""
@@ -65,7 +70,36 @@ class Server:
         """From now on with this status."""
         nginx.prepare(self.name, self.folder, status)
         self._reload()
-        self._await_status(0 if status == nginx.CLOSES else status)
+        self._await_status(0 if status in (nginx.CLOSES, nginx.RESETS) else status)
+
+    def slow_down(self, seconds: float) -> None:
+        """It takes connections as before, and answers each after so long; until answer()."""
+        command = [sys.executable, str(_SLOW), str(nginx.SLOW_PORT), str(seconds)]
+        slow = self.lab.popen(self.name, command)
+        listens = ["ss", "-Hltn", "sport", "=", f":{nginx.SLOW_PORT}"]
+        wait_until("the slow server", lambda: self.lab.run(self.name, listens).stdout != "")
+        nginx.prepare(self.name, self.folder, nginx.SLOW)
+        self._reload()
+        self._slow = slow
+
+    def hurry(self) -> None:
+        """After slow_down()."""
+        self.answer(200)
+        if self._slow:
+            self._slow.terminate()
+            self._slow.wait()
+
+    def refuse(self) -> None:
+        """New connections are refused, from this moment on; the server itself doesn't notice."""
+        rules = (
+            "add table inet fault; add chain inet fault in { type filter hook input priority 0; };"
+            " add rule inet fault in tcp dport 80 tcp flags & (syn | ack) == syn reject with tcp reset"
+        )
+        self.lab.run(self.name, ["nft", rules])
+
+    def accept(self) -> None:
+        """After refuse()."""
+        self.lab.run(self.name, ["nft", "delete table inet fault"])
 
     def serve_tls(self, certificate: bytes, key: bytes) -> None:
         """Also on port 443, with this certificate (PEM)."""

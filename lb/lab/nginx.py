@@ -27,7 +27,7 @@ http {{
     server {{
         listen 0.0.0.0:80 backlog=4096;
         listen [::]:80 ipv6only=on backlog=4096;
-        location = / {{ return {answer}; }}
+        location = / {{ {answer} }}
         location = /status {{ stub_status; }}
         location /files/ {{ root {folder.parent}; }}
         location / {{ return 404; }}
@@ -37,7 +37,17 @@ http {{
 """
 
 
+# Instead of a status. 444 is nginx's own: it closes the connection without a word, if there is no text.
 CLOSES = 444
+RESETS = 1444  # the same with a reset
+SLOW = 1200  # it answers, but first asks a server that takes its time: see SLOW_PORT
+SLOW_PORT = 8200  # of that server, on the backend itself
+
+_ANSWERS = {
+    CLOSES: "return 444;",
+    RESETS: "reset_timedout_connection on; return 444;",
+    SLOW: f"proxy_pass http://127.0.0.1:{SLOW_PORT};",
+}
 
 
 def prepare(name: str, folder: Path, status: int = 200) -> list[str]:
@@ -45,8 +55,7 @@ def prepare(name: str, folder: Path, status: int = 200) -> list[str]:
     that are in `files` beside its folder; returns its command."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "nginx.conf"
-    # 444 is nginx's own: it closes the connection without a word, if there is no text.
-    answer = "444" if status == CLOSES else f'{status} "{name}\\n"'
+    answer = _ANSWERS.get(status, f'return {status} "{name}\\n";')
     config.write_text(_CONFIG.format(folder=folder, answer=answer))
     return command(folder)
 

@@ -34,6 +34,7 @@ MAX_DEPTH = 50  # a manifest has 6 levels
 _HINT = "`lbctl schema manifest` prints what a manifest may hold"
 _ADDRESS_FIELDS = ("vip", "address")
 _PREFIX_ERRORS = ("ip_v4_network", "ip_v6_network", "ip_any_network")
+_OPTIONAL = ("end_port", "backup", "health")  # of a service
 _NAME_RULE = "1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit"
 
 D = TypeVar("D", bound=Document)
@@ -72,7 +73,7 @@ def export(entries: Iterable[tuple[Service, Sequence[Backend]]]) -> dict[str, An
     return {
         "services": [
             {
-                **service.model_dump(mode="json", exclude=_unset(service, "end_port", "health")),
+                **service.model_dump(mode="json", exclude=_unset(service, *_OPTIONAL)),
                 "backends": [_export_backend(backend) for backend in backends],
             }
             for service, backends in entries

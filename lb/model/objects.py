@@ -161,7 +161,11 @@ class Service(Document):
         " of several that cover a client the longest counts. While nobody in that pool can be used,"
         " they go by the split.",
     )
-
+    backup: Name | None = Field(
+        default=None,
+        description="Pool that new flows go to while no backend of the pools in the split can be used;"
+        " none = nobody.",
+    )
     quic_id_bytes: int = Field(
         default=0,
         ge=0,
@@ -183,6 +187,14 @@ class Service(Document):
     def _check_split(self) -> Self:
         if abs(sum(self.split.values()) - 100.0) > 1e-6:
             raise ValueError(f"split sums to {sum(self.split.values()):g} %, not to 100 %")
+        return self
+
+    @model_validator(mode="after")
+    def _check_backup(self) -> Self:
+        if self.backup and self.split.get(self.backup):
+            raise ValueError(
+                f"backup: pool {self.backup!r} has a share in the split, so it is in use anyway"
+            )
         return self
 
     @model_validator(mode="after")
@@ -279,13 +291,13 @@ class ClusterConfig(Document):
 
 
 def table_path(service: str, pool: str | None) -> str:
-    """What a table is called: "web", or "web/canary" for the clients that rules send to that pool."""
+    """What a table is called: "web", or "web/canary" of that pool alone."""
     return f"{service}/{pool}" if pool else service
 
 
 class TableDocument(Document):
     """A service's slot table as shared state. Key: /lb/v1/tables/<service>, and
-    /lb/v1/tables/<service>/<pool> for a pool that rules send clients to.
+    /lb/v1/tables/<service>/<pool> for a pool that rules send clients to, or that is its backup.
 
     `runs` covers the slots 0..65535 in order: [index into backends, or -1 for empty; length].
     `moves` lists those that moved lately: [first slot; how many; their origin, as an index into
@@ -298,7 +310,8 @@ class TableDocument(Document):
     service: Name
     pool: Name | None = Field(
         default=None,
-        description="Of a table for the clients that rules send to this pool; none = for all others.",
+        description="Of a table of this pool alone: for the clients that rules send there, or for all"
+        " while it stands in as the backup. none = of the split.",
     )
     backends: tuple[Name, ...]
     parts: dict[Name, int] = Field(

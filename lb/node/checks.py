@@ -19,10 +19,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from lb.core import health as core
 from lb.core.health import Member, Record, State, Verdict
+from lb.core.quorum import Votes
 from lb.core.state import DesiredState
 from lb.model import keys
 from lb.model.health import Health, effective
 from lb.model.objects import Admin, Backend, BackendHealth, HealthChange, Problem, Service
+from lb.node.ballots import Ballots
 from lb.probe.base import Target
 from lb.probe.scheduler import Key, Probed
 from lb.settings import Checks as Settings
@@ -82,7 +84,8 @@ class _Watched:
 
 @dataclass
 class Checks:
-    """The health of all backends that are checked, as this node sees it."""
+    """The health of all backends that are checked: what this node found, and what the fleet makes of
+    it."""
 
     settings: Settings
     prober: Prober
@@ -97,6 +100,8 @@ class Checks:
     _touched: set[Key] = field(default_factory=set)
     _save_at: float = math.inf
     _fallen: set[Key] = field(default_factory=set)
+    _ballots: Ballots = field(default_factory=Ballots)
+    _out: dict[str, frozenset[str]] = field(default_factory=dict)  # unhealthy as agreed, by service
 
     # -- what is asked -------------------------------------------------------------------------
 
@@ -116,8 +121,8 @@ class Checks:
             self._sort_records(targets)
             self.prober.update({key: (each, self._pace(key, each)) for key, each in targets.items()})
         for name in gone:
-            del self.verdicts[name]
-        self._judge(changed)
+            del self.verdicts[name], self._out[name]
+        self._judge(watched if self._ballots.suspect(self._records) else changed)
         self._unchecked = {key for key in state.backends if key not in self._records}
 
     def _watch(self, service: Service, backends: tuple[Backend, ...]) -> _Watched:
@@ -170,11 +175,21 @@ class Checks:
             if after.state is not before.state:
                 changed.add(each.key[0])
                 self._touched.add(each.key)
-                if after.state is State.UNHEALTHY:
-                    self._fallen.add(each.key)
                 self._save_at = min(self._save_at, now + SAVE_SECONDS)
                 self._announce(watched, each.key, before, after)
-        return self._judge(changed)
+        is_news = bool(changed) and self._ballots.suspect(self._records)
+        return self._judge(self._watched if is_news else changed) or is_news
+
+    def hear(self, others: Mapping[str, Votes]) -> bool:
+        """Take in what the other nodes found, all of them; True if that changes a verdict."""
+        changed = self._ballots.hear(others) & self._watched.keys()
+        is_news = bool(changed) and self._ballots.suspect(self._records)
+        return self._judge(self._watched if is_news else changed) or is_news
+
+    def hear_one(self, node: str, votes: Votes | None) -> bool:
+        """The same of one node; none: it is gone."""
+        others = {name: each for name, each in self._ballots.others.items() if name != node}
+        return self.hear(others if votes is None else {**others, node: votes})
 
     def _announce(self, watched: _Watched, key: Key, before: Record, after: Record) -> None:
         [admin] = [each.admin for each in watched.backends if each.name == key[1]]
@@ -199,7 +214,7 @@ class Checks:
         return self._judge({name for name, each in self.verdicts.items() if each.until <= now})
 
     def fallen(self) -> set[Key]:
-        """Who got unhealthy since this was asked last."""
+        """Who got unhealthy, as agreed, since this was asked last."""
         found, self._fallen = self._fallen, set()
         return found
 
@@ -207,6 +222,9 @@ class Checks:
     def due(self) -> float:
         """When tick() has something to do, in Unix seconds."""
         return min((self._save_at, *(each.until for each in self.verdicts.values())))
+
+    def _agreed(self, key: Key) -> Record | None:
+        return self._ballots.agreed(key, self._records.get(key))
 
     def _judge(self, names: Iterable[str]) -> bool:
         now = self.clock()
@@ -219,13 +237,17 @@ class Checks:
                     pool=each.pool,
                     takes=each.takes_flows,
                     health=watched.health(each.name),
-                    record=self._records.get((name, each.name)),
+                    record=self._agreed((name, each.name)),
                 )
                 for each in watched.backends
             ]
             before = self.verdicts.get(name, Verdict())
-            after = core.judge(members, watched.service.health, watched.service.protocol, now)
+            service = watched.service
+            after = core.judge(members, service.health, service.protocol, now, service.backup)
             self.verdicts[name] = after
+            out = frozenset(m.name for m in members if m.record and m.record.state is State.UNHEALTHY)
+            self._fallen |= {(name, each) for each in out - self._out.get(name, frozenset())}
+            self._out[name] = out
             for backend in before.fitness.keys() | after.fitness.keys():
                 if before.fitness.get(backend) != after.fitness.get(backend):
                     self._touched.add((name, backend))
@@ -282,9 +304,19 @@ class Checks:
             ),
         )
 
-    def problems(self) -> list[Problem]:
+    def problems(self, node: str) -> list[Problem]:
         """What people should know without looking for it."""
         found = []
+        if self._ballots.is_suspect:
+            found.append(
+                Problem(
+                    where=node,
+                    message="only this node's checks find most of its backends unhealthy: it goes by"
+                    " what the other nodes find",
+                    hint="look at this node's own network: `lbctl check` runs a check from here",
+                    warning=True,
+                )
+            )
         for name, verdict in sorted(self.verdicts.items()):
             for pool in verdict.panics:
                 threshold = self._watched[name].service.health

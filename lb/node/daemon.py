@@ -20,6 +20,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from lb.core.flows import Filter, Kind
 from lb.core.pathmtu import PathMtus, TooBig
 from lb.core.plan import Observed, Wanted
+from lb.core.quorum import reported
 from lb.core.state import BackendKey, DesiredState, advance
 from lb.datapath import icmp, lifecycle, neighbours
 from lb.datapath.flows import FlowTable
@@ -37,6 +38,7 @@ from lb.node.happenings import (
     ChecksDone,
     Crashed,
     Happening,
+    HealthHeard,
     NetlinkChanged,
     PathTooNarrow,
     Stop,
@@ -46,7 +48,7 @@ from lb.node.happenings import (
 from lb.node.hook import Hook
 from lb.node.last_known import LastKnown
 from lb.node.planning import Bases, Plans
-from lb.node.reporter import Background, Reporter
+from lb.node.reporter import LEASE_SECONDS, Background, Reporter
 from lb.node.status import Status
 from lb.probe.prober import Prober
 from lb.probe.scheduler import Probed
@@ -101,7 +103,7 @@ class Daemon:
         self.kernel = Kernel(self.maps)
         self.resolver = Resolver(self.ip)
         self.reporter = Background(Reporter(self.store))
-        self.follower = Follower(self.store, self.inbox.put)
+        self.follower = Follower(self.store, self.inbox.put, self.settings.node)
         copy = self.settings.last_known if is_shared(self.settings.store) else None
         self.last_known = LastKnown(self.settings.node, copy)
         self.drains = Drains(self.store)
@@ -201,6 +203,8 @@ class Daemon:
                 stale |= self._learn(each.error, now)
             elif isinstance(each, StoreChanged):
                 stale |= self._take_in(each.batch) if each.batch else self._read_store()
+            elif isinstance(each, HealthHeard):
+                self._verdicts_changed |= self.checks.hear_one(each.node, each.votes)
             elif isinstance(each, ChecksDone):
                 results += each.results
             elif isinstance(each, Crashed):
@@ -208,6 +212,8 @@ class Daemon:
             else:
                 audit = True
         self._verdicts_changed |= self.checks.take(results)  # all at once: each verdict once
+        if self.follower.away(now) > LEASE_SECONDS:  # nobody knows who of the others is alive
+            self._verdicts_changed |= self.checks.hear({})
         if self._topology_changed and self._topology.is_due(now):
             self._topology_changed = False
             stale |= self.resolver.reroute()
@@ -276,6 +282,9 @@ class Daemon:
         state = self.last_known.follow(snapshot, self.state)
         if state is not None:
             self.state = state
+            others = state.nodes.keys() - {self.settings.node}
+            votes = {name: reported(state.nodes[name]) for name in others}
+            self._verdicts_changed |= self.checks.hear(votes)
             self.reporter.compare(state.nodes.get(self.settings.node))
         return True
 
@@ -348,7 +357,8 @@ class Daemon:
         if changes:
             log.info("applied revision=%d entries=%d", self.state.revision, changes)
         self._forget_beginnings(self.checks.fallen())
-        problems = (*self.state.problems, *wanted.problems, *self.checks.problems(), *self._unattached)
+        found = (*wanted.problems, *self.checks.problems(self.settings.node), *self._unattached)
+        problems = (*self.state.problems, *found)
         self.status.report(self.state.revision, self.attachment, wanted, problems)
         self.last_known.changed()
         if not self.last_known.held:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lb.core.pathmtu import TooBig
+from lb.core.quorum import Votes
 from lb.probe.scheduler import Probed
 from lb.store.base import Batch
 
@@ -16,6 +17,14 @@ class StoreChanged:
     """The desired state has changed so; None: somehow, so it has to be read."""
 
     batch: Batch | None = None
+
+
+@dataclass(frozen=True)
+class HealthHeard:
+    """Another node's checks found something new; none: the node is gone."""
+
+    node: str
+    votes: Votes | None
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,9 @@ class Crashed:
     error: BaseException
 
 
-Happening = StoreChanged | NetlinkChanged | PathTooNarrow | ChecksDone | Crashed | Stop | Audit
+Happening = (
+    StoreChanged | HealthHeard | NetlinkChanged | PathTooNarrow | ChecksDone | Crashed | Stop | Audit
+)
 
 
 @dataclass

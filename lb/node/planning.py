@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lb.core import rules, slots
+from lb.core import slots
 from lb.core.health import Verdict
 from lb.core.plan import (
     HEALTHY,
@@ -16,13 +16,14 @@ from lb.core.plan import (
     base_tables,
     flat,
     join,
+    paths,
     plan_service,
     seed_in_force,
 )
 from lb.core.slots import Table
 from lb.core.state import DesiredState
 from lb.model import keys
-from lb.model.objects import Backend, Service, TableDocument, table_path
+from lb.model.objects import Backend, Service, TableDocument
 
 _BaseInputs = tuple[Service, tuple[Backend, ...], dict[str, TableDocument]]
 _Inputs = tuple[Service, tuple[Backend, ...], dict[str, Table], Verdict]
@@ -76,7 +77,7 @@ class Bases:
 
     def unneeded(self, state: DesiredState) -> list[str]:
         """Paths of tables that the store holds of services that are gone, and of pools that no rule
-        sends anybody to any more."""
+        sends anybody to any more, and that are no backup."""
         needed = {path for _, made in self._known.values() for path in made}
         return [
             path
@@ -111,7 +112,7 @@ class Plans:
         known: dict[str, tuple[_Inputs, ServicePlan]] = {}
         changed: list[ServicePlan] = []
         for name, service in state.services.items():
-            own = {path: bases[path] for path in self._paths(name, bases[name])}
+            own = {path: bases[path] for path in paths(service, bases[name])}
             inputs = service, state.backends_of(name), own, verdicts.get(name, HEALTHY)
             before = self._known.get(name)
             if before is not None and before[0] == inputs:
@@ -122,10 +123,6 @@ class Plans:
         self._joined = self._join({name: each for name, (_, each) in known.items()}, changed)
         self._known = known
         return self._joined
-
-    @staticmethod
-    def _paths(name: str, base: Table) -> list[str]:
-        return [name, *(table_path(name, pool) for pool in rules.pools(base.steers))]
 
     def _join(self, plans: Mapping[str, ServicePlan], changed: Sequence[ServicePlan]) -> Wanted:
         """All of them; where only values differ, what was joined before with what changed."""

@@ -16,7 +16,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+import trustme
 
 from lb.lab import nginx
 from lb.lab.faults import Server
@@ -34,6 +37,9 @@ ROUNDS = 5  # of each failure, at different phases of the interval
 RATE = 200  # new connections a second, to each of both
 LEAD, REST = 0.5, 2.5  # seconds of traffic before a failure, and after it
 SETTLE = 0.05  # what began so shortly before the slots changed may still go to the old server
+SLOW = 2 * TIMEOUT  # a slow server answers after that: too late for a check, not for a client
+PHASES = 20  # of the interval, at which a server flaps
+BLIP = 0.15  # seconds: shorter than the time between two checks, so that one check fails at most
 PROXY_PORT = 8080
 ARRIVALS = Path(__file__).parent.parent / "lab" / "arrivals.py"
 
@@ -79,6 +85,8 @@ FAULTS = (
     Fault("frozen", Server.freeze, Server.thaw, TIMEOUT),
     Fault("status 500", lambda server: server.answer(500), lambda server: server.answer(200)),
     Fault("closes", lambda server: server.answer(nginx.CLOSES), lambda server: server.answer(200)),
+    Fault("resets", lambda server: server.answer(nginx.RESETS), lambda server: server.answer(200)),
+    Fault("slow", lambda server: server.slow_down(SLOW), Server.hurry, TIMEOUT),
     Fault("half stopped", Server.stop, Server.start, servers=2),
 )
 
@@ -169,6 +177,79 @@ def one_round(
     return len(ours), len(proxys)
 
 
+def flaps(slots: Slots, server: Server, found: Found) -> None:
+    """A server that refuses for a moment, at every phase of the interval, stays in; one that is away for
+    longer, again and again, is found and back in time, each time."""
+    before = slots()
+    taken_out = 0
+    for phase in range(PHASES):
+        server.refuse()
+        until = time.monotonic() + BLIP
+        while time.monotonic() < until:
+            taken_out += slots() != before
+            time.sleep(0.005)  # leave lbd some of the CPU
+        server.accept()
+        # Until a check has passed, which ends the row of failures, and then on to the next phase.
+        until = time.monotonic() + INTERVAL * (1 + phase / PHASES)
+        while time.monotonic() < until:
+            taken_out += slots() != before
+            time.sleep(0.005)  # leave lbd some of the CPU
+    if taken_out:
+        found.fail("flapping: it was taken out for a moment's failure")
+    slots.until(lambda held: held == before)
+    took, back = [], []
+    for phase in range(PHASES // 2):
+        time.sleep(phase * INTERVAL / PHASES * 2)
+        server.refuse()
+        broken = time.monotonic()
+        took.append(slots.until(lambda held: held[server.name] == 0) - broken)
+        server.accept()
+        mended = time.monotonic()
+        back.append(slots.until(lambda held: held == before) - mended)
+    found.detections += took
+    if max(took) > FALL * INTERVAL + ALLOWED or max(back) > RISE * INTERVAL + ALLOWED:
+        found.fail(f"flapping: found after up to {max(took):.2f} s, back after {max(back):.2f} s")
+    verdict = "taken out" if taken_out else "never out"
+    print(
+        f"{'flapping':14}{PHASES} moments of {BLIP} s, at all phases: {verdict};"
+        f" {len(took)} times for longer: found in {min(took):.2f} to {max(took):.2f} s,"
+        f" back in {min(back):.2f} to {max(back):.2f} s",
+        flush=True,
+    )
+
+
+def expired_certificate(lab: Lab, server: Server, found: Found) -> None:
+    """Its certificate ends while it serves; the others have no TLS, so the service has nobody then."""
+    ca, now = trustme.CA(), datetime.now(UTC)
+    address = str(lab.topology.back_addresses(server.name)[0])
+    bundle = lab.folder / "ca.pem"
+    bundle.write_bytes(ca.cert_pem.bytes())
+
+    def serve(end: timedelta) -> None:
+        cert = ca.issue_cert(address, not_before=now - timedelta(days=9), not_after=now + end)
+        chain = b"".join(each.bytes() for each in cert.cert_chain_pems)
+        server.serve_tls(chain, cert.private_key_pem.bytes())
+
+    serve(timedelta(days=1))
+    check = {"kind": "https", "port": 443, "ca_file": str(bundle)}
+    create(lab, service(lab, "tls", VIP4, port=443, health={**HEALTH, "check": check}))
+    slots = Slots(lab, "tls")
+    slots.until(lambda held: held[server.name] == 65536)
+    began = time.monotonic()
+    serve(-timedelta(days=1))
+    served = time.monotonic() - began  # nginx goes over to it somewhere in this time
+    out = slots.until(lambda held: held[server.name] == 0) - began
+    found.detections.append(out)
+    if out > served + FALL * INTERVAL + ALLOWED:
+        found.fail(f"expired certificate: found after {out:.2f} s")
+    serve(timedelta(days=1))
+    slots.until(lambda held: held[server.name] == 65536)
+    lab.lbctl("service", "rm", "tls", "--cascade", "--wait")
+    print(
+        f"{'certificate':14}expired: found in {out:.2f} s, of which nginx took {served:.2f}", flush=True
+    )
+
+
 def main() -> int:
     """Run everything; 0 if all is as promised."""
     found = Found()
@@ -198,8 +279,13 @@ def main() -> int:
                     f" {lost / ROUNDS:.1f} requests a failure, HAProxy {lost_proxy / ROUNDS:.1f}",
                     flush=True,
                 )
+            server = Server(lab, lab.topology.backends[0])
+            flaps(slots, server, found)
+            expired_certificate(lab, server, found)
     except LabError as error:
         found.fail(error.message)
+    except AssertionError as error:  # of Slots.until: it never came to that
+        found.fail(f"the slots stayed at {error}")
     print(found.line())
     return int(not found.line().startswith("check-health: PASS"))
 

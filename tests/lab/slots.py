@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from lb.cli.session import Session
 from lb.datapath.view import KernelView
@@ -13,9 +14,10 @@ from lb.lab.lab import Lab
 class Slots:
     """Of one service in the lab's kernel."""
 
-    def __init__(self, lab: Lab, service: str = "web") -> None:
+    def __init__(self, lab: Lab, service: str = "web", config: Path | None = None) -> None:
+        """`config`: of another node than the lab's own."""
         self.service = service
-        session = Session(config=lab.config)
+        session = Session(config=config or lab.config)
         state = session.state()
         session.close()
         self._none = {each.name: 0 for each in state.backends_of(service)}

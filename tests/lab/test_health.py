@@ -311,3 +311,45 @@ def test_udp_flows_leave_a_server_that_fails(running: Lab) -> None:
     finally:
         lab.run(name, ["kill", "-CONT", str(pid)])
     slots.until(lambda held: held[name] > 0)
+
+
+def test_a_backup_pool_stands_in_and_steps_back(running: Lab) -> None:
+    """New flows go there and back; established ones stay where they are, both times."""
+    lab = running
+    *main, spare = lab.topology.backends
+    web = service(lab, "web", VIP4, health=HEALTH, backup="spare")
+    web["backends"][-1]["pool"] = "spare"
+    create(lab, web)
+    slots = Slots(lab)
+    slots.until(lambda held: all(held[name] for name in main))
+    before = slots()
+    assert before[spare] == 0
+    servers = [Server(lab, name) for name in main]
+
+    def warnings() -> list[str]:
+        [node] = json.loads(lab.lbctl("status", "-o", "json").stdout)["nodes"]
+        return [each["message"] for each in node["problems"] if each["warning"]]
+
+    try:
+        with held(lab, VIP4, 20, FIRST_PORT) as old:
+            names = old.ask()
+            assert spare not in names
+            for server in servers:
+                server.freeze()
+            slots.until(lambda held: held == {**dict.fromkeys(main, 0), spare: 65536})
+            tally = Client(lab).run(2000)
+            assert (tally.failed, dict(tally.names).keys()) == (0, {spare})
+            wait_until("the warning", lambda: "backup pool 'spare'" in str(warnings()))
+            with held(lab, VIP4, 20, FIRST_PORT + 20) as young:
+                assert young.ask() == [spare] * 20
+                for server in servers:
+                    server.thaw()
+                slots.until(lambda held: held == before)
+                assert young.ask() == [spare] * 20
+                assert old.ask() == names
+        tally = Client(lab).run(2000)
+        assert (tally.failed, tally.names[spare]) == (0, 0)
+        wait_until("the all-clear", lambda: not warnings())
+    finally:
+        for server in servers:
+            server.mend()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lb.core.health import Result, State
+from lb.core.quorum import Vote
 from lb.core.state import DesiredState
 from lb.model.health import Health, HttpCheck, Overrides
 from lb.model.objects import Admin, Backend, Service
@@ -256,14 +257,14 @@ def test_panic_is_said_loudly(node: Node, caplog: pytest.LogCaptureFixture) -> N
     caplog.set_level("INFO")
     node.follow(B1, B2, health=HEALTH.model_copy(update={"panic": 60.0}))
     node.take("b1", PASS)
-    assert node.checks.problems() == []
+    assert node.checks.problems("node1") == []
     node.take("b2", FAIL, FAIL)
-    [problem] = node.checks.problems()
+    [problem] = node.checks.problems("node1")
     assert "less than 60 % of pool 'stable' is healthy" in problem.message
     assert node.fitness == {}
     assert "pool=stable panic" in caplog.text
     node.take("b2", PASS, PASS)
-    assert node.checks.problems() == []
+    assert node.checks.problems("node1") == []
     assert "panic is over" in caplog.text
 
 
@@ -289,3 +290,61 @@ def test_late_checks_are_a_problem(node: Node) -> None:
     node.prober.late = 0.3
     [problem] = node.checks.lateness("node1")
     assert "1 in 100 by 0.3 s" in problem.message
+
+
+# --- with other nodes -----------------------------------------------------------------------------
+
+
+def heard(**states: State) -> dict[str, Vote]:
+    return {f"web/{name}": Vote(state, 1.0) for name, state in states.items()}
+
+
+UP, DOWN = State.HEALTHY, State.UNHEALTHY
+
+
+def test_two_nodes_have_to_agree(node: Node) -> None:
+    node.follow(B1, B2, health=HEALTH)
+    node.take("b1", PASS)
+    node.take("b2", PASS)
+    assert not node.checks.hear_one("other", heard(b1=UP, b2=UP))
+    assert not node.take("b1", FAIL, FAIL)  # in: the other one reaches it
+    assert (node.fitness, node.checks.fallen()) == ({}, set())
+    assert node.state("b1") == "unhealthy"  # what it tells the others is what it found itself
+    assert node.checks.hear_one("other", heard(b1=DOWN, b2=UP))
+    assert (node.fitness, node.checks.fallen()) == ({"b1": 0.0}, {("web", "b1")})
+    assert not node.checks.hear_one("other", heard(b1=DOWN, b2=UP))
+    assert not node.checks.hear_one("other", None)  # it is alone now, and of the same opinion
+    assert node.fitness == {"b1": 0.0}
+
+
+def test_a_majority_of_others_takes_a_backend_out_here_and_lets_it_in(node: Node) -> None:
+    node.follow(B1, B2, health=HEALTH)
+    node.take("b1", PASS)
+    node.take("b2", PASS)
+    assert not node.checks.hear_one("n2", heard(b1=DOWN))
+    assert node.checks.hear_one("n3", heard(b1=DOWN))
+    assert node.fitness == {"b1": 0.0}
+    assert node.checks.hear_one("n3", heard(b1=UP))
+    assert node.fitness == {}
+    # Nobody is heard of any more: its own view counts.
+    node.checks.hear({"n2": heard(b1=DOWN), "n3": heard(b1=DOWN)})
+    assert node.checks.hear({})
+    assert node.fitness == {}
+
+
+def test_a_node_that_alone_sees_all_as_unhealthy_says_so_and_goes_by_the_others(node: Node) -> None:
+    b3 = backend("b3")
+    node.follow(B1, B2, b3, health=HEALTH)
+    for name in ("b1", "b2", "b3"):
+        node.take(name, PASS)
+    node.checks.hear_one("other", heard(b1=UP, b2=UP, b3=DOWN))
+    node.take("b1", FAIL, FAIL)
+    assert node.checks.problems("node1") == []
+    assert node.take("b2", FAIL, FAIL)
+    [problem] = node.checks.problems("node1")
+    assert (problem.where, problem.warning) == ("node1", True)
+    assert "only this node's checks" in problem.message
+    assert node.fitness == {"b3": 0.0}  # by the other one's word alone
+    assert node.take("b2", PASS, PASS)
+    assert node.checks.problems("node1") == []
+    assert node.fitness == {}

@@ -163,3 +163,25 @@ def test_an_unreadable_service_can_be_removed_and_replaced(lbctl, store):
     assert lbctl("service", "add", "web", "--vip", "10.0.0.1:80").code == 4
     lbctl.ok("service", "rm", "web")
     lbctl.ok("service", "add", "web", "--vip", "10.0.0.1:80")
+
+
+def test_a_backup_pool(lbctl):
+    lbctl.ok("service", "add", "web", "--vip", "10.0.0.1:80", "--backup-pool", "spare")
+    lbctl.ok("backend", "add", "web", "b1", "10.0.1.1")
+    added = lbctl.ok("backend", "add", "web", "b2", "10.0.1.2", "--pool", "spare")
+    assert "no share" not in added.err
+    assert "(backup spare)" in lbctl.ok("service", "show", "web").out
+    [row] = lbctl.json("service", "list")
+    assert row["backup"] == "spare"
+    shares = {each["name"]: each["share_percent"] for each in lbctl.json("backend", "list", "web")}
+    assert shares == {"b1": 100, "b2": 0}
+    tried = lbctl.ok("backend", "drain", "web", "b1", "--dry-run").out
+    assert "moves 65,536 of 65,536 slots" in tried
+    lbctl.ok("backend", "drain", "web", "b1")
+    shares = {each["name"]: each["share_percent"] for each in lbctl.json("backend", "list", "web")}
+    assert shares == {"b1": 0, "b2": 100}
+    lbctl.ok("service", "set", "web", "--backup-pool", "none")
+    assert lbctl.json("service", "list")[0]["backup"] is None
+    refused = lbctl("service", "set", "web", "--backup-pool", "stable")
+    assert refused.code == 2
+    assert "has a share in the split" in refused.err

@@ -1,6 +1,7 @@
 """What is shown of nodes and kernel: status, trace, doctor, counters in lists."""
 
 import sys
+import time
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import yaml
 
 from lb.errors import DatapathError
 from lb.model import keys
+from lb.model.objects import BackendHealth, TableDocument
 from lb.store.base import Put
 
 
@@ -172,6 +174,7 @@ def test_unresolved_backends_are_marked(web, nodes):
 def trace(**fields):
     values = {
         "service": "web",
+        "pool": None,
         "slot": 77,
         "slot_backend": "b1",
         "tracked_backend": None,
@@ -194,6 +197,29 @@ def test_trace(web, kernel):
     data = web.json("trace", "[2001:db8::9]:1000", "[2001:db8::1]:80")
     assert (data["client"], data["slot"], data["backend"]) == ("2001:db8::9", 77, "b1")
     assert data["why"] == kernel.answer.why
+
+
+def test_trace_tells_what_this_nodes_checks_found(web, kernel, nodes, store, monkeypatch):
+    """b1 has the slot in the shared table; b2 stands in for it."""
+    found = {
+        "web/b1": BackendHealth(state="unhealthy", since=time.time() - 200, share=0, error="refused"),
+        "web/b2": BackendHealth(state="healthy", since=time.time() - 7, share=1),
+    }
+    nodes.put("other", 1, health={"web/b1": found["web/b2"]})
+    nodes.put("this", 1, health=found)
+    monkeypatch.setenv("LB_NODE", "this")
+    for pool, runs in ((None, ((1, 77), (0, 65459))), ("canary", ((1, 65536),))):
+        document = TableDocument(service="web", pool=pool, backends=("b1", "b2"), parts={}, runs=runs)
+        store.commit([Put(keys.table(document.path), document.model_dump_json())])
+    kernel.answer = trace(slot_backend="b2", backend="b2")
+    asked, named = web.json("trace", "10.9.0.1:1000", "10.0.0.1:80")["why"][2:]
+    assert asked.startswith("the shared table has b1 in slot 77, and b1 is unhealthy on this node since")
+    assert asked.endswith("(3m): refused")
+    assert named.startswith("b2 is healthy on this node since")
+    # A rule's clients are placed by another table.
+    kernel.answer = trace(slot_backend="b2", backend="b2", pool="canary")
+    [named] = web.json("trace", "10.9.0.1:1000", "10.0.0.1:80")["why"][2:]
+    assert named.startswith("b2 is healthy")
 
 
 def test_trace_of_what_is_not_ours(web, kernel):

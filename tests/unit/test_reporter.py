@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 from conftest import node_status
 
+from lb.core.health import State
+from lb.core.quorum import Vote
 from lb.errors import CapacityError, StoreUnavailable
 from lb.lab.shell import wait_until
 from lb.model import keys
-from lb.model.objects import NodeStatus
+from lb.model.objects import BackendHealth, NodeStatus
 from lb.node import reporter
 from lb.node.follower import Follower
-from lb.node.happenings import StoreChanged
+from lb.node.happenings import HealthHeard, StoreChanged
 from lb.node.reporter import Background, Reporter
-from lb.store.base import Put, Store
+from lb.store.base import Delete, Put, Store
 
 KEY = keys.node("n1")
 
@@ -117,7 +119,7 @@ def test_a_bug_in_the_thread_ends_lbd(store: Store) -> None:
 
 def test_a_follower_tells_of_changes_and_not_of_reports(store: Store) -> None:
     told: list[StoreChanged] = []
-    Follower(store, told.append).start(store.commit([Put(keys.CONFIG, "{}")]))
+    Follower(store, told.append, "node1").start(store.commit([Put(keys.CONFIG, "{}")]))
     store.commit([Put(KEY, "{}"), Put(keys.member("n1"), "{}"), Put(keys.record("r"), "{}")])
     store.commit([Put(keys.service("web"), "{}"), Put(keys.record("s"), "{}")])
     until(lambda: bool(told))
@@ -140,7 +142,7 @@ def test_a_follower_of_a_store_that_is_away_says_when_it_is_back(
             return getattr(store, name)
 
     told: list[StoreChanged] = []
-    follower = Follower(Away(), told.append)  # type: ignore[arg-type]
+    follower = Follower(Away(), told.append, "node1")  # type: ignore[arg-type]
     follower.start(0)
     until(lambda: not follower.in_touch)
     assert told == []
@@ -152,3 +154,32 @@ def test_a_follower_of_a_store_that_is_away_says_when_it_is_back(
     store.commit([Put(keys.service("web"), "{}")])
     until(lambda: len(told) == 2)
     assert told[1].batch is not None
+
+
+def test_a_follower_tells_of_other_nodes_health_and_of_nothing_else_in_their_reports(
+    store: Store,
+) -> None:
+    told: list[object] = []
+    Follower(store, told.append, "n1").start(store.commit([Put(keys.CONFIG, "{}")]))
+
+    def report(node: str, revision: int, **states: str) -> None:
+        health = {
+            f"web/{name}": BackendHealth(state=state, since=1.0, share=1.0, latency=revision / 1000)
+            for name, state in states.items()
+        }
+        status = node_status(node, revision).model_copy(update={"health": health})
+        store.commit([Put(keys.node(node), status.model_dump_json())])
+
+    report("n1", 1, b1="unhealthy")  # its own
+    report("n2", 1, b1="healthy", b2="unknown")
+    report("n2", 2, b1="healthy", b2="unknown")
+    store.commit([Put(keys.node("n2"), "{}")])
+    report("n2", 3, b1="unhealthy")
+    store.commit([Delete(keys.node("n2"))])
+    until(lambda: len(told) == 3)
+    up, down = (Vote(state, 1.0) for state in (State.HEALTHY, State.UNHEALTHY))
+    assert told == [
+        HealthHeard("n2", {"web/b1": up}),
+        HealthHeard("n2", {"web/b1": down}),
+        HealthHeard("n2", None),
+    ]
