@@ -170,21 +170,26 @@ def test_all_gone(running: Lab, panic: int) -> None:
             "the verdict", lambda: all(found(running, s.name)["state"] == "unhealthy" for s in servers)
         )
         curl = ["curl", "-s", "-m", "2", "-o", "/dev/null", "-w", "%{http_code}", f"http://{VIP4}/"]
-        [node] = json.loads(running.lbctl("status", "-o", "json").stdout)["nodes"]
         if panic:
             assert slots() == before
             assert running.run("client", curl, check=False).stdout == "500"
-            assert "panic: less than 50 %" in str(node["problems"])
+            assert "panic: less than 50 %" in said(running)
         else:
             slots.until(lambda held: sum(held.values()) == 0)
             refused = running.run("client", curl, check=False)
             assert (refused.returncode, refused.stdout) == (7, "000")  # refused at once, not in 2 s
-            assert node["problems"] == []
+            assert "panic" not in said(running)
     finally:
         for server in servers:
             server.answer(200)
     slots.until(lambda held: held == before)
-    wait_until("the all-clear", lambda: '"problems": []' in running.lbctl("status", "-o", "json").stdout)
+    wait_until("the all-clear", lambda: "panic" not in said(running))
+
+
+def said(lab: Lab) -> str:
+    """The node's problems. (On a busy machine that checks begin late may be among them.)"""
+    [node] = json.loads(lab.lbctl("status", "-o", "json").stdout)["nodes"]
+    return str([each["message"] for each in node["problems"]])
 
 
 def test_a_restart_keeps_what_was_known(first: Server) -> None:
