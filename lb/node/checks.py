@@ -326,6 +326,7 @@ class Checks:
                         message=f"panic: less than {threshold.panic if threshold else 0:g} % of pool"
                         f" {pool!r} is healthy, so its unhealthy backends are used, too",
                         hint=f"`lbctl backend list {name}` says what their checks found",
+                        warning=True,
                     )
                 )
         return found
@@ -340,6 +341,7 @@ class Checks:
                 where=node,
                 message=f"health checks begin late: 1 in 100 by {late:.1f} s or more",
                 hint="this node is too busy for its checks: give them a longer interval",
+                warning=True,
             )
         ]
 

@@ -199,6 +199,7 @@ class LastKnown:
                         where=self.node,
                         message=f"booted without the store, and served the last known state {since}",
                         hint="check the store, and the network to it; this note goes by itself",
+                        warning=True,
                     )
                 )
         if self.restored is not None and self.restored.exists():
@@ -209,6 +210,7 @@ class LastKnown:
                     f" what was in force before is in {self.restored}",
                     hint=f"lbctl diff -f {self.restored} shows what the store has lost; remove the file"
                     " when that is settled",
+                    warning=True,
                 )
             )
         return tuple(found)

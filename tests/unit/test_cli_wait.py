@@ -95,6 +95,12 @@ def test_problems_of_others_do_not_matter(web, nodes):
     web.ok("backend", "weight", "web", "b1", "1", *WAIT)
 
 
+@pytest.mark.parametrize("where", [keys.service("web"), "n1"])
+def test_a_warning_is_no_failure(web, nodes, where):
+    nodes.follow("n1", problems=({**PROBLEM, "where": where, "warning": True},))
+    web.ok("backend", "weight", "web", "b1", "1", *WAIT)
+
+
 def test_what_stops_a_node_as_a_whole(nodes, store):
     """It stays at its old revision, and its problem is under its own name."""
     old = {"where": "n1", "message": "pinned map is not as lb.toml says", "hint": ""}
