@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from lb.core.diff import Difference, diff
+from lb.core.ids import Allocation
 from lb.datapath import encode, layout, rulemaps, slotmaps
 from lb.datapath.bpf import Map
 from lb.datapath.encode import index_key
@@ -66,10 +67,10 @@ def write(
     have: Contents,
     want: Contents,
     tables: Mapping[int, Encoded],
-    generations: Mapping[int, int],
+    backend_ids: Mapping[int, Allocation],
 ) -> int:
     """Make `have` into `want`; returns how many entries were written or deleted. `tables` has those
-    whose digests differ, `generations` those of the backends' ids."""
+    whose digests differ, `backend_ids` who has which id."""
     backends = diff(have.backends, want.backends)
     services = diff(have.services, want.services)
     swaps = diff(have.tables, want.tables)
@@ -108,7 +109,7 @@ def write(
         maps.quic.delete(server)
     for number in backends.delete:
         # The generation stays, for the id's next owner.
-        freed = layout.Backend(generation=generations[number])
+        freed = layout.Backend(generation=backend_ids[number].generation)
         maps.backends.put(index_key(number), bytes(freed))
     return sum(
         len(each.put) + len(each.delete)

@@ -362,8 +362,7 @@ class Kernel:
         return new
 
     def _write(self, have: Contents, want: Contents, tables: Mapping[int, Encoded]) -> int:
-        generations = {number: each.generation for number, each in self._backend_ids.items()}
-        changes = contents.write(self.maps, have, want, tables, generations)
+        changes = contents.write(self.maps, have, want, tables, self._backend_ids)
         stirred = {number for number, (_, past) in tables.items() if past is not None}
         self._stirred = self._stirred - tables.keys() | stirred
         return changes
