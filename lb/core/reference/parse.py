@@ -6,7 +6,7 @@ service could match is `Portless` when we know whom it was for, and None ("not o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import TypeAlias
 
@@ -53,13 +53,17 @@ class Packet:
     source: Address
     destination: Address
     proto: int
-    sport: int  # 0 with ICMP
-    dport: int
-    begins: bool  # it can only be the first of its flow: TCP SYN without ACK, QUIC Initial
-    fragment: bool  # a piece of a larger datagram
-    later: bool = False  # and not the first one: it has no ports
-    identification: bytes = b""  # of that datagram, as it stands in the header
+    sport: int = 0  # 0 with ICMP
+    dport: int = 0
+    begins: bool = False  # it can only be the first of its flow: TCP SYN without ACK, QUIC Initial
+    identification: bytes = b""  # of the datagram that it is a piece of, as it stands in the header
+    later: bool = False  # a piece, and not the first one: it has no ports
     quoted: bool = False  # read from an ICMP error: it tells of a flow, and isn't part of it
+
+    @property
+    def fragment(self) -> bool:
+        """Is it a piece of a larger datagram?"""
+        return bool(self.identification)
 
     @property
     def ipv6(self) -> bool:
@@ -127,9 +131,8 @@ def _ipv4(frame: bytes, ifindex: int, l3: int) -> Parsed:
     cut = b""
     if more or offset:
         cut = frame[l3 + 4 : l3 + 6] + bytes(2)
-    if offset:
-        return _later(frame, ifindex, l3, l4, end, source, destination, proto, cut)
-    return _ports(frame, ifindex, l3, l4, end, source, destination, proto, cut)
+    packet = Packet(frame, ifindex, l3, l4, end, source, destination, proto, identification=cut)
+    return replace(packet, later=True) if offset else _ports(packet)
 
 
 def _ipv6(frame: bytes, ifindex: int, l3: int) -> Parsed:
@@ -160,7 +163,11 @@ def _ipv6(frame: bytes, ifindex: int, l3: int) -> Parsed:
             more, offset = _number(frame, l4 + 2) & 1, _number(frame, l4 + 2) >> 3
             if offset:
                 cut = frame[l4 + 4 : l4 + 8]
-                return _later(frame, ifindex, l3, l4, end, source, destination, following, cut)
+                # `following` needn't be what the datagram is all about: that stands in the first piece.
+                whole = Packet(
+                    frame, ifindex, l3, l4, end, source, destination, following, identification=cut
+                )
+                return replace(whole, later=True)
             # With neither it is an atomic fragment, a whole datagram (RFC 6946).
             if more or cut:
                 cut = frame[l4 + 4 : l4 + 8]
@@ -168,75 +175,27 @@ def _ipv6(frame: bytes, ifindex: int, l3: int) -> Parsed:
         else:
             l4 += 8 + frame[l4 + 1] * 8
         proto = following
-    return _ports(frame, ifindex, l3, l4, end, source, destination, proto, cut)
+    return _ports(Packet(frame, ifindex, l3, l4, end, source, destination, proto, identification=cut))
 
 
-def _later(
-    frame: bytes,
-    ifindex: int,
-    l3: int,
-    l4: int,
-    end: int,
-    source: Address,
-    destination: Address,
-    proto: int,
-    cut: bytes,
-) -> Packet:
-    """A piece of a datagram that isn't the first. In IPv6 `proto` is what follows, not what it is all
-    about."""
-    return Packet(
-        frame=frame,
-        ifindex=ifindex,
-        l3=l3,
-        l4=l4,
-        end=end,
-        source=source,
-        destination=destination,
-        proto=proto,
-        sport=0,
-        dport=0,
-        begins=False,
-        fragment=True,
-        later=True,
-        identification=cut,
-    )
-
-
-def _ports(
-    frame: bytes,
-    ifindex: int,
-    l3: int,
-    l4: int,
-    end: int,
-    source: Address,
-    destination: Address,
-    proto: int,
-    cut: bytes,
-) -> Parsed:
+def _ports(packet: Packet) -> Parsed:
     """The transport header: RFC 9293 (TCP), RFC 768 (UDP), RFC 792 and 4443 (ICMP)."""
+    frame, l4, end, proto = packet.frame, packet.l4, packet.end, packet.proto
     needed = {TCP: TCP_BYTES, UDP: UDP_BYTES, ICMP: ICMP_BYTES, ICMPV6: ICMP_BYTES}.get(proto)
     if needed is None:
         return None
     # A first fragment with less than the whole header is an old way past filters (RFC 1858, 3).
     if end < l4 + needed or (proto == TCP and frame[l4 + 12] >> 4 < TCP_BYTES // 4):
-        return Portless(destination, proto, Outcome.DROP_MALFORMED)
+        return Portless(packet.destination, proto, Outcome.DROP_MALFORMED)
+    if proto not in (TCP, UDP):
+        return packet
     flags = tcp_flags(frame, l4) if proto == TCP else frozenset()
-    has_ports = proto in (TCP, UDP)
-    return Packet(
-        frame=frame,
-        ifindex=ifindex,
-        l3=l3,
-        l4=l4,
-        end=end,
-        source=source,
-        destination=destination,
-        proto=proto,
-        sport=_number(frame, l4) if has_ports else 0,
-        dport=_number(frame, l4 + 2) if has_ports else 0,
+    return replace(
+        packet,
+        sport=_number(frame, l4),
+        dport=_number(frame, l4 + 2),
         begins=("SYN" in flags and "ACK" not in flags)
         or (proto == UDP and is_quic_initial(frame[l4 + UDP_BYTES : end])),
-        fragment=bool(cut),
-        identification=cut,
     )
 
 
