@@ -178,8 +178,8 @@ def advance(state: DesiredState, revision: int, changes: Iterable[Change]) -> De
         for key, text, version in changes:
             if key.startswith(keys.NODES):
                 _node(nodes, key.removeprefix(keys.NODES), text)
-            elif key.startswith(keys.HISTORY):
-                pass  # a record of the change that came with it
+            elif key.startswith((keys.HISTORY, keys.OBSERVED)):
+                pass  # what was changed, and what was seen: nothing to apply
             elif text is None:
                 return None
             elif key.startswith(keys.SERVICES):

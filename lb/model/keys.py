@@ -10,7 +10,9 @@ TABLES = ROOT + "tables/"
 NODES = ROOT + "nodes/"
 MEMBERS = ROOT + "members/"
 HISTORY = ROOT + "history/"
-BESIDE = (NODES, MEMBERS, HISTORY)  # reports and records: nothing that anybody has to apply
+OBSERVED = ROOT + "observed/"
+ROLLOUTS = ROOT + "rollouts/"
+BESIDE = (NODES, MEMBERS, HISTORY, OBSERVED)  # reports and records: nothing that anybody has to apply
 
 
 def service(name: str) -> str:
@@ -41,3 +43,13 @@ def member(name: str) -> str:
 def record(name: str) -> str:
     """Key of a record in the history."""
     return HISTORY + name
+
+
+def observed(service: str, node: str) -> str:
+    """Key of what a node saw of a service's flows."""
+    return f"{OBSERVED}{service}/{node}"
+
+
+def rollout(service: str) -> str:
+    """Key of a service's rollout: the one under way, or the last one."""
+    return ROLLOUTS + service

@@ -1,0 +1,61 @@
+"""What the kernel saw of a service's flows, as the nodes report it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from lb.model.document import Document
+
+
+class Vantage(StrEnum):
+    """Where packets were seen: on a balancing node, or at the backend's own interface."""
+
+    NODE = "node"
+    BACKEND = "backend"
+
+
+class FlowTotals(Document):
+    """Of one backend, since the report's epoch; every figure only rises.
+
+    A connection counts where its SYN was placed. It is `established` when the backend's SYN-ACK is seen,
+    `refused` when a RST answers the SYN, `unanswered` when nothing did in time. The histograms are
+    {bucket: how many}; lb/core/histogram.py says what a bucket is.
+    """
+
+    opened: int = Field(default=0, description="New connections: first SYNs.")
+    established: int = Field(default=0, description="Of those, answered by a SYN-ACK.")
+    refused: int = Field(default=0, description="Of those, answered by a RST.")
+    unanswered: int = Field(default=0, description="Of those, not answered in time.")
+    syn_retransmissions: int = Field(default=0, description="SYNs sent again.")
+    resets_by_client: int = Field(default=0, description="Connections that the client reset.")
+    resets_by_server: int = Field(default=0, description="Connections that the backend reset.")
+    retransmits_by_client: int = Field(default=0, description="Data segments sent again to the backend.")
+    retransmits_by_server: int = Field(default=0, description="Data segments sent again by the backend.")
+    requests: int = Field(default=0, description="Times that data to the backend awaited an answer.")
+    unserved: int = Field(default=0, description="Of those, not answered in time.")
+    http: dict[str, int] = Field(
+        default={}, description="Responses of plain HTTP/1.x by class: 1xx, 2xx, 3xx, 4xx, 5xx."
+    )
+    handshake: dict[int, int] = Field(
+        default={}, description="Time from the SYN to its SYN-ACK, in buckets of microseconds."
+    )
+    first_byte: dict[int, int] = Field(
+        default={}, description="Time from a request to the first byte of its answer, in such buckets."
+    )
+
+
+class FlowReport(Document):
+    """What one observer saw of one service. Key: /lb/v1/observed/<service>/<node>, under the lease of
+    the node; written anew every second or so while the service is observed.
+
+    With another `epoch` the totals began at zero again: they can't be compared with earlier ones.
+    """
+
+    service: str
+    node: str
+    vantage: Vantage
+    epoch: str = Field(description="Changes whenever the totals begin anew.")
+    at: float = Field(description="When the totals were read; Unix time, seconds.")
+    backends: dict[str, FlowTotals] = Field(default={}, description="By the backend's name.")
