@@ -12,7 +12,8 @@
 # whose CN is its name. Where etcd is, and who asks, is in ETCDCTL_ENDPOINTS, ETCDCTL_USER, ETCDCTL_CACERT.
 set -eu
 export ETCDCTL_API=3
-root=/lb/v1
+root=/lb/v1        # what is wanted
+reports=/lb/reports/v1
 
 fail() { echo "rbac: error: $*" >&2; exit 1; }
 
@@ -41,9 +42,9 @@ add_user() {
 case ${1:-} in
 roles)
 	add_role lb-reader
-	etcdctl role grant-permission lb-reader --prefix=true read "$root/"
+	etcdctl role grant-permission lb-reader --prefix=true read /lb/
 	add_role lb-admin
-	etcdctl role grant-permission lb-admin --prefix=true readwrite "$root/"
+	etcdctl role grant-permission lb-admin --prefix=true readwrite /lb/
 	;;
 reader | admin)
 	add_user "${2:?rbac.sh $1 USER}" "lb-$1"
@@ -51,9 +52,11 @@ reader | admin)
 node)
 	name "${2:?rbac.sh node NODE}"
 	add_role "lb-node-$2"
-	etcdctl role grant-permission "lb-node-$2" --prefix=true read "$root/"
-	# Its own status and record. Slot tables belong to all nodes: whoever plans one first shares it.
-	etcdctl role grant-permission "lb-node-$2" readwrite "$root/nodes/$2"
+	etcdctl role grant-permission "lb-node-$2" --prefix=true read /lb/
+	# Its own reports and record (what it saw of services is by service: one prefix for all nodes). Slot tables belong to all nodes: whoever plans one first shares it.
+	etcdctl role grant-permission "lb-node-$2" readwrite "$reports/nodes/$2"
+	etcdctl role grant-permission "lb-node-$2" readwrite "$reports/votes/$2"
+	etcdctl role grant-permission "lb-node-$2" --prefix=true readwrite "$reports/observed/"
 	etcdctl role grant-permission "lb-node-$2" readwrite "$root/members/$2"
 	etcdctl role grant-permission "lb-node-$2" --prefix=true readwrite "$root/tables/"
 	add_user "lb-node-$2" "lb-node-$2"
@@ -62,7 +65,7 @@ ci)
 	name "${2:?rbac.sh ci SERVICE}"
 	add_role "lb-ci-$2"
 	# It looks at everything, because what it wants is checked against everything.
-	etcdctl role grant-permission "lb-ci-$2" --prefix=true read "$root/"
+	etcdctl role grant-permission "lb-ci-$2" --prefix=true read /lb/
 	etcdctl role grant-permission "lb-ci-$2" readwrite "$root/services/$2"
 	etcdctl role grant-permission "lb-ci-$2" --prefix=true readwrite "$root/backends/$2/"
 	etcdctl role grant-permission "lb-ci-$2" --prefix=true readwrite "$root/history/"

@@ -17,6 +17,7 @@ from lb.cli.session import Session
 from lb.core.state import DesiredState
 from lb.errors import ExitCode, NotFoundError, UserError
 from lb.model import keys, manifest
+from lb.model.health import Ballot
 from lb.model.history import Record
 from lb.model.manifest import Manifest
 from lb.model.objects import (
@@ -35,6 +36,7 @@ DOCUMENTS: dict[str, type[Document]] = {
     "config": ClusterConfig,
     "table": TableDocument,
     "node": NodeStatus,
+    "votes": Ballot,
     "member": Member,
     "record": Record,
 }

@@ -22,6 +22,11 @@ LAYOUT = {
         "A slot table; `<service>/<pool>` for a pool that rules send clients to.",
     ),
     "node": (keys.node("<node>"), "that node, under a lease", "What a node reports of itself."),
+    "votes": (
+        keys.votes("<node>"),
+        "that node, under the same lease",
+        "What its checks found, in short: what the other nodes want to know of it.",
+    ),
     "member": (
         keys.member("<node>"),
         "that node",
@@ -33,9 +38,10 @@ LAYOUT = {
 INTRODUCTION = """\
 # The store: keys and documents
 
-Everything that lb's nodes share is under one prefix, `{root}`, one JSON document a key. Nodes watch
-it and do what it says, whoever wrote it: any etcd client can drive lb. (In the embedded store the keys
-are the same, but only `lbctl` writes there.)
+What is wanted is under one prefix, `{root}`, one JSON document a key. Nodes watch it and do what it
+says, whoever wrote it: any etcd client can drive lb. What nodes report is beside it, under
+`{reports}`: nobody watches that but who wants to know. (In the embedded store the keys are the same,
+but only `lbctl` writes there.)
 
 | key | document | written by | |
 |---|---|---|---|
@@ -61,7 +67,7 @@ are the same, but only `lbctl` writes there.)
   adds the first service may leave it out; a node makes one.
 - **Deleting everything** under `{root}` is not taken for a wish: nodes keep what is in force, and
   say so. Delete services.
-- Leave `nodes`, `members` and `tables` to the nodes. Writing a `record` is optional.
+- Leave `{reports}`, `members` and `tables` to the nodes. Writing a `record` is optional.
 - The rights for all this: [configs/etcd](../../configs/etcd/README.md).
 
 Applied is a change when each document under `{nodes}` has a `revision` at or above that of the
@@ -137,6 +143,7 @@ def etcd_page() -> str:
         INTRODUCTION.format(
             root=keys.ROOT,
             nodes=keys.NODES,
+            reports=keys.REPORTS,
             backend=keys.backend("web", "b1"),
             layout="\n".join(rows),
         )

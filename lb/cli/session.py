@@ -47,7 +47,7 @@ class Session:
 
     def snapshot(self) -> Snapshot:
         """Everything in the store, now."""
-        return self.store.read(keys.ROOT)
+        return self.store.read(keys.EVERYTHING)
 
     def state(self) -> DesiredState:
         """Everything in the store, parsed."""

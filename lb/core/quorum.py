@@ -26,6 +26,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from lb.core.health import Record, State
+from lb.model.health import Ballot, BallotVote
 from lb.model.objects import NodeStatus
 
 
@@ -48,6 +49,20 @@ def reported(status: NodeStatus) -> Votes:
         for path, each in status.health.items()
         if each.state in (State.HEALTHY, State.UNHEALTHY)
     }
+
+
+def ballot(status: NodeStatus) -> Ballot:
+    """The votes in a node's report, as a document for the other nodes."""
+    votes = {
+        path: BallotVote.model_validate({"state": each.state.value, "since": each.since})
+        for path, each in reported(status).items()
+    }
+    return Ballot(node=status.node, votes=votes)
+
+
+def cast(found: Ballot) -> Votes:
+    """The votes in that document. Raises ValueError."""
+    return {path: Vote(State(each.state), each.since) for path, each in found.votes.items()}
 
 
 def vote(record: Record) -> Vote | None:

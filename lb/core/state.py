@@ -99,7 +99,7 @@ def parse(
     items: Iterable[tuple[str, str, int]],
     previous: DesiredState | None = None,
 ) -> DesiredState:
-    """The desired state from (key, JSON text, mod_revision) of all keys under /lb/v1/.
+    """The desired state from (key, JSON text, mod_revision) of all keys under /lb/.
 
     Never raises for what the documents say; see `problems`.
     """
@@ -172,13 +172,11 @@ def advance(state: DesiredState, revision: int, changes: Iterable[Change]) -> De
     if state.problems:
         return None
     services, backends = _copy(state.services), _copy(state.backends)
-    tables, nodes, versions = _copy(state.tables), _copy(state.nodes), _copy(state.versions)
+    tables, versions = _copy(state.tables), _copy(state.versions)
     touched: set[str] = set()
     try:
         for key, text, version in changes:
-            if key.startswith(keys.NODES):
-                _node(nodes, key.removeprefix(keys.NODES), text)
-            elif key.startswith((keys.HISTORY, keys.OBSERVED)):
+            if key.startswith((keys.HISTORY, keys.OBSERVED)):
                 pass  # what was changed, and what was seen: nothing to apply
             elif text is None:
                 return None
@@ -218,7 +216,6 @@ def advance(state: DesiredState, revision: int, changes: Iterable[Change]) -> De
         services=MappingProxyType(services),
         backends=MappingProxyType(backends),
         tables=MappingProxyType(tables),
-        nodes=MappingProxyType(nodes),
         versions=MappingProxyType(versions),
     )
     # What is derived from ten thousand backends is carried over.
@@ -237,16 +234,6 @@ V = TypeVar("V")
 def _copy(mapping: Mapping[K, V]) -> dict[K, V]:
     # dict() of a proxy looks each key up again: ten times slower.
     return mapping.copy() if isinstance(mapping, MappingProxyType) else dict(mapping)
-
-
-def _node(nodes: dict[str, NodeStatus], name: str, text: str | None) -> None:
-    if text is None:
-        nodes.pop(name, None)
-        return
-    status = NodeStatus.model_validate_json(text)
-    if status.node != name:
-        raise ValueError("the document has another node's name")
-    nodes[name] = status
 
 
 def _quarantined(key: str, text: str, good: Document | None) -> Problem:

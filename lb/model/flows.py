@@ -47,8 +47,8 @@ class FlowTotals(Document):
 
 
 class FlowReport(Document):
-    """What one observer saw of one service. Key: /lb/v1/observed/<service>/<node>, under the lease of
-    the node; written anew every second or so while the service is observed.
+    """What one observer saw of one service. Key: /lb/reports/v1/observed/<service>/<node>, under the
+    lease of the node; written anew every second or so while the service is observed.
 
     With another `epoch` the totals began at zero again: they can't be compared with earlier ones.
     """

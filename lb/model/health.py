@@ -308,6 +308,21 @@ class Overrides(Document):
     slow_start: Annotated[Seconds, Field(ge=0, le=86400)] | None = None
 
 
+class BallotVote(Document):
+    """What a node found of one backend."""
+
+    state: Literal["healthy", "unhealthy"]
+    since: float = Field(description="Unix time, seconds.")
+
+
+class Ballot(Document):
+    """What a node's checks found, as the other nodes count it. Key: /lb/reports/v1/votes/<name>, under
+    the lease of the node; written together with its status, but only when a vote changes."""
+
+    node: str
+    votes: dict[str, BallotVote] = Field(default={}, description="By service/backend.")
+
+
 def effective(health: Health | None, own: Overrides | None, port: int | None) -> Health | None:
     """How a backend is checked, with its port filled in; none = not at all. `port` is where its
     traffic goes to."""

@@ -379,7 +379,7 @@ class BackendHealth(Document):
 
 
 class NodeStatus(Document):
-    """What a node reports. Key: /lb/v1/nodes/<name>, under a lease that ends with the node."""
+    """What a node reports. Key: /lb/reports/v1/nodes/<name>, under a lease that ends with the node."""
 
     node: Name
     version: str

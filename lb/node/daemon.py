@@ -66,6 +66,8 @@ TOPOLOGY_SECONDS = 1.0  # at most one look at all routes in this time, however m
 EXPIRY_SECONDS = 2.0  # between two looks at which flows in mode fullnat are over
 SWEEP_SECONDS = 10.0  # between two looks at which flows still need to be remembered
 TABLES_A_COMMIT = 50
+SHARE_SECONDS = 0.02  # from one node's turn to share new tables to the next one's; at most
+SHARE_AT_MOST = 1.0  # in all
 
 # What the outside world can do to us at any moment; anything else is a bug and ends lbd.
 _RETRIED = (LbError, NetlinkError, OSError)
@@ -97,6 +99,7 @@ class Daemon:
     _topology_changed: bool = False
     _unattached: tuple[Problem, ...] = ()  # an interface that was lost, and can't be had back
     _path_mtus: PathMtus = field(default_factory=PathMtus)
+    _share_due: float = float("inf")  # when it is our turn to store tables that nobody has stored yet
     _in_touch: bool = True  # the last read of the store succeeded
 
     def __post_init__(self) -> None:
@@ -152,7 +155,7 @@ class Daemon:
     def _collect(self) -> list[Happening]:
         """Everything that has happened, as soon as something has: bursts become one change."""
         due = min(self._refresh.due, self._audit.due, self._retry_at)
-        due = min(due, self.last_known.due)
+        due = min(due, self.last_known.due, self._share_due)
         if self._topology_changed:
             due = min(due, self._topology.due)
         if self.kernel.remembers:
@@ -239,6 +242,7 @@ class Daemon:
             ended = time.monotonic()
             self._verdicts_due = ended + (ended - now)
             return True
+        self._share_if_due(now)
         self.status.report_health_if_due(now)
         if self.kernel.remembers and self._sweep.is_due(now):
             if self.kernel.is_stirred and (quiet := self.kernel.calm()):
@@ -270,7 +274,7 @@ class Daemon:
     def _read_store(self) -> bool:
         """Read the desired state; the last one stays in force if that fails."""
         try:
-            snapshot = self.store.read(keys.ROOT)
+            snapshot = self.store.read(keys.EVERYTHING)
         except StoreUnavailable as error:
             if self._in_touch:  # once, not with each audit
                 log.error("store: %s; going on with revision %d", error, self.state.revision)
@@ -305,6 +309,20 @@ class Daemon:
             return self._read_store()
         self.state = state
         return True
+
+    @property
+    def _turn_to_share(self) -> float:
+        """Seconds that this node leaves to those before it, in the order of their names. Each plans the
+        same tables, and if a hundred tried at once, 99 would do it for nothing."""
+        own = self.settings.node
+        return min(SHARE_AT_MOST, SHARE_SECONDS * sorted({*self.state.nodes, own}).index(own))
+
+    def _share_if_due(self, now: float) -> None:
+        if now < self._share_due:
+            return
+        self._share_due = float("inf")
+        if not self.last_known.held:
+            self._share_tables(self._bases.unstored(self.state))
 
     def _share_tables(self, documents: Mapping[str, TableDocument]) -> None:
         """Make new base tables part of the shared state, and take those out that nobody needs. If
@@ -361,8 +379,9 @@ class Daemon:
         problems = (*self.state.problems, *found)
         self.status.report(self.state.revision, self.attachment, wanted, problems)
         self.last_known.changed()
-        if not self.last_known.held:
-            self._share_tables(self._bases.unstored(self.state))
+        if self._bases.unstored(self.state) or self._bases.unneeded(self.state):
+            self._share_due = min(self._share_due, time.monotonic() + self._turn_to_share)
+            self._share_if_due(time.monotonic())
 
     def _forget_beginnings(self, fallen: Collection[BackendKey]) -> None:
         """A SYN that is sent again, or comes from the same port as one that failed, would follow it to

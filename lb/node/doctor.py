@@ -200,7 +200,7 @@ def _state(settings: Settings) -> Iterator[Check]:
 
 def _read(settings: Settings) -> DesiredState:
     with open_store(settings.store, settings.etcd) as store:
-        snapshot = store.read(keys.ROOT)
+        snapshot = store.read(keys.EVERYTHING)
     return parse(snapshot.revision, ((kv.key, kv.value, kv.mod_revision) for kv in snapshot.items))
 
 

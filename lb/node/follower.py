@@ -1,4 +1,4 @@
-"""The thread that follows the store, and tells lbd's loop of it."""
+"""The threads that follow the store, and tell lbd's loop of it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from lb.core.quorum import Votes, reported
+from lb.core.quorum import Votes, cast
 from lb.errors import RevisionCompacted, StoreUnavailable
 from lb.model import keys
-from lb.model.objects import NodeStatus
+from lb.model.health import Ballot
 from lb.node.happenings import HealthHeard, StoreChanged
 from lb.store.base import Store, iterate
 
@@ -21,8 +21,9 @@ RETRY_SECONDS = 1.0
 
 
 class Follower:
-    """Says when something other than a report changed, and when the store has to be read: because
-    changes were lost, or because it was away. Of reports only what other nodes' checks found is news."""
+    """Says when something changed that is to be applied, and when the store has to be read: because
+    changes were lost, or because it was away. Of what other nodes report only the votes of their checks
+    are news: that is a watch of its own, of few and small documents."""
 
     def __init__(
         self, store: Store, tell: Callable[[StoreChanged | HealthHeard], None], node: str
@@ -41,6 +42,7 @@ class Follower:
     def start(self, after: int) -> None:
         """Begin after a revision that was read; 0 = none was."""
         threading.Thread(target=self._run, args=(after,), name="store", daemon=True).start()
+        threading.Thread(target=self._run_votes, name="votes", daemon=True).start()
 
     def _run(self, after: int) -> None:
         while True:
@@ -48,16 +50,12 @@ class Follower:
                 if not after:  # what is newer than this read is watched, what is older is read
                     after = self._store.read(keys.ROOT).revision
                     self.in_touch = True
-                    self._votes = {}
                     self._tell(StoreChanged())
                 with self._store.watch(keys.ROOT, after=after) as watch:
                     for batch in iterate(watch):
                         after = batch.revision
                         if any(not event.key.startswith(keys.BESIDE) for event in batch.events):
                             self._tell(StoreChanged(batch))
-                        for event in batch.events:
-                            if event.key.startswith(keys.NODES):
-                                self._hear(event.key.removeprefix(keys.NODES), event.value)
                     return
             except RevisionCompacted as error:
                 log.warning("store: %s; reading it anew", error)
@@ -69,12 +67,30 @@ class Follower:
                 time.sleep(RETRY_SECONDS)
             after = 0
 
-    def _hear(self, node: str, text: str | None) -> None:
-        """Most reports say nothing new of health: those must cost the loop nothing."""
+    def _run_votes(self) -> None:
+        """Whatever goes wrong is said by the other thread, which sees the same."""
+        while True:
+            try:
+                snapshot = self._store.read(keys.VOTES)
+                found = {item.key: item.value for item in snapshot.items}
+                for key in found.keys() | {keys.votes(node) for node in self._votes}:
+                    self._hear(key, found.get(key))
+                with self._store.watch(keys.VOTES, after=snapshot.revision) as watch:
+                    for batch in iterate(watch):
+                        for event in batch.events:
+                            self._hear(event.key, event.value)
+                    return
+            except RevisionCompacted:
+                pass
+            except StoreUnavailable:
+                time.sleep(RETRY_SECONDS)
+
+    def _hear(self, key: str, text: str | None) -> None:
+        node = key.removeprefix(keys.VOTES)
         if node == self._node:
             return
         try:
-            votes = None if text is None else reported(NodeStatus.model_validate_json(text))
+            votes = None if text is None else cast(Ballot.model_validate_json(text))
         except ValueError:  # quarantined: what it said before stays in force
             return
         if node not in self._votes or self._votes[node] != votes:

@@ -46,7 +46,7 @@ class Bases:
         for name, service in state.services.items():
             inputs = service, state.backends_of(name), documents.get(name, {})
             before = self._known.get(name)
-            if before is not None and before[0] == inputs:
+            if before is not None and (before[0] == inputs or self._are_ours(before, inputs)):
                 known[name] = inputs, before[1]
                 continue
             made = base_tables(*inputs, int(time.time()))
@@ -57,6 +57,15 @@ class Bases:
             known[name] = inputs, made
         self._known = known
         return self._tables()
+
+    def _are_ours(self, before: tuple[_BaseInputs, dict[str, Table]], inputs: _BaseInputs) -> bool:
+        """Does the store now have the very tables that were planned here, and did nothing else change?
+        In a fleet that follows on each change."""
+        return before[0][:2] == inputs[:2] and inputs[2] == {
+            path: held[1]
+            for path, table in before[1].items()
+            if (held := self._documents.get(path)) and held[0] is table
+        }
 
     def _tables(self) -> dict[str, Table]:
         return {path: table for _, made in self._known.values() for path, table in made.items()}

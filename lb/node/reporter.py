@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lb.core.quorum import ballot
 from lb.errors import LbError, NotFoundError, StoreUnavailable
 from lb.model import keys
+from lb.model.health import Ballot
 from lb.model.objects import Member, NodeStatus
 from lb.node.happenings import Timer
 from lb.store.base import Delete, Put, Store
@@ -30,6 +32,7 @@ class Reporter:
     last: NodeStatus | None = None
     _written: bool = False
     _lease: int = 0
+    _ballot: Ballot | None = None  # as it was written under this lease
     _registered: bool = False
     _failing: bool = False
 
@@ -46,7 +49,7 @@ class Reporter:
         except StoreUnavailable:
             return
         if not alive:
-            self._lease, self._written = 0, False
+            self._lease, self._written, self._ballot = 0, False, None
         if not self._written and self.last is not None:
             self._write()
 
@@ -55,11 +58,13 @@ class Reporter:
         store was restored from a backup), it is written again."""
         if found != self.last:
             self._written = self._registered = False
+            self._ballot = None
 
     def leave(self) -> None:
         """Take the status back: a node that stops is not lost."""
         if self.last is not None:
-            self.store.commit([Delete(keys.member(self.last.node)), Delete(keys.node(self.last.node))])
+            own = (keys.member, keys.node, keys.votes)
+            self.store.commit([Delete(key(self.last.node)) for key in own])
         if self._lease:
             self.store.revoke(self._lease)
 
@@ -74,12 +79,16 @@ class Reporter:
                 if not self._registered:
                     member = Member(node=name, since=time.time())
                     puts.append(Put(keys.member(name), member.model_dump_json()))
+                votes = ballot(self.last)
+                if votes != (self._ballot or Ballot(node=name)):
+                    puts.append(Put(keys.votes(name), votes.model_dump_json(), lease=self._lease))
                 try:
                     self.store.commit(puts)
                     self._written, self._registered, self._failing = True, True, False
+                    self._ballot = votes
                     return
                 except NotFoundError:  # the lease has ended while lbd was busy
-                    self._lease = 0
+                    self._lease, self._ballot = 0, None
         except StoreUnavailable as error:
             self._written = False
             if not self._failing:  # once, not with each try

@@ -66,12 +66,12 @@ WEB, DNS = keys.service("web"), keys.service("dns")
 B_WEB, B_DNS = keys.backend("web", "b1"), keys.backend("dns", "b1")
 RECORD = keys.ROOT + "history/x"
 ALL = [keys.CONFIG, WEB, DNS, B_WEB, B_DNS, keys.table("web"), RECORD]
-ALL += [f(name) for f in (keys.node, keys.member) for name in ("n1", "n2")]
+ALL += [f(name) for f in (keys.node, keys.votes, keys.member) for name in ("n1", "n2")]
 MAY_WRITE = {
     ADMIN: {*ALL},
     "eve": set(),
-    "lb-node-n1": {keys.node("n1"), keys.member("n1"), keys.table("web")},
-    "lb-node-n2": {keys.node("n2"), keys.member("n2"), keys.table("web")},
+    "lb-node-n1": {keys.node("n1"), keys.votes("n1"), keys.member("n1"), keys.table("web")},
+    "lb-node-n2": {keys.node("n2"), keys.votes("n2"), keys.member("n2"), keys.table("web")},
     "lb-ci-web": {WEB, B_WEB, RECORD},
     "lb-ci-dns": {DNS, B_DNS, RECORD},
 }
@@ -79,10 +79,10 @@ MAY_WRITE = {
 
 @pytest.mark.parametrize("user", [*USERS])
 def test_who_may_write_what(guarded: Servers, tmp_path: Path, user: str) -> None:
-    outside = ["/lb/v1", "/lb/v2/config", "/other", WEB + "x", B_WEB.replace("/web/", "/web2/")]
-    outside = [key for key in outside if user != ADMIN or not key.startswith(keys.ROOT)]
+    outside = ["/lb", "/lbx/v1/config", "/other", WEB + "x", B_WEB.replace("/web/", "/web2/")]
+    outside = [key for key in outside if user != ADMIN or not key.startswith(keys.EVERYTHING)]
     with opened(guarded, tmp_path, user) as store, opened(guarded, tmp_path, ADMIN) as admin:
-        before = admin.read(keys.ROOT).items
+        before = admin.read(keys.EVERYTHING).items
         for key in (*ALL, *outside):
             if key in MAY_WRITE[user]:
                 store.commit([Put(key, user)])
@@ -94,22 +94,22 @@ def test_who_may_write_what(guarded: Servers, tmp_path: Path, user: str) -> None
             for operation in (Put(key, user), Delete(key)):
                 with pytest.raises(StoreDenied):
                     store.commit([operation])
-        assert admin.read(keys.ROOT).items == before
+        assert admin.read(keys.EVERYTHING).items == before
         # All or nothing: what is allowed is not done either beside what is not.
         for allowed in MAY_WRITE[user]:
             with pytest.raises(StoreDenied):
                 store.commit([Put(allowed, user), Put("/other", user)])
-            assert admin.read(keys.ROOT).items == before
+            assert admin.read(keys.EVERYTHING).items == before
 
 
 @pytest.mark.parametrize("user", [*USERS])
 def test_who_may_read_what(guarded: Servers, tmp_path: Path, user: str) -> None:
     with opened(guarded, tmp_path, ADMIN) as admin, opened(guarded, tmp_path, user) as store:
         revision = admin.commit([Put(DNS, "1")])
-        assert any(item.key == DNS for item in store.read(keys.ROOT).items)
+        assert any(item.key == DNS for item in store.read(keys.EVERYTHING).items)
         with store.watch(keys.ROOT, after=revision - 1) as watch:
             assert watch.next(10) is not None
-        for prefix in ("", "/", "/other/", "/lb/v2/"):
+        for prefix in ("", "/", "/other/", "/lbx/"):
             with pytest.raises(StoreDenied):
                 store.read(prefix)
             with pytest.raises(StoreDenied):
@@ -174,11 +174,11 @@ def test_lbctl_of_each_kind_of_user(guarded: Servers, tmp_path: Path) -> None:
 def test_a_user_that_is_dropped_is_gone(guarded: Servers, tmp_path: Path) -> None:
     assert script(guarded, "ci", "old", text="password\n").returncode == 0
     with opened(guarded, tmp_path, "lb-ci-old") as store:
-        store.read(keys.ROOT)
+        store.read(keys.EVERYTHING)
     assert script(guarded, "drop", "lb-ci-old").returncode == 0
     assert "lb-ci-old" not in guarded.ctl("role", "list").stdout
     with opened(guarded, tmp_path, "lb-ci-old") as store, pytest.raises(StoreDenied):
-        store.read(keys.ROOT)
+        store.read(keys.EVERYTHING)
 
 
 @pytest.mark.parametrize("arguments", [[], ["node"], ["node", "a/b"], ["ci", ""], ["ci", "A"], ["x"]])

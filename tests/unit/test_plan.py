@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address
 
+import pytest
+
 from lb.core import health
 from lb.core.health import Member, Record, Result, Verdict
 from lb.core.nexthop import NextHop
@@ -12,6 +14,7 @@ from lb.core.plan import Observed, Wanted, base_table, plan, seed_of
 from lb.core.state import DesiredState
 from lb.model.health import Health
 from lb.model.objects import Admin, Backend, ClusterConfig, Mode, Protocol, Service
+from lb.node.planning import Bases
 
 SEED = "00112233445566778899aabbccddeeff"
 ADDRESSES = {name: ip_address(f"203.0.113.{n}") for n, name in enumerate(("b1", "b2"), 1)}
@@ -131,3 +134,29 @@ def test_a_router_in_the_way_is_for_nat_only() -> None:
 def test_services_have_seeds_of_their_own_that_every_node_derives() -> None:
     assert seed_of(SEED, "web") == planned(b1=hop()).services["web"].seed
     assert len({seed_of(SEED, "web"), seed_of(SEED, "web2"), seed_of("ff" * 16, "web")}) == 3
+
+
+def test_a_table_of_ours_in_the_store_is_no_reason_to_plan_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backends = {
+        ("web", name): Backend(service="web", name=name, address=address)
+        for name, address in ADDRESSES.items()
+    }
+    service = Service(name="web", vip=ip_address("198.51.100.100"), port=80)
+    state = DesiredState(services={"web": service}, backends=backends)
+    bases = Bases()
+    made = bases.update(state)["web"]
+    stored = replace(state, tables=bases.unstored(state))
+    with monkeypatch.context() as patch:
+        patch.setattr("lb.node.planning.base_tables", None)
+        assert bases.update(stored)["web"] is made
+    assert not bases.unstored(stored)
+    heavier = backends["web", "b1"].model_copy(update={"weight": 300})
+    changed = replace(stored, backends={**backends, ("web", "b1"): heavier})
+    assert bases.update(changed)["web"].counts()["b1"] > 49000
+    # Another node's, which began without a table before: that is what all go by.
+    theirs, empty = Bases(), replace(changed, tables={})
+    other = theirs.update(empty)["web"]
+    followed = bases.update(replace(changed, tables=theirs.unstored(empty)))["web"]
+    assert followed.digest == other.digest

@@ -20,7 +20,7 @@ from lb.node import reporter
 from lb.node.follower import Follower
 from lb.node.happenings import HealthHeard, StoreChanged
 from lb.node.reporter import Background, Reporter
-from lb.store.base import Delete, Put, Store
+from lb.store.base import Put, Store
 
 KEY = keys.node("n1")
 
@@ -114,6 +114,30 @@ def test_a_bug_in_the_thread_ends_lbd(store: Store) -> None:
         background.report(node_status("n1", 2))
 
 
+def test_votes_are_written_when_they_change_and_under_the_same_lease(store: Store) -> None:
+    mine = Reporter(store)
+
+    def report(revision: int, state: str) -> tuple[int, int]:
+        """Revisions of the status and of the votes."""
+        health = {"web/b1": BackendHealth(state=state, since=1.0, share=1.0, latency=revision / 1000)}
+        mine.report(node_status("n1", revision).model_copy(update={"health": health}))
+        found = [store.get(key) for key in (KEY, keys.votes("n1"))]
+        return tuple(each.mod_revision if each else 0 for each in found)  # type: ignore[return-value]
+
+    assert report(1, "unknown")[1] == 0  # no vote, no document
+    first = report(2, "healthy")
+    assert first[0] == first[1]
+    second = report(3, "healthy")
+    assert second == (first[0] + 1, first[1])
+    assert report(4, "unhealthy")[1] == second[0] + 1
+    store.revoke(mine._lease)
+    assert store.get(keys.votes("n1")) is None
+    mine.renew()
+    assert store.get(keys.votes("n1")) is not None
+    mine.leave()
+    assert store.get(keys.votes("n1")) is None
+
+
 # The follower
 
 
@@ -160,6 +184,7 @@ def test_a_follower_tells_of_other_nodes_health_and_of_nothing_else_in_their_rep
     store: Store,
 ) -> None:
     told: list[object] = []
+    reporters: dict[str, Reporter] = {}
     Follower(store, told.append, "n1").start(store.commit([Put(keys.CONFIG, "{}")]))
 
     def report(node: str, revision: int, **states: str) -> None:
@@ -168,14 +193,15 @@ def test_a_follower_tells_of_other_nodes_health_and_of_nothing_else_in_their_rep
             for name, state in states.items()
         }
         status = node_status(node, revision).model_copy(update={"health": health})
-        store.commit([Put(keys.node(node), status.model_dump_json())])
+        reporters.setdefault(node, Reporter(store)).report(status)
 
     report("n1", 1, b1="unhealthy")  # its own
     report("n2", 1, b1="healthy", b2="unknown")
     report("n2", 2, b1="healthy", b2="unknown")
-    store.commit([Put(keys.node("n2"), "{}")])
+    until(lambda: len(told) == 1)
+    store.commit([Put(keys.votes("n2"), "{}")])
     report("n2", 3, b1="unhealthy")
-    store.commit([Delete(keys.node("n2"))])
+    reporters["n2"].leave()
     until(lambda: len(told) == 3)
     up, down = (Vote(state, 1.0) for state in (State.HEALTHY, State.UNHEALTHY))
     assert told == [
