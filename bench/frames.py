@@ -17,6 +17,7 @@ from lb.model.objects import Address, Backend, ClusterConfig, Mode, Protocol, Se
 PORT = 80
 BACKENDS = 10  # of each service
 LENGTH = 8 * WORDS
+RETURNED = (Mode.DSR, Mode.IPIP, Mode.GUE)
 _NEIGHBOUR = bytes([2, 0, 0, 0, 2, 1])
 _SYN, _DATA = 0x02, 0x18  # flags: SYN; PSH and ACK
 
@@ -53,8 +54,8 @@ def elsewhere(version: int) -> Address:
 
 
 def world() -> tuple[DesiredState, Observed]:
-    """The services with their backends, and the ways there: `dsr` back out of the interface that the
-    packet came by (XDP_TX), everything else out of the other one (XDP_REDIRECT)."""
+    """The services with their backends, and the ways there: RETURNED modes back out of the interface that the
+    packet came by (XDP_TX), the translating ones out of the other one (XDP_REDIRECT)."""
     services: dict[str, Service] = {}
     backends: dict[BackendKey, Backend] = {}
     hops: dict[Address, NextHop] = {}
@@ -67,7 +68,7 @@ def world() -> tuple[DesiredState, Observed]:
             mode=target.mode,
             tracking=target.tracking,
         )
-        out = INGRESS if target.mode is Mode.DSR else OTHER
+        out = INGRESS if target.mode in RETURNED else OTHER
         for i in range(1, BACKENDS + 1):
             address = ip_address(
                 f"10.99.{number}.{i}" if target.version == 4 else f"2001:db8:99:{number:x}::{i:x}"

@@ -68,6 +68,7 @@ class Case:
     ports: bool = True
     service: str = ""
     new: bool = False  # each packet begins a flow
+    opening: bytes = b""  # what a flow has to begin with to be known; else `frame`
 
     @property
     def label(self) -> str:
@@ -131,7 +132,8 @@ class Session:
         new, it fills the LRU, so that each evicts one; then the order is that of the measurement, in
         which a flow comes up again when all others have been there."""
         self.bench.use_flows(self._walked if case.new else self._inserted)
-        self._send(case, "lb", max(case.flows, 1000), 0)
+        opening = replace(case, frame=case.opening or case.frame)
+        self._send(opening, "lb", max(case.flows, 1000), 0)
         self.bench.use_flows(self._walked)
 
     def forget(self) -> None:
@@ -197,7 +199,8 @@ def measure(session: Session, cases: Sequence[Case], options: Options) -> list[R
 
 
 def flow_cases(flows: int) -> list[Case]:
-    """TCP data of flows that are known, for every mode, family and tracking; and UDP."""
+    """TCP data of flows that are known, for every mode, family and tracking; and UDP. Mode `fullnat` knows all
+    its flows, whatever `tracking` says, but has no room for a million."""
     return [
         Case(
             name=f"{t.mode} IPv{t.version} {t.protocol.upper()}, {tracked(t)}",
@@ -206,22 +209,26 @@ def flow_cases(flows: int) -> list[Case]:
             verdict=verdict(t),
             flows=flows,
             service=t.name,
+            opening=frames.tcp(frames.vip(t), syn=True) if t.protocol is Protocol.TCP else b"",
         )
         for t in frames.targets()
         if t.protocol is Protocol.TCP or (t.tracking is Tracking.ALWAYS and t.version == 4)
+        if t.mode is not Mode.FULLNAT or (t.tracking is Tracking.ALWAYS and flows < FLOWS)
     ]
 
 
 def tracked(target: Target) -> str:
     """In words."""
+    if target.mode is Mode.FULLNAT:
+        return "bound"
     if target.tracking is Tracking.ALWAYS:
         return "known (tracking always)"
     return f"no entry (tracking {target.tracking})"
 
 
 def verdict(target: Target) -> int:
-    """frames.world() sends dsr back, and everything else out of the other interface."""
-    return XDP_TX if target.mode is Mode.DSR else XDP_REDIRECT
+    """By frames.world()."""
+    return XDP_TX if target.mode in frames.RETURNED else XDP_REDIRECT
 
 
 def syn_cases() -> list[Case]:
@@ -237,7 +244,7 @@ def syn_cases() -> list[Case]:
             new=True,
         )
         for t in frames.targets()
-        if t.protocol is Protocol.TCP
+        if t.protocol is Protocol.TCP and t.mode is not Mode.FULLNAT
     ]
 
 

@@ -62,7 +62,7 @@ static __always_inline __u32 ctx_segment_bytes(lb_ctx *ctx, const struct lb_pack
 
 /* Puts an outer header between the Ethernet header and the IP header. The kernel finds the latter only
  * where no tag stands inside the frame. */
-static __always_inline int ctx_push(lb_ctx *ctx, struct lb_packet *p, const void *header, __u32 bytes,
+static __always_inline int ctx_push(lb_ctx *ctx, struct lb_packet *p, const __u32 *header, __u32 bytes,
 				    __u32 flags)
 {
 	__u16 type = flags & LB_PUSH_IPV4 ? lb_htons(ETH_P_IP) : lb_htons(ETH_P_IPV6);

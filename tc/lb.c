@@ -8,6 +8,7 @@
 #include "lb_parse.h"
 #include "lb_hash.h"
 #include "lb_links.h"
+#include "lb_lookup.h"
 #include "ctx.h"
 #include "lb_send.h"
 #include "lb_answer.h"

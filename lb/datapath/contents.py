@@ -83,6 +83,8 @@ def write(
     later = {n: raw for n, raw in backends.put.items() if not encode.is_usable(raw)}
     _put(maps.backends, (item for item in backends.put.items() if item[0] not in later))
     _put_hash(maps.nat_back, nat_back, len(have.nat_back))
+    if nat_back.put:
+        turn_page(maps, has(have, want))
     _put_hash(maps.quic, quic, len(have.quic))
     _put(maps.services, services.put.items())
     for numbers in _chunks(list(swaps.put), _TABLES_AT_ONCE):
@@ -97,6 +99,9 @@ def write(
         maps.vips.delete(endpoint)
     for span in ranges.delete:
         maps.ranges.delete(span)
+    # Before what they led to is gone.
+    if any(each.put or each.delete for each in (vips, ranges)):
+        turn_page(maps, has(have, want))
     for service, prefix in rules.delete:
         maps.rules.delete(layout.rule_key(service, prefix))
     for number in swaps.delete:
@@ -105,6 +110,8 @@ def write(
         maps.services.put(index_key(number), bytes(maps.services.value_size))
     for endpoint in nat_back.delete:
         maps.nat_back.delete(endpoint)
+    if nat_back.delete or ranges.delete:
+        turn_page(maps, has(want))
     for server in quic.delete:
         maps.quic.delete(server)
     for number in backends.delete:
@@ -115,6 +122,23 @@ def write(
         len(each.put) + len(each.delete)
         for each in (backends, services, swaps, rules, vips, ranges, nat_back, quic)
     )
+
+
+def turn_page(maps: Maps, has: layout.Has) -> None:
+    """Have the programs look up anew what they found so far in vips, ranges and nat_back. `has`: which of these
+    may not be empty."""
+    edition = layout.Edition.from_buffer_copy(maps.editions.get(index_key(0)) or b"")
+    fresh = layout.Edition(number=(edition.number + 1) % 2**32, has=has)
+    maps.editions.put(index_key(0), bytes(fresh))
+
+
+def has(*contents: Contents) -> layout.Has:
+    """Which maps one of these has something for."""
+    found = layout.Has(0)
+    for each in contents:
+        found |= layout.Has.RANGES if each.ranges else 0
+        found |= layout.Has.NAT_BACK if each.nat_back else 0
+    return found
 
 
 def digest(encoded: Encoded) -> bytes:

@@ -86,6 +86,8 @@ class Kernel:
         )
         self._have = have
         self._stirred = stirred
+        # Whoever changed them (an lbd that was killed, a person) may not have said so.
+        contents.turn_page(maps, contents.has(have))
         self._programmed.clear()
         self._unsure = False
 

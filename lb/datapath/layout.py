@@ -22,6 +22,7 @@ EPOCHS = 128
 SCRATCH = 128  # bytes: room for what the programs note of a packet while they look at it
 SLOT_BACKEND = 0x00FFFFFF  # the bits of a slot that are its backend's id
 SLOT_STIRRED = 0x80000000
+LOOKUPS = 4096
 RANGE_BITS = 144  # of a struct lb_range's prefix, in front of the port
 EPOCH_SHIFT = 24
 
@@ -38,6 +39,13 @@ class BackendFlag(IntFlag):
 
     USABLE = 1
     RESOLVED = 2
+
+
+class Has(IntFlag):
+    """LB_HAS_*: maps that aren't empty."""
+
+    RANGES = 1
+    NAT_BACK = 2
 
 
 class Outcome(IntEnum):
@@ -207,6 +215,23 @@ class Binding(ctypes.Structure):
         ("port", ctypes.c_uint16),
         ("state", ctypes.c_uint8),
         ("pad", ctypes.c_uint8),
+    )
+
+
+class Edition(ctypes.Structure):
+    """struct lb_edition."""
+
+    _fields_ = (("number", ctypes.c_uint32), ("has", ctypes.c_uint32))
+
+
+class Lookup(ctypes.Structure):
+    """struct lb_lookup."""
+
+    _fields_ = (
+        ("key", Endpoint),
+        ("edition", ctypes.c_uint32),
+        ("service", ctypes.c_uint32),
+        ("backend", ctypes.c_uint32),
     )
 
 

@@ -46,6 +46,8 @@ def specs(limits: Limits) -> dict[str, MapSpec]:
             limits.rules,
             _F_NO_PREALLOC,
         ),
+        "editions": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Edition), 1),
+        "lookups": MapSpec(MapType.PERCPU_ARRAY, 4, ctypes.sizeof(layout.Lookup), layout.LOOKUPS),
         "services": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Service), limits.services),
         "tables": MapSpec(MapType.ARRAY_OF_MAPS, 4, 4, limits.services),
         "backends": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Backend), limits.backends),

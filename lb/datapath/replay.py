@@ -31,7 +31,7 @@ from lb.settings import Hook, Limits
 
 # What the programs write.
 _COPIED = ("conntrack", "embryonic", "senders", "bindings", "translations", "fragments")
-_FRESH = ("scratch", "outcomes", "service_stats", "backend_stats")
+_FRESH = ("scratch", "lookups", "outcomes", "service_stats", "backend_stats")
 
 # uapi/linux/bpf.h and uapi/linux/pkt_cls.h
 _VERDICTS = {

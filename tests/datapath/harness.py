@@ -37,7 +37,7 @@ from lb.core.reference import (
 )
 from lb.core.reference.world import Backend, Endpoint, Service
 from lb.datapath import compile as compiler
-from lb.datapath import layout
+from lb.datapath import contents, layout
 from lb.datapath.bpf import Map, Program, ProgramType, _check, _libbpf, _TestRunOpts, possible_cpus
 from lb.datapath.maps import Maps
 from lb.model.objects import Address
@@ -167,6 +167,7 @@ class Kernel:
             maps.fragments.put(fragment_key(piece), fragment_struct(first))
         for (number, server_id), backend in world.quic.items():
             maps.quic.put(bytes(layout.QuicKey(server_id, number)), u32(backend))
+        contents.turn_page(maps, layout.Has.RANGES | layout.Has.NAT_BACK)
         self._world = world
 
     def use_tables(self, tables: Mapping[int, Map]) -> None:

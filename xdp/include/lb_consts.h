@@ -70,6 +70,12 @@ enum lb_no_backend { LB_NO_BACKEND_REJECT = 0, LB_NO_BACKEND_DROP = 1 };
 /* In the vips map, what an entry with port 0 and protocol ICMP says of its address. */
 #define LB_RANGE_BITS 144
 
+/* edition.has */
+#define LB_HAS_RANGES 0x1
+#define LB_HAS_NAT_BACK 0x2
+
+#define LB_LOOKUPS 4096u /* that each CPU keeps: as many as lookup_place() tells apart */
+
 #define LB_VIP_TCP 0x1
 #define LB_VIP_UDP 0x2
 

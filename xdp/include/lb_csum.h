@@ -17,6 +17,17 @@ static __always_inline __u32 csum_fold64(__u64 sum)
 	return (__u32)sum;
 }
 
+/* The sum of so many words of 32 bits, still to be folded. */
+static __always_inline __u64 csum_u32s(const __u32 *word, int words)
+{
+	__u64 sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < words; i++)
+		sum += word[i];
+	return sum;
+}
+
 /* ~HC' = ~HC + ~m + m', with diff = ~m + m' as a 32-bit one's-complement sum. */
 static __always_inline __u16 csum_apply(__u16 check, __u32 diff)
 {

@@ -17,6 +17,16 @@ static __always_inline int is_same_mac(const __u8 *one, const __u8 *other)
 	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2];
 }
 
+static __always_inline void copy_mac(__u8 *to, const __u8 *from)
+{
+	__u16 *a = (__u16 *)to;
+	const __u16 *b = (const __u16 *)from;
+
+	a[0] = b[0];
+	a[1] = b[1];
+	a[2] = b[2];
+}
+
 static __always_inline int is_attached(__u32 ifindex)
 {
 	struct lb_link *link = find_link(ifindex);

@@ -9,6 +9,8 @@
 
 #define lb_vips LB_MAP(LB_FD_VIPS)                   /* hash: lb_endpoint -> u32 service */
 #define lb_ranges LB_MAP(LB_FD_RANGES)               /* LPM trie: lb_range -> u32 service */
+#define lb_editions LB_MAP(LB_FD_EDITIONS)           /* array: one lb_edition, of vips, ranges and nat_back */
+#define lb_lookups LB_MAP(LB_FD_LOOKUPS)             /* per-CPU array: lb_lookup, at lookup_place() */
 #define lb_services LB_MAP(LB_FD_SERVICES)           /* array: lb_service */
 #define lb_rules LB_MAP(LB_FD_RULES)                 /* LPM trie: lb_rule_key -> lb_rule */
 #define lb_tables LB_MAP(LB_FD_TABLES)               /* array of maps: service -> array[1 or 2] of lb_table */

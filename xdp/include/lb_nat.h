@@ -78,9 +78,7 @@ static __always_inline int nat_is_ours(const __u32 *client, __u16 client_port, _
 	struct lb_flow_key key = {};
 
 	if (!svc->port) { /* a range: is this port in it, and no other service's? */
-		__u32 *found = find_vip(svc->vip, vip_port, svc->proto);
-
-		if (!found || *found != service)
+		if (find_vip(svc->vip, vip_port, svc->proto) != service)
 			return 0;
 	}
 	if (svc->tracking != LB_TRACK_ALWAYS)
@@ -131,24 +129,16 @@ static __always_inline struct lb_service *find_answered(lb_ctx *ctx, const struc
 {
 	const __u32 *backend_addr = q->quoted ? q->dst : q->src;
 	const __u32 *client_addr = q->quoted ? q->src : q->dst;
-	struct lb_endpoint from = {};
+	__u16 backend_port = q->quoted ? q->dport : q->sport;
+	struct lb_nat_back nat = find_nat_back(backend_addr, backend_port, q->proto);
 	struct lb_client *client;
-	struct lb_nat_back *nat;
 	struct lb_service *svc;
 
-	__builtin_memcpy(from.addr, backend_addr, sizeof(from.addr));
-	from.port = q->quoted ? q->dport : q->sport;
-	from.proto = q->proto;
-	to->vip_port = from.port;
-	nat = bpf_map_lookup_elem(lb_nat_back_map, &from);
-	if (!nat) { /* a server of a range of ports */
-		from.port = 0;
-		nat = bpf_map_lookup_elem(lb_nat_back_map, &from);
-	}
-	if (!nat)
+	if (!nat.service)
 		return NULL;
-	to->service = nat->service;
-	to->backend = nat->backend;
+	to->vip_port = backend_port;
+	to->service = nat.service;
+	to->backend = nat.backend;
 	svc = bpf_map_lookup_elem(lb_services, &to->service);
 	if (!svc || !is_same_address(p->dst, client_addr))
 		return NULL;

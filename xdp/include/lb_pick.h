@@ -41,28 +41,11 @@ static __always_inline __u32 vip_protocols(const struct lb_packet *p)
 	return bits ? *bits : 0;
 }
 
-/* The service at an address and port: one that names the port before one whose range covers it. */
-static __always_inline __u32 *find_vip(const __u32 *addr, __u16 port, __u8 proto)
-{
-	struct lb_endpoint vip = { .port = port, .proto = proto };
-	struct lb_range range = { .prefixlen = LB_RANGE_BITS + 16, .port = port, .proto = proto };
-	__u32 *found;
-
-	__builtin_memcpy(vip.addr, addr, sizeof(vip.addr));
-	found = bpf_map_lookup_elem(lb_vips, &vip);
-	if (found)
-		return found;
-	__builtin_memcpy(range.addr, addr, sizeof(range.addr));
-	return bpf_map_lookup_elem(lb_ranges, &range);
-}
-
 static __always_inline struct lb_service *find_service(const struct lb_packet *p, __u32 *id)
 {
-	__u32 *found = find_vip(p->dst, p->dport, p->proto);
-
-	if (!found)
+	*id = find_vip(p->dst, p->dport, p->proto);
+	if (!*id)
 		return NULL;
-	*id = *found;
 	return bpf_map_lookup_elem(lb_services, id);
 }
 

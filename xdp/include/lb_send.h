@@ -80,8 +80,8 @@ static __always_inline int emit(lb_ctx *ctx, const struct lb_packet *p, __u32 if
 
 	if ((void *)(eth + 1) > ctx_data_end(ctx))
 		return drop(p, LB_DROP_NO_SPACE);
-	__builtin_memcpy(eth->h_dest, dmac, ETH_ALEN);
-	__builtin_memcpy(eth->h_source, smac, ETH_ALEN);
+	copy_mac(eth->h_dest, dmac);
+	copy_mac(eth->h_source, smac);
 	count_outcome(outcome, p->bytes);
 	return back ? ctx_send_back(ctx) : ctx_send_to(ctx, ifindex);
 }

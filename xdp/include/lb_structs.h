@@ -110,6 +110,20 @@ struct lb_nat_back {
 	__u32 backend;
 };
 
+/* What is in the maps that are looked up by address and port. lbd counts it up whenever it changed one. */
+struct lb_edition {
+	__u32 number;
+	__u32 has; /* LB_HAS_*: which of them aren't empty */
+};
+
+/* What was found there lately, of that edition. */
+struct lb_lookup {
+	struct lb_endpoint key; /* pad: LB_LOOKUP_* */
+	__u32 edition;
+	__u32 service; /* 0 = nothing */
+	__u32 backend;
+};
+
 /* Mode fullnat: what a flow (lb_flow_key) is bound to. */
 struct lb_binding {
 	__u32 source[4]; /* ours: what the backend takes for the client */

@@ -8,15 +8,11 @@
 #define LB_GUE_PORTS 0xc000
 #define LB_GUE_PORT_SHIFT 50 /* 14 bits of 64 */
 
-struct lb_outer4 {
-	struct iphdr ip;
-	struct udphdr udp; /* gue only */
-};
-
-struct lb_outer6 {
-	struct ipv6hdr ip;
-	struct udphdr udp;
-};
+/* Outer headers are built as words: the compiler then keeps them in registers, where fields of a struct would go
+ * to the stack as half words and be read again as words, which the processor can't forward. */
+#define LB_OUTER4_WORDS ((sizeof(struct iphdr) + sizeof(struct udphdr)) / 4)
+#define LB_OUTER6_WORDS ((sizeof(struct ipv6hdr) + sizeof(struct udphdr)) / 4)
+#define LB_OUTER6_UDP (sizeof(struct ipv6hdr) / 4) /* where the UDP header begins */
 
 static __always_inline int is_tunnel(const struct lb_service *svc)
 {
@@ -46,7 +42,7 @@ static __always_inline __u16 gue_port(const struct lb_service *svc, const struct
  * offload). 0 (none; RFC 6935 allows it for tunnels) where the inner packet has none of its own that
  * covers all. */
 static __always_inline __u16 gue_checksum(lb_ctx *ctx, const struct lb_packet *p,
-					  const struct lb_outer6 *outer)
+					  const __u32 *outer)
 {
 	void *l3 = ctx_data(ctx) + at_l3(p);
 	__u16 l4_bytes = p->l3 + p->l3_bytes - p->l4;
@@ -61,8 +57,9 @@ static __always_inline __u16 gue_checksum(lb_ctx *ctx, const struct lb_packet *p
 	/* A datagram that says it ends before the packet does. */
 	if (p->proto == IPPROTO_UDP && lb_ntohs(udp->len) != l4_bytes)
 		return 0;
-	sum = csum_words(&outer->ip.saddr, 32) + csum_words(&outer->udp, sizeof(outer->udp)) +
-	      outer->udp.len + lb_htons(IPPROTO_UDP);
+	/* Both addresses, the UDP header, and the pseudo header's length and protocol. */
+	sum = csum_u32s(outer + 2, LB_OUTER6_WORDS - 2) + lb_htons(lb_ntohl(outer[LB_OUTER6_UDP + 1]) >> 16) +
+	      lb_htons(IPPROTO_UDP);
 	if (p->ipv6) {
 		struct ipv6hdr *ip = l3;
 
@@ -102,43 +99,35 @@ static __always_inline int tunnel_push(lb_ctx *ctx, struct lb_packet *p, const s
 		return -1;
 	tos = p->ipv6 ? lb_ntohs(*(__u16 *)l3) >> 4 : ((struct iphdr *)l3)->tos;
 	if (over4) {
-		struct lb_outer4 outer = {
-			.ip.version = 4,
-			.ip.ihl = sizeof(outer.ip) / 4,
-			.ip.tos = tos,
-			.ip.tot_len = lb_htons(length + bytes),
-			.ip.frag_off = lb_htons(LB_IP_DF),
-			.ip.ttl = LB_REPLY_TTL,
-			.ip.protocol = gue ? IPPROTO_UDP : inner,
-			.ip.saddr = backend->source[3],
-			.ip.daddr = backend->addr[3],
-			.udp.source = lb_htons(gue_port(svc, p)),
-			.udp.dest = backend->port,
-			.udp.len = lb_htons(length + sizeof(outer.udp)),
+		__u32 outer[LB_OUTER4_WORDS] = {
+			lb_htonl(0x45000000 | (__u32)tos << 16 | (__u16)(length + bytes)),
+			lb_htonl(LB_IP_DF),
+			lb_htonl(LB_REPLY_TTL << 24) | lb_htonl((__u32)(gue ? IPPROTO_UDP : inner) << 16),
+			backend->source[3],
+			backend->addr[3],
 		};
 
-		outer.ip.check = csum_fold32(csum_fold64(csum_words(&outer.ip, sizeof(outer.ip))));
-		if (gue)
-			return ctx_push(ctx, p, &outer, sizeof(outer), LB_PUSH_IPV4 | LB_PUSH_UDP);
-		return ctx_push(ctx, p, &outer.ip, sizeof(outer.ip), LB_PUSH_IPV4);
+		outer[2] |= lb_htonl(lb_ntohs(csum_fold32(csum_fold64(csum_u32s(outer, sizeof(struct iphdr) / 4)))));
+		if (!gue)
+			return ctx_push(ctx, p, outer, sizeof(struct iphdr), LB_PUSH_IPV4);
+		outer[5] = lb_htonl((__u32)gue_port(svc, p) << 16 | lb_ntohs(backend->port));
+		outer[6] = lb_htonl((__u32)(__u16)(length + sizeof(struct udphdr)) << 16);
+		return ctx_push(ctx, p, outer, sizeof(outer), LB_PUSH_IPV4 | LB_PUSH_UDP);
 	} else {
-		struct lb_outer6 outer = {
-			.ip.payload_len = lb_htons(length + (gue ? sizeof(outer.udp) : 0)),
-			.ip.nexthdr = gue ? IPPROTO_UDP : inner,
-			.ip.hop_limit = LB_REPLY_TTL,
-			.udp.source = lb_htons(gue_port(svc, p)),
-			.udp.dest = backend->port,
-			.udp.len = lb_htons(length + sizeof(outer.udp)),
+		__u16 payload = length + (gue ? sizeof(struct udphdr) : 0);
+		__u32 outer[LB_OUTER6_WORDS] = {
+			lb_htonl(0x60000000 | (__u32)tos << 20),
+			lb_htonl((__u32)payload << 16 | (__u32)(gue ? IPPROTO_UDP : inner) << 8 | LB_REPLY_TTL),
 		};
 
-		*(__u32 *)&outer.ip = lb_htonl(0x60000000 | tos << 20);
-		__builtin_memcpy(&outer.ip.saddr, backend->source, 16);
-		__builtin_memcpy(&outer.ip.daddr, backend->addr, 16);
-		if (gue) {
-			outer.udp.check = gue_checksum(ctx, p, &outer);
-			return ctx_push(ctx, p, &outer, sizeof(outer), LB_PUSH_IPV6 | LB_PUSH_UDP);
-		}
-		return ctx_push(ctx, p, &outer.ip, sizeof(outer.ip), LB_PUSH_IPV6);
+		__builtin_memcpy(outer + 2, backend->source, 16);
+		__builtin_memcpy(outer + 6, backend->addr, 16);
+		if (!gue)
+			return ctx_push(ctx, p, outer, sizeof(struct ipv6hdr), LB_PUSH_IPV6);
+		outer[LB_OUTER6_UDP] = lb_htonl((__u32)gue_port(svc, p) << 16 | lb_ntohs(backend->port));
+		outer[LB_OUTER6_UDP + 1] = lb_htonl((__u32)payload << 16);
+		outer[LB_OUTER6_UDP + 1] |= lb_htonl(lb_ntohs(gue_checksum(ctx, p, outer)));
+		return ctx_push(ctx, p, outer, sizeof(outer), LB_PUSH_IPV6 | LB_PUSH_UDP);
 	}
 }
 
