@@ -45,6 +45,7 @@ class Limits(BaseModel):
     translations: int = Field(default=131072, ge=1024, le=1 << 24)
     fragments: int = Field(default=4096, ge=128, le=1 << 20)
     senders: int = Field(default=16384, ge=1024, le=1 << 24)
+    watched: int = Field(default=65536, ge=1024, le=1 << 24)
 
 
 class Timeouts(BaseModel):
@@ -60,6 +61,15 @@ class Timeouts(BaseModel):
     tcp_closed: int = Field(default=10, ge=1, description="Both are done, or one has reset it.")
     udp: int = Field(default=300, ge=1, description="RFC 4787, REQ-5: 5 min.")
     udp_unanswered: int = Field(default=30, ge=1, description="Only the client has sent.")
+
+
+class Observation(BaseModel):
+    """Of services that are observed: after how many seconds something counts as not answered."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    unanswered: int = Field(default=3, ge=1, le=600, description="A SYN.")
+    unserved: int = Field(default=10, ge=1, le=3600, description="A request.")
 
 
 class Etcd(BaseModel):
@@ -118,6 +128,7 @@ class Settings(BaseModel):
     etcd: Etcd = Field(default=Etcd(), description="How to reach a store in etcd.")
     limits: Limits = Field(default=Limits(), description="Capacity of the kernel maps.")
     timeouts: Timeouts = Field(default=Timeouts(), description="Of remembered flows.")
+    observation: Observation = Field(default=Observation(), description="Of observed services.")
     checks: Checks = Field(default=Checks(), description="Health checks.")
 
 

@@ -18,6 +18,8 @@
 #include "lb_fragment.h"
 #include "lb_quic.h"
 #include "lb_fullnat.h"
+#include "lb_histogram.h"
+#include "lb_watch.h"
 #include "lb_nat.h"
 #include "lb_core.h"
 

@@ -53,7 +53,8 @@ node)
 	name "${2:?rbac.sh node NODE}"
 	add_role "lb-node-$2"
 	etcdctl role grant-permission "lb-node-$2" --prefix=true read /lb/
-	# Its own reports and record (what it saw of services is by service: one prefix for all nodes). Slot tables belong to all nodes: whoever plans one first shares it.
+	# Its own reports and record (what it saw of services is by service: one prefix for all nodes). Slot
+	# tables belong to all nodes: whoever plans one first shares it.
 	etcdctl role grant-permission "lb-node-$2" readwrite "$reports/nodes/$2"
 	etcdctl role grant-permission "lb-node-$2" readwrite "$reports/votes/$2"
 	etcdctl role grant-permission "lb-node-$2" --prefix=true readwrite "$reports/observed/"

@@ -17,6 +17,7 @@ from lb.cli.session import Session
 from lb.core.state import DesiredState
 from lb.errors import ExitCode, NotFoundError, UserError
 from lb.model import keys, manifest
+from lb.model.flows import FlowReport
 from lb.model.health import Ballot
 from lb.model.history import Record
 from lb.model.manifest import Manifest
@@ -38,6 +39,7 @@ DOCUMENTS: dict[str, type[Document]] = {
     "node": NodeStatus,
     "votes": Ballot,
     "member": Member,
+    "flows": FlowReport,
     "record": Record,
 }
 

@@ -32,6 +32,11 @@ LAYOUT = {
         "that node",
         "Stays when the node is lost: its status is gone, this is not.",
     ),
+    "flows": (
+        keys.observed("<service>", "<node>"),
+        "that node, under the same lease",
+        "What a node, or a server itself, saw of the connections of a service that is observed.",
+    ),
     "record": (keys.record("<any name>"), "who makes a change", "Who changed what, and why."),
 }
 

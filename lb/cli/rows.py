@@ -73,6 +73,7 @@ class ServiceRow(Counters):
         description="Length of the server ID in QUIC connection IDs; 0 = not steered by them."
     )
     quic_config: int = Field(description="The first three bits of such a connection ID.")
+    observe: bool = Field(description="Whether it is counted what becomes of its connections.")
     check: str | None = Field(description="How its backends are checked, in short; null = not at all.")
     backends: int = Field(description="How many backends it has.")
     backends_up: int = Field(description="How many of them take new flows.")
@@ -253,6 +254,7 @@ def summary(service: ServiceDocument) -> str:
             if service.quic_id_bytes
             else ""
         )
+        + (", observed" if service.observe else "")
     )
 
 

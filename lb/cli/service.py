@@ -52,6 +52,7 @@ QuicIdBytesHelp = (
 )
 QuicConfigHelp = "The first three bits of such a connection ID, 0 to 6."
 BackupHelp = "Pool for new flows while no backend of the split can be used."
+ObserveHelp = "Count what becomes of its connections, and how long it takes: lbctl service metrics."
 NoBackendHelp = "While no backend is usable: answer (TCP RST, ICMP unreachable), or drop."
 
 
@@ -82,6 +83,7 @@ def add(
         int, typer.Option("--quic-id-bytes", metavar="N", help=QuicIdBytesHelp)
     ] = 0,
     quic_config: Annotated[int, typer.Option("--quic-config", metavar="N", help=QuicConfigHelp)] = 0,
+    observe: Annotated[bool, typer.Option("--observe/--no-observe", help=ObserveHelp)] = False,
     check: CheckOption = None,
     interval: IntervalOption = None,
     check_timeout: CheckTimeoutOption = None,
@@ -108,6 +110,7 @@ def add(
         backup=backup,
         quic_id_bytes=quic_id_bytes,
         quic_config=quic_config,
+        observe=observe,
         health=asked_health(
             None,
             check,
@@ -172,6 +175,7 @@ def set_policies(
     quic_config: Annotated[
         int | None, typer.Option("--quic-config", metavar="N", help=QuicConfigHelp)
     ] = None,
+    observe: Annotated[bool | None, typer.Option("--observe/--no-observe", help=ObserveHelp)] = None,
     check: CheckOption = None,
     interval: IntervalOption = None,
     check_timeout: CheckTimeoutOption = None,
@@ -189,6 +193,7 @@ def set_policies(
         "no_backend": no_backend,
         "quic_id_bytes": quic_id_bytes,
         "quic_config": quic_config,
+        "observe": observe,
     }
     checks = {
         "interval": interval,

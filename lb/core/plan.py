@@ -62,6 +62,7 @@ class WantedService:
     base: Table
     table: Table
     pool: str | None = None  # the table for clients that rules send there; none = for all others
+    observed: bool = False  # what becomes of its connections is counted
 
     @property
     def path(self) -> str:
@@ -154,6 +155,12 @@ def in_force(service: Service, tables: Mapping[str, Table]) -> Table:
     return tables[table_path(service.name, service.backup)]
 
 
+def is_observed(service: Service, *, is_judged: bool = False) -> bool:
+    """Is counted what becomes of the service's connections: because somebody wants that, or because it
+    `is_judged` by it?"""
+    return service.observe or is_judged
+
+
 @dataclass(frozen=True)
 class ServicePlan:
     """What one service is to be in the kernel: itself, and the pools that rules send clients to."""
@@ -194,7 +201,8 @@ def plan_service(
     seed = seed_of(cluster_seed, service.name)
     base = bases[service.name]
     fit = {path: overlay(bases[path], taking, fitness) for path in paths(service, base)}
-    wanted = WantedService(service, seed, base, in_force(service, fit))
+    observe = is_observed(service)
+    wanted = WantedService(service, seed, base, in_force(service, fit), observed=observe)
     if service.backup and not fit[service.name].has_backends:
         problems.append(_on_backup(service, service.backup, is_there=wanted.table.has_backends))
     pools = []

@@ -34,6 +34,7 @@ class Draft:
     tables_map: Map
     service_of: Mapping[str, int]  # ids, by the paths of tables
     backend_of: Mapping[BackendKey, int]
+    patience: int  # of services that are observed: seconds that an answer may take
     want: Contents = field(default_factory=Contents)
     tables: dict[int, Encoded] = field(default_factory=dict)  # those that differ
 
@@ -51,7 +52,10 @@ class Draft:
             held = self.have.rules.get(number, {})
             self.want.rules[number] = held if is_same else self._rules_of(wanted)
         self.want.services[number] = encode.service(
-            wanted.service, wanted.seed, has_rules=bool(self.want.rules.get(number))
+            wanted.service,
+            wanted.seed,
+            has_rules=bool(self.want.rules.get(number)),
+            patience=self.patience if wanted.observed else 0,
         )
 
     def add_vip(self, service: Service) -> None:

@@ -16,8 +16,10 @@ def index_key(number: int) -> bytes:
     return number.to_bytes(4, sys.byteorder)
 
 
-def service(document: Service, seed: tuple[int, int], *, has_rules: bool = False) -> bytes:
-    """A struct lb_service."""
+def service(
+    document: Service, seed: tuple[int, int], *, has_rules: bool = False, patience: int = 0
+) -> bytes:
+    """A struct lb_service. `patience`: seconds that an answer may take, if it is observed; else 0."""
     return bytes(
         layout.Service(
             seed=(ctypes.c_uint64 * 2)(*seed),
@@ -31,6 +33,7 @@ def service(document: Service, seed: tuple[int, int], *, has_rules: bool = False
             has_rules=has_rules,
             quic_bytes=document.quic_id_bytes,
             quic_config=document.quic_config,
+            patience=patience,
         )
     )
 

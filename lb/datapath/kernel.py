@@ -30,7 +30,7 @@ from lb.datapath.slotmaps import Encoded
 from lb.datapath.sweep import Placement
 from lb.model import keys
 from lb.model.objects import Mode, Protocol, Service, Tracking
-from lb.settings import Timeouts
+from lb.settings import Observation, Timeouts
 
 
 def read_owners(owners: Map) -> dict[int, int]:
@@ -45,6 +45,7 @@ class Kernel:
     clients that rules send to that pool."""
 
     maps: Maps
+    patience: int = Observation().unserved  # of observed services: seconds that an answer may take
     _have: Contents = field(default_factory=Contents)
     _service_ids: dict[int, Allocation] = field(default_factory=dict)
     _backend_ids: dict[int, Allocation] = field(default_factory=dict)
@@ -156,7 +157,13 @@ class Kernel:
 
     def _draft(self, service_of: Mapping[str, int], backend_of: Mapping[BackendKey, int]) -> Draft:
         return Draft(
-            self._have, self._programmed, self._stirred, self.maps.tables, service_of, backend_of
+            self._have,
+            self._programmed,
+            self._stirred,
+            self.maps.tables,
+            service_of,
+            backend_of,
+            self.patience,
         )
 
     @staticmethod

@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 import numpy as np
 from numpy.typing import NDArray
 
+from lb.core import histogram
 from lb.model.objects import Address, Affinity, Mode, Network, NoBackend, Protocol, Tracking
 
 SLOTS = 65536
@@ -80,6 +81,45 @@ class NatState(IntFlag):
     RST = 4
 
 
+class Event(IntEnum):
+    """enum lb_event: what happened to a connection of an observed service. The names are those of
+    FlowTotals' fields."""
+
+    OPENED = 0
+    ESTABLISHED = 1
+    REFUSED = 2
+    SYN_RETRANSMISSIONS = 3
+    RESETS_BY_CLIENT = 4
+    RESETS_BY_SERVER = 5
+    RETRANSMITS_BY_CLIENT = 6
+    RETRANSMITS_BY_SERVER = 7
+    REQUESTS = 8
+    UNSERVED = 9
+    HTTP_1XX = 10
+    HTTP_2XX = 11
+    HTTP_3XX = 12
+    HTTP_4XX = 13
+    HTTP_5XX = 14
+
+
+EVENTS = 16
+
+
+class Stage(IntEnum):
+    """enum lb_watch_stage: what a connection awaits."""
+
+    OPENING = 0
+    OPEN = 1
+    ASKED = 2
+
+
+class End(IntFlag):
+    """enum lb_watch_end: who has sent a FIN."""
+
+    CLIENT = 1
+    SERVER = 2
+
+
 class Endpoint(ctypes.Structure):
     """struct lb_endpoint."""
 
@@ -118,7 +158,8 @@ class Service(ctypes.Structure):
         ("has_rules", ctypes.c_uint8),
         ("quic_bytes", ctypes.c_uint8),
         ("quic_config", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8 * 6),
+        ("patience", ctypes.c_uint16),
+        ("pad", ctypes.c_uint8 * 4),
     )
 
 
@@ -316,6 +357,38 @@ class Link(ctypes.Structure):
         ("mac", ctypes.c_uint8 * 6),
         ("pad", ctypes.c_uint8 * 2),
     )
+
+
+class Watched(ctypes.Structure):
+    """struct lb_watched."""
+
+    _fields_ = (
+        ("owner", ctypes.c_uint64),
+        ("since", ctypes.c_uint64),
+        ("client_next", ctypes.c_uint32),
+        ("server_next", ctypes.c_uint32),
+        ("stage", ctypes.c_uint8),
+        ("ended", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 6),
+    )
+
+
+class Totals(ctypes.Structure):
+    """struct lb_totals."""
+
+    _fields_ = (
+        ("service", ctypes.c_uint64),
+        ("epoch", ctypes.c_uint64),
+        ("event", ctypes.c_uint64 * EVENTS),
+        ("handshake", ctypes.c_uint64 * histogram.BUCKETS),
+        ("first_byte", ctypes.c_uint64 * histogram.BUCKETS),
+    )
+
+
+class Overdue(ctypes.Structure):
+    """struct lb_overdue."""
+
+    _fields_ = (("unanswered", ctypes.c_uint64), ("unserved", ctypes.c_uint64))
 
 
 class Counter(ctypes.Structure):

@@ -84,6 +84,18 @@ def specs(limits: Limits) -> dict[str, MapSpec]:
         "outcomes": MapSpec(MapType.PERCPU_ARRAY, 4, ctypes.sizeof(layout.Counter), len(layout.Outcome)),
         "service_stats": MapSpec(MapType.PERCPU_ARRAY, 4, stats, limits.services),
         "backend_stats": MapSpec(MapType.PERCPU_ARRAY, 4, stats, limits.backends),
+        "watched": MapSpec(
+            MapType.LRU_HASH,
+            ctypes.sizeof(layout.FlowKey),
+            ctypes.sizeof(layout.Watched),
+            limits.watched,
+        ),
+        "totals": MapSpec(
+            MapType.HASH, 8, ctypes.sizeof(layout.Totals), limits.backends, _F_NO_PREALLOC
+        ),
+        "overdue": MapSpec(
+            MapType.HASH, 8, ctypes.sizeof(layout.Overdue), limits.backends + 1, _F_NO_PREALLOC
+        ),
         "service_owners": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Owner), limits.services),
         "backend_owners": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Owner), limits.backends),
     }

@@ -30,7 +30,9 @@ from lb.model import keys
 from lb.settings import Hook, Limits
 
 # What the programs write.
-_COPIED = ("conntrack", "embryonic", "senders", "bindings", "translations", "fragments")
+_COPIED = (
+    "conntrack", "embryonic", "senders", "bindings", "translations", "fragments", "watched", "totals",
+)  # fmt: skip
 _FRESH = ("scratch", "lookups", "outcomes", "service_stats", "backend_stats")
 
 # uapi/linux/bpf.h and uapi/linux/pkt_cls.h

@@ -316,8 +316,9 @@ class _Reader:
                 close = _close(key, [*kind.model_fields, *extra])
                 raise self._error(f"unknown key {key!r}{close}", (*path, key))
             # pydantic reads `yes` as the number 1 and 10 as the address 0.0.0.10.
-            unmeant = isinstance(value, bool) or (key in _ADDRESS_FIELDS and isinstance(value, int))
-            if unmeant:
+            is_switch = kind.model_fields[key].annotation is bool
+            unmeant = key in _ADDRESS_FIELDS and isinstance(value, int)
+            if unmeant or isinstance(value, bool) != is_switch:
                 raise self._error(f"{key}: {value!r} is not a valid value here", (*path, key))
         try:
             return kind.model_validate(fields)

@@ -179,6 +179,10 @@ class Service(Document):
     health: Health | None = Field(
         default=None, description="How its backends are checked; none = not at all."
     )
+    observe: bool = Field(
+        default=False,
+        description="Whether the nodes count what becomes of its connections, and how long it takes.",
+    )
 
     _check_text = field_validator("vip", mode="before")(_written)
     _check_vip = field_validator("vip")(_unicast)

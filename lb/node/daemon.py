@@ -47,6 +47,7 @@ from lb.node.happenings import (
 )
 from lb.node.hook import Hook
 from lb.node.last_known import LastKnown
+from lb.node.observing import Observing
 from lb.node.planning import Bases, Plans
 from lb.node.reporter import LEASE_SECONDS, Background, Reporter
 from lb.node.status import Status
@@ -103,13 +104,14 @@ class Daemon:
     _in_touch: bool = True  # the last read of the store succeeded
 
     def __post_init__(self) -> None:
-        self.kernel = Kernel(self.maps)
+        self.kernel = Kernel(self.maps, self.settings.observation.unserved)
         self.resolver = Resolver(self.ip)
         self.reporter = Background(Reporter(self.store))
         self.follower = Follower(self.store, self.inbox.put, self.settings.node)
         copy = self.settings.last_known if is_shared(self.settings.store) else None
         self.last_known = LastKnown(self.settings.node, copy)
         self.drains = Drains(self.store)
+        self.observing = Observing(self.settings, self.maps, self.reporter)
         prober = Prober(
             lambda results: self.inbox.put(ChecksDone(results)),
             lambda error: self.inbox.put(Crashed(error)),
@@ -155,7 +157,7 @@ class Daemon:
     def _collect(self) -> list[Happening]:
         """Everything that has happened, as soon as something has: bursts become one change."""
         due = min(self._refresh.due, self._audit.due, self._retry_at)
-        due = min(due, self.last_known.due, self._share_due)
+        due = min(due, self.last_known.due, self._share_due, self.observing.due)
         if self._topology_changed:
             due = min(due, self._topology.due)
         if self.kernel.remembers:
@@ -244,6 +246,7 @@ class Daemon:
             return True
         self._share_if_due(now)
         self.status.report_health_if_due(now)
+        self.observing.look_if_due(now)
         if self.kernel.remembers and self._sweep.is_due(now):
             if self.kernel.is_stirred and (quiet := self.kernel.calm()):
                 log.info("quiet slots=%d", quiet)
@@ -374,8 +377,14 @@ class Daemon:
         changes = self.kernel.apply(wanted, keep=self.state.not_understood)
         if changes:
             log.info("applied revision=%d entries=%d", self.state.revision, changes)
+        self.observing.follow(wanted, self.state.not_understood)
         self._forget_beginnings(self.checks.fallen())
-        found = (*wanted.problems, *self.checks.problems(self.settings.node), *self._unattached)
+        found = (
+            *wanted.problems,
+            *self.checks.problems(self.settings.node),
+            *self.observing.problems(),
+            *self._unattached,
+        )
         problems = (*self.state.problems, *found)
         self.status.report(self.state.revision, self.attachment, wanted, problems)
         self.last_known.changed()

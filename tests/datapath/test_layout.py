@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lb.core import slots
+from lb.core import histogram, slots
 from lb.core.reference import Outcome, answer, parse, pick, pieces
 from lb.datapath import headers, layout, sources
 from lb.datapath.bpf import Program
@@ -39,6 +39,9 @@ STRUCTS = {
     "lb_fragment": layout.Fragment,
     "lb_place": layout.Place,
     "lb_link": layout.Link,
+    "lb_watched": layout.Watched,
+    "lb_totals": layout.Totals,
+    "lb_overdue": layout.Overdue,
     "lb_counter": layout.Counter,
     "lb_stats": layout.Stats,
 }
@@ -52,6 +55,8 @@ ENUMERATIONS: dict[str, dict[str, int]] = {
     "LB_VIP_": {p.name: bit for p, bit in layout.VIP_BIT.items()},
     "LB_BACKEND_": {f.name or "": f.value for f in layout.BackendFlag},
     "LB_HAS_": {h.name or "": h.value for h in layout.Has},
+    "LB_EVENT_": {e.name: e.value for e in layout.Event},
+    "LB_WATCH_": {s.name or "": s.value for s in (*layout.Stage, *layout.End)},
     "LB_NAT_": {s.name or "": s.value for s in layout.NatState},
     "LB_": {o.name: o.value for o in layout.Outcome},
 }
@@ -72,6 +77,10 @@ SINGLE = {
     "LB_OUTCOMES": len(layout.Outcome),
     "LB_GUE_PORT": GUE_PORT,
     "LB_FRAGMENT_NS": pieces.FRAGMENT_NS,
+    "LB_EVENTS": layout.EVENTS,
+    "LB_TIME_SUB_BITS": histogram.SUB_BITS,
+    "LB_TIME_BITS": histogram.MAX_BITS,
+    "LB_TIME_BUCKETS": histogram.BUCKETS,
 }
 
 

@@ -67,11 +67,25 @@ B_WEB, B_DNS = keys.backend("web", "b1"), keys.backend("dns", "b1")
 RECORD = keys.ROOT + "history/x"
 ALL = [keys.CONFIG, WEB, DNS, B_WEB, B_DNS, keys.table("web"), RECORD]
 ALL += [f(name) for f in (keys.node, keys.votes, keys.member) for name in ("n1", "n2")]
+OBSERVED = {keys.observed(service, name) for service in ("web", "dns") for name in ("n1", "b1")}
+ALL += sorted(OBSERVED)
 MAY_WRITE = {
     ADMIN: {*ALL},
     "eve": set(),
-    "lb-node-n1": {keys.node("n1"), keys.votes("n1"), keys.member("n1"), keys.table("web")},
-    "lb-node-n2": {keys.node("n2"), keys.votes("n2"), keys.member("n2"), keys.table("web")},
+    "lb-node-n1": {
+        keys.node("n1"),
+        keys.votes("n1"),
+        keys.member("n1"),
+        keys.table("web"),
+        *OBSERVED,
+    },
+    "lb-node-n2": {
+        keys.node("n2"),
+        keys.votes("n2"),
+        keys.member("n2"),
+        keys.table("web"),
+        *OBSERVED,
+    },
     "lb-ci-web": {WEB, B_WEB, RECORD},
     "lb-ci-dns": {DNS, B_DNS, RECORD},
 }

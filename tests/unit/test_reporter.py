@@ -15,12 +15,13 @@ from lb.core.quorum import Vote
 from lb.errors import CapacityError, StoreUnavailable
 from lb.lab.shell import wait_until
 from lb.model import keys
+from lb.model.flows import FlowReport, FlowTotals, Vantage
 from lb.model.objects import BackendHealth, NodeStatus
 from lb.node import reporter
 from lb.node.follower import Follower
 from lb.node.happenings import HealthHeard, StoreChanged
 from lb.node.reporter import Background, Reporter
-from lb.store.base import Put, Store
+from lb.store.base import Delete, Put, Store
 
 KEY = keys.node("n1")
 
@@ -209,3 +210,67 @@ def test_a_follower_tells_of_other_nodes_health_and_of_nothing_else_in_their_rep
         HealthHeard("n2", {"web/b1": down}),
         HealthHeard("n2", None),
     ]
+
+
+def flow_report(service: str, opened: int, at: float = 1.0) -> FlowReport:
+    return FlowReport(
+        service=service,
+        node="n1",
+        vantage=Vantage.NODE,
+        epoch="1",
+        at=at,
+        backends={"b1": FlowTotals(opened=opened)},
+    )
+
+
+def observed(store: Store, service: str) -> FlowReport | None:
+    found = store.get(keys.observed(service, "n1"))
+    return FlowReport.model_validate_json(found.value) if found else None
+
+
+def test_what_was_seen_of_flows_is_written_when_it_is_news(store: Store) -> None:
+    gate = Gate(store)
+    gate.open.set()
+    reporter = Reporter(gate)  # type: ignore[arg-type]
+    reporter.report_flows({"web": flow_report("web", 1), "dns": flow_report("dns", 1)})
+    assert gate.commits == 1
+    reporter.report_flows({"web": flow_report("web", 1, at=2.0), "dns": flow_report("dns", 1, at=2.0)})
+    assert gate.commits == 1
+    newer = {"web": flow_report("web", 2, at=3.0), "dns": flow_report("dns", 1, at=3.0)}
+    reporter.report_flows(newer)
+    assert (observed(store, "web"), observed(store, "dns")) == (newer["web"], flow_report("dns", 1))
+    reporter.report_flows({"web": newer["web"]})  # dns is no longer observed
+    assert (observed(store, "web"), observed(store, "dns")) == (newer["web"], None)
+    reporter.leave()
+    assert observed(store, "web") is None
+
+
+def test_what_ends_with_a_lease_is_written_anew(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporter, "LEASE_SECONDS", 0.3)
+    reports = {"web": flow_report("web", 1), "dns": flow_report("dns", 1)}
+    for write_first in (False, True):
+        one = Reporter(store)
+        one.report_flows(reports)
+        until(lambda: observed(store, "web") is None and observed(store, "dns") is None)
+        if write_first:  # news of one of them comes before the end of the lease is noticed
+            reports = reports | {"web": flow_report("web", 2)}
+            one.report_flows(reports)
+            assert observed(store, "web") == reports["web"]
+            one.report_flows(reports)
+        else:
+            one.renew()
+        assert (observed(store, "web"), observed(store, "dns")) == (reports["web"], reports["dns"])
+        one.leave()
+        for service in reports:
+            store.commit([Delete(keys.observed(service, "n1"))])
+
+
+def test_flows_that_could_not_be_written_are_tried_again(store: Store) -> None:
+    gate = Gate(store)
+    gate.open.set()
+    gate.error = StoreUnavailable("away")
+    reporter = Reporter(gate)  # type: ignore[arg-type]
+    reporter.report_flows({"web": flow_report("web", 1)})
+    gate.error = None
+    reporter.renew()
+    assert observed(store, "web") == flow_report("web", 1)

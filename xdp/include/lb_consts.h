@@ -58,6 +58,36 @@
 
 /* binding.state: what was seen of a translated connection, from either side */
 enum lb_nat_state { LB_NAT_ANSWERED = 0x1, LB_NAT_FIN = 0x2, LB_NAT_RST = 0x4 };
+/* Of observed services: what happened, counted in lb_totals.event. In order of the pinned map: append only. */
+enum lb_event {
+	LB_EVENT_OPENED = 0,
+	LB_EVENT_ESTABLISHED = 1,
+	LB_EVENT_REFUSED = 2,
+	LB_EVENT_SYN_RETRANSMISSIONS = 3,
+	LB_EVENT_RESETS_BY_CLIENT = 4,
+	LB_EVENT_RESETS_BY_SERVER = 5,
+	LB_EVENT_RETRANSMITS_BY_CLIENT = 6,
+	LB_EVENT_RETRANSMITS_BY_SERVER = 7,
+	LB_EVENT_REQUESTS = 8,
+	LB_EVENT_UNSERVED = 9, /* closed without an answer; those that are overdue lbd counts */
+	LB_EVENT_HTTP_1XX = 10,
+	LB_EVENT_HTTP_2XX = 11,
+	LB_EVENT_HTTP_3XX = 12,
+	LB_EVENT_HTTP_4XX = 13,
+	LB_EVENT_HTTP_5XX = 14,
+	LB_EVENTS = 16, /* room for more */
+};
+
+/* Histograms of times in us: lb/core/histogram.py */
+#define LB_TIME_SUB_BITS 3
+#define LB_TIME_BITS 27
+#define LB_TIME_BUCKETS 200
+
+/* watched.stage: an answer to the SYN is awaited; nothing is; an answer to data of the client is */
+enum lb_watch_stage { LB_WATCH_OPENING = 0, LB_WATCH_OPEN = 1, LB_WATCH_ASKED = 2 };
+/* watched.ended: who has sent a FIN */
+enum lb_watch_end { LB_WATCH_CLIENT = 0x1, LB_WATCH_SERVER = 0x2 };
+
 /* service.mode */
 enum lb_mode { LB_MODE_DSR = 0, LB_MODE_NAT = 1, LB_MODE_IPIP = 2, LB_MODE_GUE = 3, LB_MODE_FULLNAT = 4 };
 /* service.affinity: what is hashed */

@@ -79,6 +79,27 @@ static __always_inline struct lb_choice choose_first(const struct lb_packet *p,
 	return choice;
 }
 
+/* For a service that is observed. */
+static __always_inline void observe_client(lb_ctx *ctx, const struct lb_packet *p,
+					   const struct lb_service *svc, __u32 id,
+					   __u32 backend, int is_new)
+{
+	struct lb_flow_key key = { .service = id, .client_port = p->sport, .vip_port = p->dport };
+	struct lb_owner *owner = bpf_map_lookup_elem(lb_backend_owners, &backend);
+	struct lb_totals *totals;
+
+	if (!owner)
+		return;
+	if (is_watchable(p)) {
+		__builtin_memcpy(key.client, p->src, sizeof(key.client));
+		watch_client(ctx, p, &key, owner->uid, !is_translated(svc));
+	} else if (is_new && p->proto == IPPROTO_UDP) {
+		totals = bpf_map_lookup_elem(lb_totals_map, &owner->uid);
+		if (totals)
+			count_event(totals, LB_EVENT_OPENED);
+	}
+}
+
 /* A packet to a service, or (q isn't p) an ICMP error about one of its flows. */
 static __always_inline int serve(lb_ctx *ctx, struct lb_packet *p, struct lb_packet *q,
 				 struct lb_service *svc, __u32 id)
@@ -98,6 +119,8 @@ static __always_inline int serve(lb_ctx *ctx, struct lb_packet *p, struct lb_pac
 	if (choice.backend == LB_SLOT_EMPTY)
 		return q->quoted ? drop(p, LB_DROP_NO_BACKEND) : refuse(ctx, p, svc, full);
 	count_stats(lb_backend_stats, choice.backend, p, choice.is_new);
+	if (svc->patience)
+		observe_client(ctx, q, svc, id, choice.backend, choice.is_new);
 	if (p->fragment && !p->later)
 		lead_fragments(p, svc, id, choice.backend, binding.source, 0);
 	return forward(ctx, p, q, svc, choice.backend, &binding);

@@ -28,6 +28,9 @@
 #define lb_scratch LB_MAP(LB_FD_SCRATCH)             /* per-CPU array: one struct lb_packet */
 #define lb_outcomes LB_MAP(LB_FD_OUTCOMES)           /* per-CPU array: lb_counter */
 #define lb_service_stats LB_MAP(LB_FD_SERVICE_STATS) /* per-CPU array: lb_stats */
+#define lb_backend_owners LB_MAP(LB_FD_BACKEND_OWNERS) /* array: lb_owner */
+#define lb_watched_map LB_MAP(LB_FD_WATCHED)         /* LRU hash: lb_flow_key -> lb_watched */
+#define lb_totals_map LB_MAP(LB_FD_TOTALS)           /* hash: u64 owner of a backend -> lb_totals */
 #define lb_backend_stats LB_MAP(LB_FD_BACKEND_STATS) /* per-CPU array: lb_stats */
 
 #endif

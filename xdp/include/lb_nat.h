@@ -174,6 +174,17 @@ static __always_inline struct lb_service *first_answered(const struct lb_packet 
 	return bpf_map_lookup_elem(lb_services, &to->service);
 }
 
+/* For a service that is observed. */
+static __always_inline void observe_answer(lb_ctx *ctx, const struct lb_packet *p,
+					   const struct lb_service *svc, const struct lb_answered *to)
+{
+	struct lb_flow_key key = { .service = to->service, .vip_port = to->vip_port };
+
+	__builtin_memcpy(key.client, to->client, sizeof(key.client));
+	key.client_port = svc->mode == LB_MODE_FULLNAT ? to->client_port : p->dport;
+	watch_server(ctx, p, &key, svc->patience * 1000000000ULL);
+}
+
 /* A packet that isn't for a VIP: a backend's answer, to be translated back, or not ours at all. `q`: see
  * find_answered(). */
 static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p, struct lb_packet *q)
@@ -218,6 +229,8 @@ static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p, struct lb
 		stats->reply_packets++;
 		stats->reply_bytes += p->bytes;
 	}
+	if (svc->patience && is_watchable(q))
+		observe_answer(ctx, q, svc, &to);
 	if (p->fragment && !p->later)
 		lead_fragments(p, svc, to.service, to.backend, to.client, 1);
 	if (q->quoted ? translate_error(ctx, p, q, 0, own, q->dst, q->dport, svc->vip, to.vip_port) :

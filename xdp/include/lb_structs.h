@@ -35,7 +35,8 @@ struct lb_service {
 	__u8 has_rules;  /* in the rules map */
 	__u8 quic_bytes;  /* length of the server ID in connection IDs, at most 8; 0 = not steered by them */
 	__u8 quic_config; /* their first three bits */
-	__u8 pad[6];
+	__u16 patience;   /* observed: seconds that an answer may take; 0 = not observed */
+	__u8 pad[4];
 };
 
 /* Key of the rules map, a trie of client prefixes for each service. */
@@ -186,6 +187,34 @@ struct lb_link {
 	__u32 master; /* the bond that it is a port of, which is what we are attached to; else itself */
 	__u8 mac[6];
 	__u8 pad[2];
+};
+
+/* A connection to a service that is observed; its key is an lb_flow_key. */
+struct lb_watched {
+	__u64 owner; /* of its backend: as in lb_owner, so that an id's next owner isn't taken for it */
+	__u64 since; /* when its SYN came, or what now awaits an answer: CLOCK_MONOTONIC in ns */
+	__u32 client_next; /* what follows the last that was seen of the client's sequence numbers */
+	__u32 server_next;
+	__u8 stage; /* enum lb_watch_stage */
+	__u8 ended; /* enum lb_watch_end */
+	__u8 pad[6];
+};
+
+/* What was seen of a backend's connections. The key is its owner, so totals go on where a backend comes back
+ * under its name. */
+struct lb_totals {
+	__u64 service; /* uid of its key in the store */
+	__u64 epoch;   /* the same for all of a service's: they began anew together */
+	__u64 event[LB_EVENTS];
+	__u64 handshake[LB_TIME_BUCKETS];
+	__u64 first_byte[LB_TIME_BUCKETS];
+};
+
+/* What lbd found to be overdue, by a backend's owner; under owner 0 up to when (as in watched.since) it has
+ * looked. Only lbd writes it. */
+struct lb_overdue {
+	__u64 unanswered;
+	__u64 unserved;
 };
 
 struct lb_counter {
