@@ -1,5 +1,5 @@
-"""Writes docs/reference/cli.md, exit-codes.md, etcd.md and health.md from the commands and models
-themselves.
+"""Writes the pages of docs/reference (cli, exit-codes, etcd, health, metrics) from the commands and
+models themselves.
 
     python -m lb.cli.docs            write them
     python -m lb.cli.docs --check    exit 1 if they are stale
@@ -25,6 +25,7 @@ from typer.models import ArgumentInfo, OptionInfo
 import lb.errors
 from lb.cli import docs_health
 from lb.cli.docs_etcd import etcd_page
+from lb.cli.docs_metrics import metrics_page
 from lb.cli.main import InternalError, UsageError, app
 from lb.cli.options import CHANGE, COMMON
 from lb.cli.rows import BackendRow, ServiceRow
@@ -206,6 +207,7 @@ PAGES = {
     "exit-codes.md": exit_codes_page,
     "etcd.md": store_page,
     "health.md": health_page,
+    "metrics.md": lambda: f"{GENERATED}\n{metrics_page()}",
 }
 
 

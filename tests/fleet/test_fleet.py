@@ -54,6 +54,20 @@ def _sent(field: Field, node: int) -> int:
     return int(status["outcomes"]["forward_tx"]["packets"])
 
 
+def test_metrics_count_what_the_kernel_counts(field: Field) -> None:
+    name = "lb_backend_new_flows_total"
+    before = sum(field.metric(node, name) for node in range(3))
+    with field.traffic() as requests:
+        field.weight(92)
+    assert not requests.failed, requests.failures
+    counted = sum(field.metric(node, name) for node in range(3)) - before
+    assert (
+        requests.total <= counted < 1.1 * requests.total
+    )  # a SYN that is sent again may be another flow
+    assert {field.metric(node, "lb_store_in_touch") for node in range(3)} == {1}
+    assert abs(field.metric(1, "lb_backend_share_ratio") - 1) < 1e-9
+
+
 def test_all_nodes_report_the_same_tables_whatever_came_before(field: Field) -> None:
     digests = Counter[str]()
     for value in (10, 100, 30):
