@@ -23,9 +23,8 @@ from pydantic import BaseModel
 from typer.models import ArgumentInfo, OptionInfo
 
 import lb.errors
-from lb.cli import docs_health
+from lb.cli import docs_health, docs_metrics
 from lb.cli.docs_etcd import etcd_page
-from lb.cli.docs_metrics import metrics_page
 from lb.cli.main import InternalError, UsageError, app
 from lb.cli.options import CHANGE, COMMON
 from lb.cli.rows import BackendRow, ServiceRow
@@ -202,12 +201,17 @@ def health_page() -> str:
     return f"{GENERATED}\n{docs_health.health_page()}"
 
 
+def metrics_page() -> str:
+    """docs/reference/metrics.md."""
+    return f"{GENERATED}\n{docs_metrics.metrics_page()}"
+
+
 PAGES = {
     "cli.md": cli_page,
     "exit-codes.md": exit_codes_page,
     "etcd.md": store_page,
     "health.md": health_page,
-    "metrics.md": lambda: f"{GENERATED}\n{metrics_page()}",
+    "metrics.md": metrics_page,
 }
 
 
