@@ -47,23 +47,28 @@ def percentiles(case: str, values: list[float]) -> list[Row]:
 
 def real(options: Options) -> list[Row]:
     """Three nodes with kernels."""
-    where = "3 nodes, one weight change"
     with Fleet(prefix="lbb-") as fleet:
         fleet.start()
         add_web(fleet, Mode.DSR.value, lambda _: None)
-        backend = fleet.topology.backends[0]
-        pins = [f"{node.node_folder}/bpf/lb" for node in fleet.nodes]
-        measure = [sys.executable, "-m", "lb.lab.propagation", fleet.etcd.url, "web", backend]
-        argv = [*measure, str(options.pick(200, 20)), *pins]
-        found = json.loads(fleet.run(fleet.nodes[0].name, argv, timeout=300).stdout)
-        if found["early"]:
-            raise LbError(f"bench: --wait returned before the kernels had it {found['early']} times")
-        command: list[float] = []
-        for weight in range(1, options.pick(20, 4)):
-            change = ("backend", "weight", "web", backend, str(weight), "--wait")
-            begin = time.perf_counter()
-            fleet.lbctl(*change)
-            command.append((time.perf_counter() - begin) * 1e3)
+        return changes(fleet, options)
+
+
+def changes(fleet: Fleet, options: Options) -> list[Row]:
+    """A fleet that serves `web`, and changes of one backend's weight."""
+    where = "3 nodes, one weight change"
+    backend = fleet.topology.backends[0]
+    pins = [f"{node.node_folder}/bpf/lb" for node in fleet.nodes]
+    measure = [sys.executable, "-m", "lb.lab.propagation", fleet.etcd.url, "web", backend]
+    argv = [*measure, str(options.pick(200, 20)), *pins]
+    found = json.loads(fleet.run(fleet.nodes[0].name, argv, timeout=300).stdout)
+    if found["early"]:
+        raise LbError(f"bench: --wait returned before the kernels had it {found['early']} times")
+    command: list[float] = []
+    for weight in range(1, options.pick(20, 4)):
+        change = ("backend", "weight", "web", backend, str(weight), "--wait")
+        begin = time.perf_counter()
+        fleet.lbctl(*change)
+        command.append((time.perf_counter() - begin) * 1e3)
     return [
         *percentiles(f"{where}: from commit to the last kernel", found["kernel"]),
         *percentiles(f"{where}: from commit to the return of --wait", found["wait"]),

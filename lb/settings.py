@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lb.errors import NotFoundError, UserError
 
@@ -106,6 +106,32 @@ class Checks(BaseModel):
     webhook: str = Field(default="", description="URL that the same is posted to.")
 
 
+class Metrics(BaseModel):
+    """What Prometheus may ask lbd for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    listen: str = Field(
+        default="127.0.0.1:9642", description='HOST:PORT to answer at, IPv6 as [::1]:9642; "" = nowhere.'
+    )
+
+    @field_validator("listen")
+    @classmethod
+    def _has_a_port(cls, listen: str) -> str:
+        host, colon, port = listen.rpartition(":")
+        if listen and not (host and colon and port.isdecimal() and 0 < int(port) < 1 << 16):
+            raise ValueError("not HOST:PORT, as in 127.0.0.1:9642")
+        return listen
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port; None = nowhere."""
+        if not self.listen:
+            return None
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
 class Settings(BaseModel):
     """One machine's settings."""
 
@@ -130,6 +156,7 @@ class Settings(BaseModel):
     timeouts: Timeouts = Field(default=Timeouts(), description="Of remembered flows.")
     observation: Observation = Field(default=Observation(), description="Of observed services.")
     checks: Checks = Field(default=Checks(), description="Health checks.")
+    metrics: Metrics = Field(default=Metrics(), description="For Prometheus.")
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:

@@ -1,5 +1,5 @@
-"""Writes docs/reference/cli.md, exit-codes.md, etcd.md and health.md from the commands and models
-themselves.
+"""Writes the pages of docs/reference (cli, exit-codes, etcd, health, metrics) from the commands and
+models themselves.
 
     python -m lb.cli.docs            write them
     python -m lb.cli.docs --check    exit 1 if they are stale
@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from typer.models import ArgumentInfo, OptionInfo
 
 import lb.errors
-from lb.cli import docs_health
+from lb.cli import docs_health, docs_metrics
 from lb.cli.docs_etcd import etcd_page
 from lb.cli.main import InternalError, UsageError, app
 from lb.cli.options import CHANGE, COMMON
@@ -201,11 +201,17 @@ def health_page() -> str:
     return f"{GENERATED}\n{docs_health.health_page()}"
 
 
+def metrics_page() -> str:
+    """docs/reference/metrics.md."""
+    return f"{GENERATED}\n{docs_metrics.metrics_page()}"
+
+
 PAGES = {
     "cli.md": cli_page,
     "exit-codes.md": exit_codes_page,
     "etcd.md": store_page,
     "health.md": health_page,
+    "metrics.md": metrics_page,
 }
 
 

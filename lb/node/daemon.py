@@ -28,9 +28,11 @@ from lb.datapath.kernel import Kernel
 from lb.datapath.lifecycle import Attachment
 from lb.datapath.maps import Maps
 from lb.datapath.neighbours import Resolver
+from lb.datapath.view import KernelView
 from lb.errors import ConflictError, DatapathError, LbError, StoreUnavailable
 from lb.model import keys
 from lb.model.objects import ClusterConfig, Problem, TableDocument
+from lb.node import metrics
 from lb.node.checks import Checks
 from lb.node.drains import Drains
 from lb.node.follower import Follower
@@ -47,6 +49,7 @@ from lb.node.happenings import (
 )
 from lb.node.hook import Hook
 from lb.node.last_known import LastKnown
+from lb.node.metrics import Scrape
 from lb.node.observing import Observing
 from lb.node.planning import Bases, Plans
 from lb.node.reporter import LEASE_SECONDS, Background, Reporter
@@ -100,6 +103,7 @@ class Daemon:
     _topology_changed: bool = False
     _unattached: tuple[Problem, ...] = ()  # an interface that was lost, and can't be had back
     _path_mtus: PathMtus = field(default_factory=PathMtus)
+    _wanted: Wanted = field(default_factory=lambda: Wanted({}, {}))  # as the kernel has it
     _share_due: float = float("inf")  # when it is our turn to store tables that nobody has stored yet
     _in_touch: bool = True  # the last read of the store succeeded
 
@@ -129,6 +133,9 @@ class Daemon:
         icmp.listen(lambda error: self.inbox.put(PathTooNarrow(error)))
         self.checks.load()
         self.state = self.last_known.load()
+        if problem := metrics.serve(self.settings.metrics, self._look):
+            log.error("%s", problem.message)
+            self.status.notes += (problem,)
         if not self._read_store() and self.state.config is not None:
             self.last_known.serve(self.state)
         self.follower.start(self.state.revision if self._in_touch else 0)
@@ -255,6 +262,23 @@ class Daemon:
             self.kernel.expire(self.settings.timeouts)
         return False
 
+    def _look(self) -> Scrape:
+        """For metrics, by a thread of theirs: nothing that it reads is changed in place."""
+        state = self.state
+        outcomes, services, backends = metrics.counters(KernelView(self.maps, state), state)
+        return Scrape(
+            node=self.settings.node,
+            status=self.reporter.last,
+            state=state,
+            wanted=self._wanted,
+            in_touch=self._in_touch and self.follower.in_touch,
+            is_followed=not self.last_known.held,
+            serves_copy=self.last_known.is_served,
+            outcomes=outcomes,
+            services=services,
+            backends=backends,
+        )
+
     def _notice(self, change: NetlinkChanged) -> bool:
         """True if a next hop changed. Links and routes change in bursts: see _turn."""
         if neighbours.is_topology(change.message):
@@ -375,6 +399,7 @@ class Daemon:
         observed = Observed(hops, attached)
         wanted = self._plans.update(self.state, observed, bases, self.checks.verdicts)
         changes = self.kernel.apply(wanted, keep=self.state.not_understood)
+        self._wanted = wanted
         if changes:
             log.info("applied revision=%d entries=%d", self.state.revision, changes)
         self.observing.follow(wanted, self.state.not_understood)

@@ -111,6 +111,11 @@ class LastKnown:
         """Where what was in force before a restore is kept."""
         return self.path and self.path.with_name(f"{self.path.stem}.before-restore.json")
 
+    @property
+    def is_served(self) -> bool:
+        """Is the copy in force, because the store was away at boot and has not been there since?"""
+        return self._booted is not None and self._back is None
+
     def load(self) -> DesiredState:
         """The state of the copy, for a node that boots; empty if there is none."""
         if self.path is None or not self.path.exists():

@@ -26,6 +26,7 @@ from field import Field, percentile
 
 CHANGES = 120  # to measure; the p99 is the second slowest
 CONNECTIONS = 1000
+TRIES = 3
 
 
 @dataclass
@@ -81,12 +82,27 @@ def scenes(ground: Field, folder: Path) -> dict[str, Callable[[], str]]:
         "compaction while a node is cut off": lambda: faults.compacted_while_cut_off(ground),
         "node withdrawn from the router": lambda: faults.node_withdrawn(ground, CONNECTIONS),
         "node withdrawn just after a change": after_a_change,
-        "1,000 changes in 10 s from three writers": lambda: faults.many_writers(ground, 1000, 10),
-        "rubbish at 100 keys a second": lambda: faults.rubbish_written(ground, 20),
+        "1,000 changes in 10 s from three writers": lambda: at_pace(
+            lambda: faults.many_writers(ground, 1000, 10, is_pace_due=True)
+        ),
+        "rubbish at 100 keys a second": lambda: at_pace(
+            lambda: faults.rubbish_written(ground, 20, is_pace_due=True)
+        ),
         "etcd restored from a backup": lambda: faults.restored_from_backup(ground, folder),
         "all of etcd lost and restored": lambda: faults.all_lost(ground),
         "clock of a node jumps": lambda: faults.clock_jumped(ground, folder),
     }
+
+
+def at_pace(does: Callable[[], str]) -> str:
+    """A fault that is one only at its pace: tried again while this machine is too busy for it, and
+    failed if it never comes to that."""
+    for _ in range(TRIES - 1):
+        try:
+            return does()
+        except faults.TooSlow as error:
+            print(f"once more: {error.message}", flush=True)
+    return does()
 
 
 def go_through(score: Score, ground: Field, name: str, does: Callable[[], str]) -> None:

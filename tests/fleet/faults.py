@@ -29,8 +29,17 @@ from lb.model import keys
 UNAVAILABLE = 5  # exit codes of lbctl
 NOT_APPLIED = 7
 
+RUBBISH_RATE = 100  # keys a second
+PACE = 1.05  # times as long as it was to be, at most
+
+QUARANTINED = "lb_quarantined_documents"
+
 # Debian's libfaketime; $LIB is the loader's (ld.so(8)).
 FAKETIME = "/usr/$LIB/faketime/libfaketime.so.1"
+
+
+class TooSlow(LabError):
+    """The fault was not as heavy as it was to be: nothing is known of what would have happened."""
 
 
 def insist(holds: bool, what: str) -> None:
@@ -223,7 +232,7 @@ def _same(before: list[str], after: list[str]) -> int:
     return sum(one == other for one, other in zip(before, after, strict=True))
 
 
-def many_writers(field: Field, changes: int, seconds: float) -> str:
+def many_writers(field: Field, changes: int, seconds: float, *, is_pace_due: bool = False) -> str:
     """Three writers of one weight, each adding to what it read. No update may be lost."""
     backend = field.fleet.topology.backends[0]
     each_does = -(-changes // len(field.fleet.nodes))
@@ -237,19 +246,21 @@ def many_writers(field: Field, changes: int, seconds: float) -> str:
     after = time.monotonic() - ended
     took = max(each["seconds"] for each in found)
     conflicts = sum(each["conflicts"] for each in found)
+    if is_pace_due and took > PACE * seconds:
+        raise TooSlow(f"{made} changes took {took:.1f} s, not {seconds:g} s")
     return (
         f"{made} changes in {took:.1f} s, {conflicts} times another was faster, none lost;"
         f" all nodes agreed {after:.1f} s later"
     )
 
 
-def rubbish_written(field: Field, seconds: float) -> str:
+def rubbish_written(field: Field, seconds: float, *, is_pace_due: bool = False) -> str:
     """A third party writes nonsense, 100 keys a second, also over a document that is in force."""
     fleet = field.fleet
     victim = fleet.topology.backends[3]
     key = keys.backend(SERVICE, victim)
     sane = fleet.etcd.ctl("get", key, "--print-value-only").stdout.strip()
-    arguments = (fleet.etcd.url, SERVICE, victim, "100", str(seconds))
+    arguments = (fleet.etcd.url, SERVICE, victim, str(RUBBISH_RATE), str(seconds))
     writer = field.script(fleet.nodes[0].name, "rubbish.py", *arguments)
     try:
         digests = field.status()["nodes"][0]["digests"]
@@ -259,6 +270,8 @@ def rubbish_written(field: Field, seconds: float) -> str:
         writer.wait()
     field.weight(79)  # good changes go through
     insist(field.problems() != "", "the nodes report it")
+    for node in range(len(fleet.nodes)):
+        insist(field.metric(node, QUARANTINED) > 0, "what is quarantined is in the metrics of each node")
     insist(_has_share(fleet.nodes[2], victim), "the last good version stays in force")
     insist(set(field.agree()) == set(digests), "no service came or went")
     doomed = [f"{keys.SERVICES}rubbish", f"{keys.BACKENDS}{SERVICE}/rubbish", f"{keys.BACKENDS}rubbish/"]
@@ -267,7 +280,11 @@ def rubbish_written(field: Field, seconds: float) -> str:
     fleet.etcd.ctl("put", key, text=sane)
     wait_until("the end of the problems", lambda: not field.status()["quarantined"], timeout=PATIENCE)
     field.agree()
-    return f"{found['written'] / found['seconds']:.0f} keys a second for {found['seconds']:.0f} s"
+    insist(field.metric(0, QUARANTINED) == 0, "the metrics say that it is over")
+    rate = found["written"] / found["seconds"]
+    if is_pace_due and rate < RUBBISH_RATE / PACE:
+        raise TooSlow(f"{rate:.0f} keys a second were written, not {RUBBISH_RATE}")
+    return f"{rate:.0f} keys a second for {found['seconds']:.0f} s"
 
 
 def restored_from_backup(field: Field, folder: Path) -> str:

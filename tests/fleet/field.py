@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from helpers import create, service
+from prometheus_client.parser import text_string_to_metric_families as families
 
 from lb.lab.fleet import Fleet
 from lb.lab.node import Node
 from lb.lab.shell import LabError, environment, in_namespace, wait_until
 from lb.lab.topology import VIP4, VIP6, Address
+from lb.settings import Settings
 
 HERE = Path(__file__).parent
 SERVICE = "web"
@@ -98,6 +100,15 @@ class Field:
         self.fleet.lbctl(
             *("backend", "weight", SERVICE, name, str(value), "--wait", "--timeout", f"{timeout:g}")
         )
+
+    def metric(self, node: int, name: str) -> float:
+        """What a node tells Prometheus, all series of that name added up."""
+        argv = ["curl", "-sS", "--fail", "--noproxy", "*", f"http://{Settings().metrics.listen}/metrics"]
+        text = self.fleet.run(self.fleet.nodes[node].name, argv).stdout
+        found = [s.value for f in families(text) for s in f.samples if s.name == name]
+        if not found:
+            raise LabError(f"node {node} has no metric {name}")
+        return sum(found)
 
     def status(self) -> dict[str, Any]:
         """As lbctl shows it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import random
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +13,21 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from bench import compare, control, frames, load, netns, packet, paper, plot, report, rows, shares, slots
+from bench import (
+    compare,
+    control,
+    fleet,
+    frames,
+    load,
+    netns,
+    packet,
+    paper,
+    plot,
+    report,
+    rows,
+    shares,
+    slots,
+)
 from bench.peers import maglev, native, rendezvous
 from bench.rows import Options, Row
 from bench.shares import Layout
@@ -269,6 +284,23 @@ def test_options_pick() -> None:
 
 
 # -- packet ------------------------------------------------------------------------------------
+
+
+def test_percentiles_are_of_the_nearest_rank() -> None:
+    spread, p99 = fleet.percentiles("x", [float(value) for value in range(1, 201)])
+    assert (spread.n, spread.median, spread.max) == (200, 100.5, 200)
+    assert (p99.case, p99.n, p99.median) == ("x, p99", 1, 198)
+    assert fleet.percentiles("x", [3.0, 1.0])[1].median == 3
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="maps need root")
+def test_simulated_nodes_all_apply_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "NODES", 4)
+    monkeypatch.setattr(fleet, "PROCESSES", 2)
+    (last, _) = fleet.simulated(Options(quick=True))
+    assert last.n == 5
+    assert last.case.startswith("4 simulated nodes")
+    assert 0 < last.min < 10_000
 
 
 def test_the_frames_are_what_they_are_called() -> None:

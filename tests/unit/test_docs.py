@@ -25,7 +25,7 @@ from lb.errors import ExitCode
 from lb.model import manifest
 from lb.model.objects import Mode
 from lb.node.main import app as lbd_app
-from lb.settings import Checks, Etcd, Hook, Limits, Settings
+from lb.settings import Checks, Etcd, Hook, Limits, Metrics, Settings
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -256,6 +256,7 @@ def test_lb_toml_loads_and_shows_every_setting() -> None:
     assert shown["etcd"].keys() == Etcd.model_fields.keys()
     assert shown["limits"].keys() == Limits.model_fields.keys()
     assert shown["checks"].keys() == Checks.model_fields.keys()
+    assert shown["metrics"].keys() == Metrics.model_fields.keys()
     # As the file says: all but these are the defaults.
     own = {"node", "interfaces"}
     assert loaded.model_dump(exclude=own) == Settings().model_dump(exclude=own)
