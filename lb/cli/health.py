@@ -12,7 +12,7 @@ from lb.cli.output import Table
 from lb.core.state import DesiredState
 from lb.errors import UserError
 from lb.model.checkwords import FORMS, describe_check, parse_check
-from lb.model.health import Health, seconds
+from lb.model.health import Health, Via, seconds
 from lb.model.objects import BackendHealth, Service
 
 CheckOption = Annotated[
@@ -21,6 +21,13 @@ CheckOption = Annotated[
         "--check",
         metavar="CHECK",
         help=f"How backends are checked: {FORMS}; none = not at all. All settings: `lbctl apply`.",
+    ),
+]
+ViaOption = Annotated[
+    Via | None,
+    typer.Option(
+        "--check-via",
+        help="Which way checks go: straight to the backend, or as clients' packets to the VIP.",
     ),
 ]
 IntervalOption = Annotated[
@@ -54,22 +61,26 @@ PanicOption = Annotated[
 def asked_health(current: Health | None, check: str | None, **settings: Any) -> dict[str, Any] | None:
     """The health of a service as options ask for it, for the model to check. Raises UserError."""
     given = {name: value for name, value in settings.items() if value is not None}
+    first = _option(next(iter(given), ""))
     if check == "none":
         if given:
-            raise UserError(
-                "--check none leaves nothing to set", hint=f"leave out --{next(iter(given))}"
-            )
+            raise UserError("--check none leaves nothing to set", hint=f"leave out {first}")
         return None
     if check is None and current is None:
         if not given:
             return None
         raise UserError(
-            f"{next(iter(given)).replace('_', '-')} of which check?", hint="add --check tcp, for example"
+            f"{first.removeprefix('--')} of which check?", hint="add --check tcp, for example"
         )
     health = current.model_dump() if current else {}
     if check is not None:
         health["check"] = check_fields(check)
     return {**health, **given}
+
+
+def _option(setting: str) -> str:
+    name = f"check-{setting}" if setting in ("timeout", "via") else setting
+    return "--" + name.replace("_", "-")
 
 
 def check_fields(text: str) -> dict[str, Any]:
@@ -95,8 +106,9 @@ def summary(service: Service) -> str:
     if service.health is None:
         return "not checked"
     health = service.health
+    way = " via the VIP" if health.via is Via.VIP else ""
     return (
-        f"checked with {describe_check(health.check)} every {health.interval:g} s"
+        f"checked with {describe_check(health.check)}{way} every {health.interval:g} s"
         f" (rise {health.rise}, fall {health.fall})"
     )
 

@@ -16,6 +16,7 @@ from lb.cli.health import (
     PanicOption,
     RiseOption,
     SlowStartOption,
+    ViaOption,
     asked_health,
 )
 from lb.cli.options import ServiceName, change, command
@@ -83,6 +84,7 @@ def add(
     ] = 0,
     quic_config: Annotated[int, typer.Option("--quic-config", metavar="N", help=QuicConfigHelp)] = 0,
     check: CheckOption = None,
+    check_via: ViaOption = None,
     interval: IntervalOption = None,
     check_timeout: CheckTimeoutOption = None,
     rise: RiseOption = None,
@@ -111,6 +113,7 @@ def add(
         health=asked_health(
             None,
             check,
+            via=check_via,
             interval=interval,
             timeout=check_timeout,
             rise=rise,
@@ -173,6 +176,7 @@ def set_policies(
         int | None, typer.Option("--quic-config", metavar="N", help=QuicConfigHelp)
     ] = None,
     check: CheckOption = None,
+    check_via: ViaOption = None,
     interval: IntervalOption = None,
     check_timeout: CheckTimeoutOption = None,
     rise: RiseOption = None,
@@ -191,6 +195,7 @@ def set_policies(
         "quic_config": quic_config,
     }
     checks = {
+        "via": check_via,
         "interval": interval,
         "timeout": check_timeout,
         "rise": rise,

@@ -225,6 +225,13 @@ class Established(StrEnum):
     RESET = "reset"
 
 
+class Via(StrEnum):
+    """Which way a check goes: straight to the backend, or as clients' packets go to the VIP."""
+
+    BACKEND = "backend"
+    VIP = "vip"
+
+
 INTERVAL = Field(ge=0.1, le=3600)
 DEFAULT_INTERVAL = 2.0
 
@@ -233,8 +240,10 @@ class Health(Document):
     """How the backends of a service are checked. Durations in seconds, or as 500ms, 10s, 5m."""
 
     check: Check = Field(default=TcpCheck(), description="What is asked.")
-    via: Literal["backend"] = Field(
-        default="backend", description="Which way: straight to the backend's address."
+    via: Via = Field(
+        default=Via.BACKEND,
+        description="Which way it goes: straight to the backend's address; or as clients' packets go to"
+        " the VIP, so that a broken tunnel or NAT, or a missing VIP, counts as unhealthy.",
     )
     interval: Annotated[Seconds, INTERVAL] = Field(
         default=DEFAULT_INTERVAL, description="Seconds from one check to the next, at most."
@@ -285,6 +294,12 @@ class Health(Document):
         description="Flows of a backend that got unhealthy: keep, or reset = placed anew; none = keep"
         " for TCP, reset for UDP.",
     )
+
+    @model_validator(mode="after")
+    def _check_via(self) -> Self:
+        if self.via is Via.VIP and isinstance(self.check, ExecCheck):
+            raise ValueError("via: a program makes connections of its own, which can't go by the VIP")
+        return self
 
     @property
     def fast(self) -> float:

@@ -13,7 +13,7 @@ from typing import Annotated, Self
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from lb.model.document import Document as Document
-from lb.model.health import ExecCheck, Health, Overrides
+from lb.model.health import ExecCheck, Health, Overrides, Via
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -225,6 +225,13 @@ class Service(Document):
         check = self.health and self.health.check
         if check and self.end_port and not check.port and not isinstance(check, ExecCheck):
             raise ValueError("health: a service with several ports has to say which one is checked")
+        if check and self.health and self.health.via is Via.VIP:
+            if self.end_port:
+                raise ValueError("health: via vip, a service of one port only can be checked")
+            if check.port not in (None, self.port):
+                raise ValueError(
+                    f"health: via vip, only the VIP's port {self.port} can be asked, not {check.port}"
+                )
         return self
 
     @property

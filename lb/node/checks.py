@@ -22,7 +22,7 @@ from lb.core.health import Member, Record, State, Verdict
 from lb.core.quorum import Votes
 from lb.core.state import DesiredState
 from lb.model import keys
-from lb.model.health import Health, effective
+from lb.model.health import Health, Via, effective
 from lb.model.objects import Admin, Backend, BackendHealth, HealthChange, Problem, Service
 from lb.node.ballots import Ballots
 from lb.probe.base import Target
@@ -261,6 +261,16 @@ class Checks:
         return is_news
 
     # -- what is said of it --------------------------------------------------------------------
+
+    @property
+    def via_vip(self) -> list[Key]:
+        """Whose checks go through the data path."""
+        return [
+            key
+            for one in self._watched.values()
+            if one.service.health and one.service.health.via is Via.VIP
+            for key in one.targets
+        ]
 
     @property
     def is_busy(self) -> bool:

@@ -38,6 +38,8 @@ STRUCTS = {
     "lb_fragment_key": layout.FragmentKey,
     "lb_fragment": layout.Fragment,
     "lb_place": layout.Place,
+    "lb_probe_key": layout.ProbeKey,
+    "lb_probe": layout.Probe,
     "lb_link": layout.Link,
     "lb_counter": layout.Counter,
     "lb_stats": layout.Stats,
@@ -71,6 +73,10 @@ SINGLE = {
     "LB_REPLY_TTL": answer.REPLY_TTL,
     "LB_OUTCOMES": len(layout.Outcome),
     "LB_GUE_PORT": GUE_PORT,
+    "LB_PROBE_MARK": layout.PROBE_MARK,
+    "LB_PROBE_SOURCE": int(answer.PROBE_SOURCES[0]),
+    "LB_PROBE_PREFIX6": int(answer.PROBE_SOURCES[1]) >> 96,
+    "LB_PROBE_MARK_MASK": layout.PROBE_MARK_MASK,
     "LB_FRAGMENT_NS": pieces.FRAGMENT_NS,
 }
 
