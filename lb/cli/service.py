@@ -14,6 +14,7 @@ from lb.cli.health import (
     FallOption,
     IntervalOption,
     PanicOption,
+    PassiveOption,
     RiseOption,
     SlowStartOption,
     ViaOption,
@@ -91,6 +92,7 @@ def add(
     fall: FallOption = None,
     slow_start: SlowStartOption = None,
     panic: PanicOption = None,
+    passive: PassiveOption = None,
 ) -> None:
     """Add a service."""
     address, ports = words.socket(vip, "--vip")
@@ -113,6 +115,7 @@ def add(
         health=asked_health(
             None,
             check,
+            passive,
             via=check_via,
             interval=interval,
             timeout=check_timeout,
@@ -183,6 +186,7 @@ def set_policies(
     fall: FallOption = None,
     slow_start: SlowStartOption = None,
     panic: PanicOption = None,
+    passive: PassiveOption = None,
 ) -> None:
     """Change policies of a service; what isn't named stays as it is."""
     asked = {
@@ -206,7 +210,7 @@ def set_policies(
     fields: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if backup is not None:
         fields["backup"] = None if backup == "none" else backup
-    about_health = check is not None or any(value is not None for value in checks.values())
+    about_health = any(value is not None for value in (check, passive, *checks.values()))
     if not fields and not about_health:
         raise UserError(
             "nothing to set", hint="name a policy, for example --no-backend drop; see --help"
@@ -214,8 +218,9 @@ def set_policies(
 
     def edit(draft: Draft) -> None:
         before = draft.service(service)
-        health = {"health": asked_health(before.health, check, **checks)} if about_health else {}
-        draft.put(words.rebuild(before, **fields, **health))
+        if about_health:
+            fields["health"] = asked_health(before.health, check, passive, **checks)
+        draft.put(words.rebuild(before, **fields))
 
     perform(session, edit)
 
