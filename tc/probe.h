@@ -6,9 +6,25 @@
 #ifndef LB_PROBE_H
 #define LB_PROBE_H
 
-#ifndef TC_ACT_UNSPEC
-#define TC_ACT_UNSPEC (-1)
-#endif
+#include <uapi/linux/bpf.h>
+#include "lb_consts.h"
+#include "lb_structs.h"
+#include "lb_maps.h"
+#include "lb_csum.h"
+#include "lb_parse.h"
+#include "lb_hash.h"
+#include "lb_links.h"
+#include "lb_lookup.h"
+#include "ctx.h"
+#include "lb_send.h"
+#include "lb_answer.h"
+#include "lb_tunnel.h"
+#include "lb_errors.h"
+#include "lb_pick.h"
+#include "lb_fragment.h"
+#include "lb_quic.h"
+#include "lb_fullnat.h"
+#include "lb_nat.h"
 
 /* Reads a frame. 0 = a TCP segment or a whole datagram. */
 static __always_inline int read_probe(lb_ctx *ctx, struct lb_packet *p)

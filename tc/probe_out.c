@@ -5,24 +5,6 @@
  * does. In nat it comes from an address that no server has on a link of its own: so the answer only comes
  * back if the server's default route leads through this node. In fullnat it comes from the address that
  * clients' packets come from. */
-#include <uapi/linux/bpf.h>
-#include "lb_consts.h"
-#include "lb_structs.h"
-#include "lb_maps.h"
-#include "lb_csum.h"
-#include "lb_parse.h"
-#include "lb_hash.h"
-#include "lb_links.h"
-#include "ctx.h"
-#include "lb_send.h"
-#include "lb_answer.h"
-#include "lb_tunnel.h"
-#include "lb_errors.h"
-#include "lb_pick.h"
-#include "lb_fragment.h"
-#include "lb_quic.h"
-#include "lb_fullnat.h"
-#include "lb_nat.h"
 #include "probe.h"
 
 /* Where the answer will come from and go to, and what has to be made of it then. */
