@@ -54,8 +54,8 @@ def elsewhere(version: int) -> Address:
 
 
 def world() -> tuple[DesiredState, Observed]:
-    """The services with their backends, and the ways there: RETURNED modes back out of the interface that the
-    packet came by (XDP_TX), the translating ones out of the other one (XDP_REDIRECT)."""
+    """The services with their backends, and the ways there: RETURNED modes back out of the interface
+    that the packet came by (XDP_TX), the translating ones out of the other one (XDP_REDIRECT)."""
     services: dict[str, Service] = {}
     backends: dict[BackendKey, Backend] = {}
     hops: dict[Address, NextHop] = {}

@@ -199,8 +199,8 @@ def measure(session: Session, cases: Sequence[Case], options: Options) -> list[R
 
 
 def flow_cases(flows: int) -> list[Case]:
-    """TCP data of flows that are known, for every mode, family and tracking; and UDP. Mode `fullnat` knows all
-    its flows, whatever `tracking` says, but has no room for a million."""
+    """TCP data of flows that are known, for every mode, family and tracking; and UDP. Mode `fullnat`
+    knows all its flows, whatever `tracking` says, but has no room for a million."""
     return [
         Case(
             name=f"{t.mode} IPv{t.version} {t.protocol.upper()}, {tracked(t)}",

@@ -15,9 +15,9 @@ from lb.cli.options import command
 from lb.cli.output import Table
 from lb.cli.session import Session
 from lb.core.state import DesiredState
-from lb.errors import ExitCode, UserError
+from lb.errors import DatapathError, ExitCode, UserError
 from lb.model.checkwords import describe_check, explain_health
-from lb.model.health import Health, effective
+from lb.model.health import Health, Via, effective
 from lb.model.objects import Address, Service
 from lb.probe.base import Target
 
@@ -59,7 +59,7 @@ def check(
         if "://" in whom
         else _from_store(session, session.state(), whom, how, changes)
     )
-    rows = [_run(target) for target in targets]
+    rows = [_run(target, _mark(session, target)) for target in targets]
     session.emit(
         rows,
         Table(
@@ -82,7 +82,21 @@ def check(
         raise typer.Exit(ExitCode.DIFFERENT)
 
 
-def _run(target: Target) -> dict[str, Any]:
+def _mark(session: Session, target: Target) -> int:
+    """What leads a check `via: vip` through the data path; 0 where there is none of it."""
+    if target.health.via is not Via.VIP:
+        return 0
+    from lb.datapath.maps import Maps
+    from lb.datapath.probepath import find_mark
+
+    try:
+        found = find_mark(Maps.open(session.settings.pin_dir), (target.service, target.backend))
+    except (DatapathError, OSError):
+        return 0
+    return found or 0
+
+
+def _run(target: Target, mark: int) -> dict[str, Any]:
     import asyncio
 
     from lb.probe.ask import ask
@@ -93,10 +107,11 @@ def _run(target: Target) -> dict[str, Any]:
         "backend": target.backend or None,
         "address": str(target.address),
         "check": describe_check(target.health.check),
+        "via": target.health.via,
         "timeout": target.health.timeout,
     }
     try:
-        result = asyncio.run(ask(target))
+        result = asyncio.run(ask(target, mark))
     except Inconclusive as why:
         return {**row, "passed": None, "latency": None, "words": f"not checked: {why}"}
     return {**row, "passed": result.passed, "latency": result.latency, "words": result.words}

@@ -98,7 +98,7 @@ def _parts(fields: Mapping[str, tuple[Any, Any]]) -> Iterator[tuple[str, tuple[A
 
 def _show(value: Any) -> str:
     if isinstance(value, dict) and "kind" in value:
-        return describe_check(Health.model_validate({"check": value}).check)
+        return describe_check(Health.model_validate({"check": value, "passive": {}}).check)
     if isinstance(value, dict) and value.get("check"):
         return _show(value["check"])
     if isinstance(value, dict):

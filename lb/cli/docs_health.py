@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from lb.core.health import TABLE, State
 from lb.model.checkwords import KINDS
-from lb.model.health import Health, Overrides
+from lb.model.health import Health, Overrides, Passive
 
 
 def health_page() -> str:
@@ -27,6 +27,9 @@ def health_page() -> str:
         "## `health` of a backend\n",
         "What is different for it; what is left out is as the service says.\n",
         _settings(Overrides),
+        "## `passive`\n",
+        f"{' '.join((Passive.__doc__ or '').split())}\n",
+        _settings(Passive),
         "## `check`, by `kind`\n",
     ]
     for kind, model in KINDS.items():

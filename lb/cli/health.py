@@ -12,7 +12,7 @@ from lb.cli.output import Table
 from lb.core.state import DesiredState
 from lb.errors import UserError
 from lb.model.checkwords import FORMS, describe_check, parse_check
-from lb.model.health import Health, seconds
+from lb.model.health import Health, NoCheck, Via, seconds
 from lb.model.objects import BackendHealth, Service
 
 CheckOption = Annotated[
@@ -21,6 +21,21 @@ CheckOption = Annotated[
         "--check",
         metavar="CHECK",
         help=f"How backends are checked: {FORMS}; none = not at all. All settings: `lbctl apply`.",
+    ),
+]
+ViaOption = Annotated[
+    Via | None,
+    typer.Option(
+        "--check-via",
+        help="Which way checks go: straight to the backend, or as clients' packets to the VIP.",
+    ),
+]
+PassiveOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--passive/--no-passive",
+        help="Eject who fails for clients, by what the data path sees (modes nat, fullnat); settings:"
+        " `lbctl apply`.",
     ),
 ]
 IntervalOption = Annotated[
@@ -51,25 +66,46 @@ PanicOption = Annotated[
 ]
 
 
-def asked_health(current: Health | None, check: str | None, **settings: Any) -> dict[str, Any] | None:
+def asked_health(
+    current: Health | None, check: str | None, passive: bool | None, **settings: Any
+) -> dict[str, Any] | None:
     """The health of a service as options ask for it, for the model to check. Raises UserError."""
+    if check == "none" and passive is None and current and current.passive:
+        passive = True  # which is another matter
+    asked = _asked_checks(current, check, **settings)
+    if not passive:
+        asked = asked and {**asked, **({"passive": None} if passive is False else {})}
+        only_passive = asked and asked["check"]["kind"] == "none" and not asked["passive"]
+        return None if only_passive else asked
+    held = current and current.passive
+    return {
+        **(asked or {"check": {"kind": "none"}}),
+        "passive": held.model_dump() if held else {},
+    }
+
+
+def _asked_checks(current: Health | None, check: str | None, **settings: Any) -> dict[str, Any] | None:
     given = {name: value for name, value in settings.items() if value is not None}
+    first = _option(next(iter(given), ""))
     if check == "none":
         if given:
-            raise UserError(
-                "--check none leaves nothing to set", hint=f"leave out --{next(iter(given))}"
-            )
+            raise UserError("--check none leaves nothing to set", hint=f"leave out {first}")
         return None
     if check is None and current is None:
         if not given:
             return None
         raise UserError(
-            f"{next(iter(given)).replace('_', '-')} of which check?", hint="add --check tcp, for example"
+            f"{first.removeprefix('--')} of which check?", hint="add --check tcp, for example"
         )
     health = current.model_dump() if current else {}
     if check is not None:
         health["check"] = check_fields(check)
     return {**health, **given}
+
+
+def _option(setting: str) -> str:
+    name = f"check-{setting}" if setting in ("timeout", "via") else setting
+    return "--" + name.replace("_", "-")
 
 
 def check_fields(text: str) -> dict[str, Any]:
@@ -95,9 +131,13 @@ def summary(service: Service) -> str:
     if service.health is None:
         return "not checked"
     health = service.health
+    if isinstance(health.check, NoCheck):
+        return "not checked, but who fails for clients is ejected"
+    way = " via the VIP" if health.via is Via.VIP else ""
     return (
-        f"checked with {describe_check(health.check)} every {health.interval:g} s"
+        f"checked with {describe_check(health.check)}{way} every {health.interval:g} s"
         f" (rise {health.rise}, fall {health.fall})"
+        + (", and who fails for clients is ejected" if health.passive else "")
     )
 
 
@@ -125,6 +165,12 @@ def cells(found: Mapping[str, BackendHealth], now: float | None = None) -> tuple
         said = f"{state} {age(worst.since, now)}"
         if worst.state == "healthy" and worst.share < 1:
             said += f", starting ({worst.share:.0%})"
+    ejections = [each.ejection for each in found.values() if each.ejection]
+    if ejections:
+        last = max(ejections, key=lambda each: each.until)
+        some = f" on {len(ejections)} of {len(found)}" if len(ejections) < len(found) else ""
+        left = last.until - (time.time() if now is None else now)
+        return f"{said}, ejected{some}, {max(0, round(left))}s left", worst.error or last.words
     return said, worst.error or milliseconds(worst.latency)
 
 
@@ -161,3 +207,6 @@ def detail_lines(found: Mapping[str, BackendHealth]) -> Iterable[str]:
     for node, each in found.items():
         line = f"{node}: {each.state} for {age(each.since)}, check took {milliseconds(each.latency)}"
         yield line + (f"; last one failed: {each.error}" if each.error else "")
+        if each.ejection:
+            until = time.strftime("%H:%M:%S", time.localtime(each.ejection.until))
+            yield f"{node}: ejected until {until} ({each.ejection.words}), time {each.ejection.times}"

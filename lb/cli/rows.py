@@ -100,7 +100,10 @@ class BackendRow(Counters):
         description="The same for each node, with `since`, `share`, `error`, `latency`, `history`."
     )
     quic_id: str | None = Field(description="Server ID in QUIC connection IDs, in hexadecimal.")
-    share_percent: float = Field(description="Planned share of the service's new flows, exact.")
+    share_percent: float = Field(
+        description="Planned share of the service's new flows, exact: as people asked for it, whatever"
+        " its health."
+    )
     slots: int | None = Field(description="Slots that the kernel of this node holds now.")
     unresolved_on: list[str] = Field(description="Nodes that found no way to its address.")
 

@@ -14,8 +14,10 @@ from lb.cli.health import (
     FallOption,
     IntervalOption,
     PanicOption,
+    PassiveOption,
     RiseOption,
     SlowStartOption,
+    ViaOption,
     asked_health,
 )
 from lb.cli.options import ServiceName, change, command
@@ -85,12 +87,14 @@ def add(
     quic_config: Annotated[int, typer.Option("--quic-config", metavar="N", help=QuicConfigHelp)] = 0,
     observe: Annotated[bool, typer.Option("--observe/--no-observe", help=ObserveHelp)] = False,
     check: CheckOption = None,
+    check_via: ViaOption = None,
     interval: IntervalOption = None,
     check_timeout: CheckTimeoutOption = None,
     rise: RiseOption = None,
     fall: FallOption = None,
     slow_start: SlowStartOption = None,
     panic: PanicOption = None,
+    passive: PassiveOption = None,
 ) -> None:
     """Add a service."""
     address, ports = words.socket(vip, "--vip")
@@ -114,6 +118,8 @@ def add(
         health=asked_health(
             None,
             check,
+            passive,
+            via=check_via,
             interval=interval,
             timeout=check_timeout,
             rise=rise,
@@ -177,12 +183,14 @@ def set_policies(
     ] = None,
     observe: Annotated[bool | None, typer.Option("--observe/--no-observe", help=ObserveHelp)] = None,
     check: CheckOption = None,
+    check_via: ViaOption = None,
     interval: IntervalOption = None,
     check_timeout: CheckTimeoutOption = None,
     rise: RiseOption = None,
     fall: FallOption = None,
     slow_start: SlowStartOption = None,
     panic: PanicOption = None,
+    passive: PassiveOption = None,
 ) -> None:
     """Change policies of a service; what isn't named stays as it is."""
     asked = {
@@ -196,6 +204,7 @@ def set_policies(
         "observe": observe,
     }
     checks = {
+        "via": check_via,
         "interval": interval,
         "timeout": check_timeout,
         "rise": rise,
@@ -206,7 +215,7 @@ def set_policies(
     fields: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if backup is not None:
         fields["backup"] = None if backup == "none" else backup
-    about_health = check is not None or any(value is not None for value in checks.values())
+    about_health = any(value is not None for value in (check, passive, *checks.values()))
     if not fields and not about_health:
         raise UserError(
             "nothing to set", hint="name a policy, for example --no-backend drop; see --help"
@@ -214,8 +223,9 @@ def set_policies(
 
     def edit(draft: Draft) -> None:
         before = draft.service(service)
-        health = {"health": asked_health(before.health, check, **checks)} if about_health else {}
-        draft.put(words.rebuild(before, **fields, **health))
+        if about_health:
+            fields["health"] = asked_health(before.health, check, passive, **checks)
+        draft.put(words.rebuild(before, **fields))
 
     perform(session, edit)
 

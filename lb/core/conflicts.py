@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from lb.model import keys
 from lb.model.describe import describe_socket, describe_vip
+from lb.model.health import ExecCheck, Via
 from lb.model.objects import TRANSLATIONS, Address, Backend, Mode, Problem, Protocol, Service
 
 Refusal = tuple[str, str]  # message, hint
@@ -20,12 +21,13 @@ _Socket = tuple[Address, int, Protocol]
 
 def contested(service: Service) -> tuple[object, ...]:
     """What of a service is compared with others."""
-    return service.name, service.endpoint, service.mode, service.quic_id_bytes
+    via = service.health and service.health.via
+    return service.name, service.endpoint, service.mode, service.quic_id_bytes, via
 
 
 def claimed(backend: Backend) -> tuple[object, ...]:
     """What of a backend is compared with others."""
-    return backend.address, backend.port, backend.quic_id
+    return backend.address, backend.port, backend.quic_id, backend.health
 
 
 def conflicts(
@@ -199,6 +201,34 @@ def _misfit(service: Service, backend: Backend, vips: set[Address]) -> tuple[str
         return (
             f"mode {service.mode} can't turn IPv{service.vip.version} into IPv{backend.address.version}",
             f"give the server's IPv{service.vip.version} address",
+        )
+    if service.health and service.health.via is Via.VIP:
+        return _misfit_of_check(service, backend)
+    return None
+
+
+def _misfit_of_check(service: Service, backend: Backend) -> tuple[str, str] | None:
+    """Why it can't be checked by the way of clients' packets."""
+    own = backend.health
+    if own is not None and not own.enabled:
+        return None
+    if backend.address.version != service.vip.version:
+        return (
+            f"a check via the VIP can't go from IPv{service.vip.version} to"
+            f" IPv{backend.address.version}",
+            f"give the server's IPv{service.vip.version} address, or check it straight (via: backend)",
+        )
+    port = own and (own.port or (own.check and own.check.port))
+    if port not in (None, backend.port or service.port):
+        return (
+            f"a check via the VIP can't ask port {port}: clients' packets go to"
+            f" {backend.port or service.port}",
+            "leave the port out, or check straight (via: backend)",
+        )
+    if own is not None and isinstance(own.check, ExecCheck):
+        return (
+            "a program makes connections of its own, which can't be sent by the VIP",
+            "use another kind of check, or check straight (via: backend)",
         )
     return None
 

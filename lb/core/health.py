@@ -31,6 +31,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
 
+from lb.core.passive import Ejection
 from lb.model.health import Established, Health, Initial
 from lb.model.objects import Protocol
 
@@ -97,6 +98,7 @@ class Record:
     error: str = ""  # of the last failed check
     failed_at: float | None = None
     history: tuple[Change, ...] = ()
+    ejection: Ejection | None = None  # the last one by what the data path saw; it may be over
 
 
 def new(address: str, health: Health, now: float, *, in_use: bool) -> Record:
@@ -108,6 +110,36 @@ def new(address: str, health: Health, now: float, *, in_use: bool) -> Record:
 def resumed(record: Record) -> Record:
     """What a record of an earlier process is worth: all, but no row of results spans the gap."""
     return replace(record, streak=0, turned=0.0)
+
+
+def found(record: Record, now: float) -> Record:
+    """The record with what the data path saw: who is ejected counts as unhealthy, and who is back begins
+    as who got healthy does."""
+    if record.ejection is None:
+        return record
+    since, until = record.ejection.since, record.ejection.until
+    if record.ejection.is_on(now):
+        return (
+            record
+            if record.state is State.UNHEALTHY
+            else replace(record, state=State.UNHEALTHY, since=since)
+        )
+    if record.state is State.HEALTHY and until > (record.ramp_from or 0.0):
+        return replace(record, ramp_from=until)
+    return record
+
+
+def eject(record: Record, ejection: Ejection, *, is_checked: bool) -> Record:
+    """The record of a backend that is ejected. Where nothing but the data path tells of it, nothing is
+    known of it afterwards, and it is in use again."""
+    if is_checked:
+        return replace(record, ejection=ejection)
+    return replace(record, ejection=ejection, state=State.UNKNOWN, admitted=True)
+
+
+def seen_good(record: Record, now: float) -> Record:
+    """The same where the data path is the only one to tell, and has seen that it works."""
+    return replace(record, state=State.HEALTHY, since=now, admitted=False)
 
 
 def step(record: Record, result: Result, health: Health, now: float) -> Record:

@@ -3,7 +3,8 @@
 Theory of operation. Each node checks by itself, and reports what it found (never what was agreed, so
 that no opinion feeds itself). Each counts the votes on its own, of the nodes that are alive:
 
-- A *vote* is healthy or unhealthy. Who has not found out has none.
+- A *vote* is healthy or unhealthy. Who has not found out has none. Who ejected a backend by what its
+  data path saw says unhealthy (lb/core/passive.py).
 - A backend is out where more than half of its votes say unhealthy. One node decides alone; of two both
   have to agree, as with any even split: a server that somebody can reach is likelier to work than not,
   and to take it out for all would turn the fault of one node's network into everybody's.
@@ -44,11 +45,17 @@ FEW = 2  # a single backend can't tell a broken server from a broken node
 
 def reported(status: NodeStatus) -> Votes:
     """The votes in a node's report."""
-    return {
+    found = {
         path: Vote(State(each.state), each.since)
         for path, each in status.health.items()
         if each.state in (State.HEALTHY, State.UNHEALTHY)
     }
+    ejected = {
+        path: Vote(State.UNHEALTHY, each.ejection.since)
+        for path, each in status.health.items()
+        if each.ejection and each.state != State.UNHEALTHY
+    }
+    return found | ejected
 
 
 def ballot(status: NodeStatus) -> Ballot:

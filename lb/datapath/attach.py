@@ -25,10 +25,12 @@ _XDP_UPDATE_IF_NOEXIST = 1 << 0
 _XDP_MODE = {Hook.XDP_GENERIC: 1 << 1, Hook.XDP: 1 << 2}
 _XDP_REPLACE = 1 << 4
 
-# Our filter on clsact ingress: before the usual default priorities, at a handle of its own.
-_TC_INGRESS = 0xFFFFFFF2  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)
+# Our filters on clsact: before the usual default priorities, at a handle of its own.
+INGRESS = 0xFFFFFFF2  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)
+EGRESS = 0xFFFFFFF3  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_EGRESS)
 _TC_HANDLE = 0x1B
-BALANCER, DECAPSULATOR = 50, 40  # priorities: a tunnel's packet is opened first
+# Priorities: a tunnel's packet is opened first; answers to health checks aren't for the balancer.
+BALANCER, PROBES, DECAPSULATOR = 50, 45, 40
 _ETH_P_ALL = 0x0003
 
 _IFF_LOOPBACK = 0x8
@@ -236,10 +238,12 @@ def program_name(number: int) -> str:
         return f"with id {number}"
 
 
-def filter_name(ip: IPRoute, interface: Interface, priority: int = BALANCER) -> str:
+def filter_name(
+    ip: IPRoute, interface: Interface, priority: int = BALANCER, parent: int = INGRESS
+) -> str:
     """Name of the filter at our place; "" = none. (It tells whose it is: pyroute2 doesn't decode the
     program's id.)"""
-    for each in ip.get_filters(index=interface.index, parent=_TC_INGRESS):
+    for each in ip.get_filters(index=interface.index, parent=parent):
         if each.get("info", 0) >> 16 == priority and each.get("handle") == _TC_HANDLE:
             return str(each.get_attr("TCA_OPTIONS").get_attr("TCA_BPF_NAME"))
     return ""
@@ -250,10 +254,15 @@ def _has_clsact(ip: IPRoute, interface: Interface) -> bool:
 
 
 def attach_filter(
-    ip: IPRoute, interface: Interface, program: Program, name: str, priority: int = BALANCER
+    ip: IPRoute,
+    interface: Interface,
+    program: Program,
+    name: str,
+    priority: int = BALANCER,
+    parent: int = INGRESS,
 ) -> None:
-    """Attach `program` to clsact ingress, replacing one of this name."""
-    present = filter_name(ip, interface, priority)
+    """Attach `program` to clsact, replacing one of this name."""
+    present = filter_name(ip, interface, priority, parent)
     if present and present != name:
         raise DatapathError(
             f"interface {interface.name!r} carries another lbd's tc filter {present!r}",
@@ -269,7 +278,7 @@ def attach_filter(
             _TC_HANDLE,
             fd=program.fd,
             name=name,
-            parent=_TC_INGRESS,
+            parent=parent,
             prio=priority,
             protocol=_ETH_P_ALL,
             direct_action=True,
@@ -281,10 +290,11 @@ def attach_filter(
         ) from None
 
 
-def detach_filter(ip: IPRoute, interface: Interface, priority: int = BALANCER) -> None:
+def detach_filter(
+    ip: IPRoute, interface: Interface, priority: int = BALANCER, parent: int = INGRESS
+) -> None:
     """Take the filter at our place off."""
-    ip.tc("del-filter", "bpf", interface.index, _TC_HANDLE, parent=_TC_INGRESS, prio=priority)
+    ip.tc("del-filter", "bpf", interface.index, _TC_HANDLE, parent=parent, prio=priority)
     # clsact may be shared; the last one out turns off the light.
-    egress = _TC_INGRESS + 1
-    if not any(ip.get_filters(index=interface.index, parent=p) for p in (_TC_INGRESS, egress)):
+    if not any(ip.get_filters(index=interface.index, parent=p) for p in (INGRESS, EGRESS)):
         ip.tc("del", "clsact", interface.index)

@@ -125,8 +125,8 @@ def write(
 
 
 def turn_page(maps: Maps, has: layout.Has) -> None:
-    """Have the programs look up anew what they found so far in vips, ranges and nat_back. `has`: which of these
-    may not be empty."""
+    """Have the programs look up anew what they found so far in vips, ranges and nat_back. `has`: which
+    of these may not be empty."""
     edition = layout.Edition.from_buffer_copy(maps.editions.get(index_key(0)) or b"")
     fresh = layout.Edition(number=(edition.number + 1) % 2**32, has=has)
     maps.editions.put(index_key(0), bytes(fresh))

@@ -257,6 +257,11 @@ class Kernel:
         self._unsure = False
         return changes
 
+    def numbers(self, key: BackendKey) -> tuple[int, int] | None:
+        """The ids of a backend and of its service; none while it isn't in the maps."""
+        backend, service = self._backend_of.get(key), self._service_of.get(key[0])
+        return None if backend is None or service is None else (backend, service)
+
     def calm(self) -> int:
         """Drop idle flows, and make slots quiet that no flow needs to remember any more; returns how
         many slots. Call it now and then, while `is_stirred`."""

@@ -26,6 +26,8 @@ SLOT_STIRRED = 0x80000000
 LOOKUPS = 4096
 RANGE_BITS = 144  # of a struct lb_range's prefix, in front of the port
 EPOCH_SHIFT = 24
+PROBE_MARK = 0x6C000000  # of a check's socket (`via: vip`), besides its backend's id
+PROBE_MARK_MASK = 0xFF000000
 
 PROTOCOL_NUMBER = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_UDP}
 MODE_NUMBER = {Mode.DSR: 0, Mode.NAT: 1, Mode.IPIP: 2, Mode.GUE: 3, Mode.FULLNAT: 4}
@@ -344,6 +346,30 @@ class Place(ctypes.Structure):
     _fields_ = (
         ("ifindex", ctypes.c_uint32),
         ("mac", ctypes.c_uint8 * 6),
+        ("pad", ctypes.c_uint8 * 2),
+    )
+
+
+class ProbeKey(ctypes.Structure):
+    """struct lb_probe_key."""
+
+    _fields_ = (
+        ("peer", ctypes.c_uint8 * 16),
+        ("own", ctypes.c_uint8 * 16),
+        ("peer_port", ctypes.c_uint16),
+        ("own_port", ctypes.c_uint16),
+        ("proto", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 3),
+    )
+
+
+class Probe(ctypes.Structure):
+    """struct lb_probe."""
+
+    _fields_ = (
+        ("peer", ctypes.c_uint8 * 16),
+        ("own", ctypes.c_uint8 * 16),
+        ("peer_port", ctypes.c_uint16),
         ("pad", ctypes.c_uint8 * 2),
     )
 

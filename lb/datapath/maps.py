@@ -16,6 +16,7 @@ from lb.datapath.bpf import Map, MapType
 from lb.errors import DatapathError
 from lb.settings import Limits
 
+_PROBES = 8192  # health checks via the VIP that are under way: 2,000 a second for up to four seconds
 _F_NO_PREALLOC = 1 << 0  # memory for the entries that there are, not for all that there may be
 
 
@@ -77,6 +78,10 @@ def specs(limits: Limits) -> dict[str, MapSpec]:
             ctypes.sizeof(layout.FragmentKey),
             ctypes.sizeof(layout.Fragment),
             limits.fragments,
+        ),
+        "probed": MapSpec(MapType.ARRAY, 4, 4, limits.backends),
+        "probes": MapSpec(
+            MapType.LRU_HASH, ctypes.sizeof(layout.ProbeKey), ctypes.sizeof(layout.Probe), _PROBES
         ),
         "links": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Link), layout.LINKS),
         "egress": MapSpec(MapType.DEVMAP_HASH, 4, 4, 256),

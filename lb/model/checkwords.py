@@ -19,6 +19,7 @@ from lb.model.health import (
     HttpCheck,
     HttpsCheck,
     Overrides,
+    Passive,
 )
 
 KINDS: dict[str, type[Document]] = {
@@ -77,6 +78,9 @@ def explain_health(error: ErrorDetails, model: type[Document]) -> str:
     for part in error["loc"]:
         if names and names[-1] == "check" and part in KINDS:
             owner = KINDS[str(part)]  # pydantic names the union's member there
+        elif part == "passive":
+            names.append(part)
+            owner = Passive
         elif part != "[key]":
             names.append(str(part))
     return f"{'.'.join(names)}: {_what(error, names[-1], owner)}"
@@ -121,6 +125,8 @@ def _what(error: ErrorDetails, name: str, owner: type[Document]) -> str:
 
 def _article(owner: type[Document]) -> str:
     kind = owner.model_fields.get("kind")
+    if owner is Passive:
+        return "passive detection"
     if kind is None:
         return "a health check"
     return f"{'an' if kind.default[0] in 'eh' else 'a'} {kind.default} check"

@@ -203,7 +203,58 @@ class ExecCheck(_Check):
         return value
 
 
-AnyCheck = TcpCheck | HttpCheck | HttpsCheck | GrpcCheck | UdpCheck | DnsCheck | ExecCheck
+class NoCheck(_Check):
+    """Ask nothing: only `passive` counts."""
+
+    kind: Literal["none"] = "none"
+
+
+class Passive(Document):
+    """What the data path sees of clients' connections ejects a backend for a while. Only in modes nat
+    and fullnat: in the others answers don't come by the node. Rules: lb/core/passive.py."""
+
+    failures: Annotated[int, Field(ge=0, le=100_000, strict=True)] = Field(
+        default=5,
+        description="Failed connections or requests in a row that eject; 0 = this rule is off.",
+    )
+    ratio: Annotated[float, Field(ge=0, le=100)] = Field(
+        default=50.0,
+        description="Share of failed ones within `window` that ejects, in per cent; 0 = this rule is"
+        " off.",
+    )
+    minimum: Count = Field(
+        default=20, description="The ratio of fewer connections and requests than these says nothing."
+    )
+    window: Annotated[Seconds, Field(ge=1, le=3600)] = Field(default=10.0, description="Seconds.")
+    resets: Flag = Field(
+        default=True,
+        description="Does a connection that the server resets count as failed? false where servers end"
+        " connections so.",
+    )
+    base: Annotated[Seconds, Field(ge=1, le=86400)] = Field(
+        default=30.0,
+        description="Seconds of the first ejection; twice as long the second time, and so on. For each"
+        " `base` seconds without one, one time is forgotten.",
+    )
+    maximum: Annotated[Seconds, Field(ge=1, le=86400)] = Field(
+        default=300.0, description="Seconds that an ejection lasts at most."
+    )
+    share: Annotated[float, Field(ge=0, le=100)] = Field(
+        default=50.0,
+        description="Share of a pool's backends that may be ejected at once, in per cent, rounded down;"
+        " but one from two backends on, and never the last one that takes flows.",
+    )
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> Self:
+        if not self.failures and not self.ratio:
+            raise ValueError("without `failures` and `ratio` there is no rule that ejects")
+        if self.maximum < self.base:
+            raise ValueError(f"maximum {self.maximum:g} is below base {self.base:g}")
+        return self
+
+
+AnyCheck = TcpCheck | HttpCheck | HttpsCheck | GrpcCheck | UdpCheck | DnsCheck | ExecCheck | NoCheck
 Check = Annotated[AnyCheck, Field(discriminator="kind")]
 
 
@@ -225,6 +276,13 @@ class Established(StrEnum):
     RESET = "reset"
 
 
+class Via(StrEnum):
+    """Which way a check goes: straight to the backend, or as clients' packets go to the VIP."""
+
+    BACKEND = "backend"
+    VIP = "vip"
+
+
 INTERVAL = Field(ge=0.1, le=3600)
 DEFAULT_INTERVAL = 2.0
 
@@ -233,8 +291,10 @@ class Health(Document):
     """How the backends of a service are checked. Durations in seconds, or as 500ms, 10s, 5m."""
 
     check: Check = Field(default=TcpCheck(), description="What is asked.")
-    via: Literal["backend"] = Field(
-        default="backend", description="Which way: straight to the backend's address."
+    via: Via = Field(
+        default=Via.BACKEND,
+        description="Which way it goes: straight to the backend's address; or as clients' packets go to"
+        " the VIP, so that a broken tunnel or NAT, or a missing VIP, counts as unhealthy.",
     )
     interval: Annotated[Seconds, INTERVAL] = Field(
         default=DEFAULT_INTERVAL, description="Seconds from one check to the next, at most."
@@ -286,6 +346,24 @@ class Health(Document):
         " for TCP, reset for UDP.",
     )
 
+    passive: Passive | None = Field(
+        default=None,
+        description="What the data path sees ejects a backend for a while, beside what is asked; with"
+        " check `none`, alone. none = it doesn't.",
+    )
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        if isinstance(self.check, NoCheck) and self.passive is None:
+            raise ValueError("check: none leaves nothing to go by; add passive: {}, or leave health out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_via(self) -> Self:
+        if self.via is Via.VIP and isinstance(self.check, ExecCheck):
+            raise ValueError("via: a program makes connections of its own, which can't go by the VIP")
+        return self
+
     @property
     def fast(self) -> float:
         """Seconds between checks while results contradict the state; never more than the interval."""
@@ -329,6 +407,8 @@ def effective(health: Health | None, own: Overrides | None, port: int | None) ->
     if health is None or (own is not None and not own.enabled):
         return None
     check = (own and own.check) or health.check
+    if isinstance(check, NoCheck):
+        return None
     own_port = (own and own.port) or check.port or health.check.port or port
     changes: dict[str, Any] = {"check": check.model_copy(update={"port": own_port})}
     if own is not None:

@@ -13,7 +13,7 @@ from typing import Annotated, Self
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from lb.model.document import Document as Document
-from lb.model.health import ExecCheck, Health, Overrides
+from lb.model.health import ExecCheck, Health, NoCheck, Overrides, Via
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -227,8 +227,31 @@ class Service(Document):
     @model_validator(mode="after")
     def _check_health(self) -> Self:
         check = self.health and self.health.check
-        if check and self.end_port and not check.port and not isinstance(check, ExecCheck):
+        if check and self.end_port and not check.port and not isinstance(check, ExecCheck | NoCheck):
             raise ValueError("health: a service with several ports has to say which one is checked")
+        if check and self.health and self.health.via is Via.VIP:
+            if self.end_port:
+                raise ValueError("health: via vip, a service of one port only can be checked")
+            if check.port not in (None, self.port):
+                raise ValueError(
+                    f"health: via vip, only the VIP's port {self.port} can be asked, not {check.port}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_passive(self) -> Self:
+        if self.health is None or self.health.passive is None:
+            return self
+        if self.mode not in TRANSLATIONS:
+            raise ValueError(
+                f"health.passive: in mode {self.mode} answers don't come by the node, so it can't see"
+                " what fails; use a check, or mode nat or fullnat"
+            )
+        if self.protocol is not Protocol.TCP:
+            raise ValueError(
+                "health.passive: a datagram need not be answered, so nobody can tell what fails; use a"
+                " check"
+            )
         return self
 
     @property
@@ -367,6 +390,15 @@ class HealthChange(Document):
     words: str = Field(description="What the check said that brought it.")
 
 
+class EjectionReport(Document):
+    """A backend that gets no new flows because of what a node's data path saw of it."""
+
+    since: float = Field(description="Unix time, seconds.")
+    until: float = Field(description="The same: when it is tried again.")
+    times: int = Field(description="How often in a row; what is long ago doesn't count.")
+    words: str = Field(description="What was seen.")
+
+
 class BackendHealth(Document):
     """What a node's checks have shown of a backend."""
 
@@ -380,6 +412,9 @@ class BackendHealth(Document):
         default=None, description="Of a check, in seconds; not told anew for small changes."
     )
     history: tuple[HealthChange, ...] = Field(default=(), description="The last transitions.")
+    ejection: EjectionReport | None = Field(
+        default=None, description="While it is ejected by what this node's data path saw."
+    )
 
 
 class NodeStatus(Document):

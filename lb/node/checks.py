@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
-
-from pydantic import TypeAdapter, ValidationError
+from dataclasses import dataclass, field, replace
 
 from lb.core import health as core
 from lb.core.health import Member, Record, State, Verdict
 from lb.core.quorum import Votes
 from lb.core.state import DesiredState
-from lb.model import keys
-from lb.model.health import Health, effective
-from lb.model.objects import Admin, Backend, BackendHealth, HealthChange, Problem, Service
+from lb.model.health import Health, Via
+from lb.model.objects import (
+    Address,
+    BackendHealth,
+    EjectionReport,
+    HealthChange,
+    Problem,
+)
+from lb.node import ailments, memory
 from lb.node.ballots import Ballots
+from lb.node.ejections import Ejections, Reading
+from lb.node.watched import Prober, Transition, Watched, watch
 from lb.probe.base import Target
 from lb.probe.scheduler import Key, Probed
 from lb.settings import Checks as Settings
@@ -38,48 +41,7 @@ LATE_SECONDS = 0.1  # p99 of lateness that is worth a problem
 # Latencies that differ less are not worth another revision of the store.
 SAME_FACTOR, SAME_SECONDS = 2.0, 0.002
 
-_MEMORY = TypeAdapter(dict[str, Record])
-
-
-class Prober(Protocol):
-    """What is needed of lb.probe.prober.Prober."""
-
-    def update(self, targets: Mapping[Key, tuple[Target, float]]) -> None:
-        """Ask these."""
-
-    def pace(self, key: Key, period: float) -> None:
-        """So often."""
-
-    def lateness(self, percent: float) -> float:
-        """How late checks begin."""
-
-
-@dataclass(frozen=True)
-class Transition:
-    """What the log and the hook are told."""
-
-    service: str
-    backend: str
-    address: str
-    before: State
-    after: State
-    at: float
-    words: str
-    admin: Admin
-
-
-@dataclass(frozen=True)
-class _Watched:
-    """A service with checks."""
-
-    service: Service
-    backends: tuple[Backend, ...]
-    targets: Mapping[Key, Target]
-
-    def health(self, backend: str) -> Health | None:
-        """How a backend is checked."""
-        target = self.targets.get((self.service.name, backend))
-        return target.health if target else None
+EJECTED = "ejected"  # what the log and the hook call that, besides the states
 
 
 @dataclass
@@ -92,7 +54,7 @@ class Checks:
     tell: Callable[[Transition], None]
     clock: Callable[[], float] = time.time
     verdicts: dict[str, Verdict] = field(default_factory=dict)
-    _watched: dict[str, _Watched] = field(default_factory=dict)
+    _watched: dict[str, Watched] = field(default_factory=dict)
     _unchecked: set[Key] = field(default_factory=set)  # that take flows without being checked
     _records: dict[Key, Record] = field(default_factory=dict)
     _remembered: dict[str, Record] = field(default_factory=dict)
@@ -102,6 +64,8 @@ class Checks:
     _fallen: set[Key] = field(default_factory=set)
     _ballots: Ballots = field(default_factory=Ballots)
     _out: dict[str, frozenset[str]] = field(default_factory=dict)  # unhealthy as agreed, by service
+    _ejections: Ejections = field(default_factory=Ejections)
+    _ejected: dict[Key, float] = field(default_factory=dict)  # until when
 
     # -- what is asked -------------------------------------------------------------------------
 
@@ -112,45 +76,48 @@ class Checks:
             if service.health is not None:
                 before, backends = self._watched.get(name), state.backends_of(name)
                 same = before and before.service is service and before.backends == backends
-                watched[name] = before if before and same else self._watch(service, backends)
+                if before is None or not same:
+                    before = watch(service, backends, self.settings.exec_dir, before)
+                watched[name] = before
         changed = {name for name, each in watched.items() if each is not self._watched.get(name)}
         gone = self._watched.keys() - watched.keys()
         self._watched = watched
         if changed or gone:
             targets = {key: each for one in watched.values() for key, each in one.targets.items()}
-            self._sort_records(targets)
+            self._sort_records({k: each for one in watched.values() for k, each in one.subjects.items()})
             self.prober.update({key: (each, self._pace(key, each)) for key, each in targets.items()})
         for name in gone:
             del self.verdicts[name], self._out[name]
-        self._judge(watched if self._ballots.suspect(self._records) else changed)
+            self._ejections.spared.pop(name, None)
+        self._judge(watched if self._suspect() else changed)
         self._unchecked = {key for key in state.backends if key not in self._records}
 
-    def _watch(self, service: Service, backends: tuple[Backend, ...]) -> _Watched:
-        before = self._watched.get(service.name)
-        targets = {}
-        for each in backends:
-            key = service.name, each.name
-            health = effective(service.health, each.health, each.port or service.one_port)
-            if health is not None:
-                target = Target(*key, each.address, health, self.settings.exec_dir)
-                held = before.targets.get(key) if before else None
-                # The same object while it is the same question: see take().
-                targets[key] = held if held == target else target
-        return _Watched(service, backends, targets)
-
-    def _sort_records(self, targets: Mapping[Key, Target]) -> None:
+    def _sort_records(self, subjects: Mapping[Key, tuple[Address, Health]]) -> None:
         now = self.clock()
-        for key in self._records.keys() - targets.keys():
+        for key in self._records.keys() - subjects.keys():
             del self._records[key]
+            self._ejected.pop(key, None)
+            self._ejections.forget([key])
             self._touched.add(key)
-        for key, target in targets.items():
+        for key, (address, health) in subjects.items():
             before = self._records.get(key)
             held = before or self._remembered.pop("/".join(key), None)
-            if held is None or held.address != target.host:
-                held = core.new(target.host, target.health, now, in_use=key in self._unchecked)
+            is_seen = key in self._watched[key[0]].seen
+            if held is None or held.address != str(address):
+                held = core.new(str(address), health, now, in_use=is_seen or key in self._unchecked)
+                self._ejections.forget([key])
+            elif is_seen and held.checked is not None:  # of checks that nobody makes any more
+                fresh = core.new(str(address), health, now, in_use=True)
+                held = replace(fresh, ejection=held.ejection)
+            if health.passive is None:
+                held = replace(held, ejection=None) if held.ejection else held
             if held is not before:
                 self._records[key] = held
                 self._touched.add(key)
+            if held.ejection and held.ejection.is_on(now):
+                self._ejected[key] = held.ejection.until
+            else:
+                self._ejected.pop(key, None)
         self._save_at = min(self._save_at, now + SAVE_SECONDS)
 
     def _pace(self, key: Key, target: Target) -> float:
@@ -176,14 +143,15 @@ class Checks:
                 changed.add(each.key[0])
                 self._touched.add(each.key)
                 self._save_at = min(self._save_at, now + SAVE_SECONDS)
-                self._announce(watched, each.key, before, after)
-        is_news = bool(changed) and self._ballots.suspect(self._records)
+                words = after.history[-1].words
+                self._announce(watched, each.key, before.state, after.state, after.since, words)
+        is_news = bool(changed) and self._suspect()
         return self._judge(self._watched if is_news else changed) or is_news
 
     def hear(self, others: Mapping[str, Votes]) -> bool:
         """Take in what the other nodes found, all of them; True if that changes a verdict."""
         changed = self._ballots.hear(others) & self._watched.keys()
-        is_news = bool(changed) and self._ballots.suspect(self._records)
+        is_news = bool(changed) and self._suspect()
         return self._judge(self._watched if is_news else changed) or is_news
 
     def hear_one(self, node: str, votes: Votes | None) -> bool:
@@ -191,10 +159,55 @@ class Checks:
         others = {name: each for name, each in self._ballots.others.items() if name != node}
         return self.hear(others if votes is None else {**others, node: votes})
 
-    def _announce(self, watched: _Watched, key: Key, before: Record, after: Record) -> None:
+    def see(self, reading: Reading) -> bool:
+        """Take in what the data path saw of a service; True if that changes a verdict."""
+        watched = self._watched.get(reading.service)
+        settings = watched and watched.service.health and watched.service.health.passive
+        if watched is None or not settings:
+            return False
+        now = self.clock()
+        subjects = [each for each in watched.backends if (each.service, each.name) in self._records]
+        records = {each.name: self._records[each.service, each.name] for each in subjects}
+        held = {name: each.ejection for name, each in records.items() if each.ejection}
+        usable = {
+            each.name
+            for each in watched.backends
+            if each.takes_flows and not self._is_out((each.service, each.name))
+        }
+        ejected = self._ejections.read(reading, subjects, held, usable, settings, now)
+        is_news = bool(ejected)
+        for name, record in records.items():
+            key = reading.service, name
+            is_seen = key in watched.seen
+            if (ejection := ejected.get(name)) is not None:
+                self._records[key] = core.eject(record, ejection, is_checked=not is_seen)
+                self._ejected[key] = ejection.until
+                self._announce(watched, key, record.state, EJECTED, now, ejection.words)
+            elif is_seen and record.state is State.UNKNOWN and self._ejections.is_good(key):
+                self._records[key] = core.seen_good(record, now)
+                is_news = True
+            else:
+                continue
+            self._touched.add(key)
+            self._save_at = min(self._save_at, now + SAVE_SECONDS)
+        if not is_news:
+            return False
+        self._judge(self._watched if self._suspect() else {reading.service})
+        return True
+
+    def _is_out(self, key: Key) -> bool:
+        agreed = self._agreed(key)
+        return agreed is not None and agreed.state is State.UNHEALTHY
+
+    def _suspect(self) -> bool:
+        now = self.clock()
+        return self._ballots.suspect({key: core.found(each, now) for key, each in self._records.items()})
+
+    def _announce(
+        self, watched: Watched, key: Key, before: str, after: str, at: float, words: str
+    ) -> None:
         [admin] = [each.admin for each in watched.backends if each.name == key[1]]
-        words = after.history[-1].words
-        told = Transition(*key, after.address, before.state, after.state, after.since, words, admin)
+        told = Transition(*key, self._records[key].address, before, after, at, words, admin)
         log.info(
             "health service=%s backend=%s address=%s from=%s to=%s admin=%s words=%r",
             *key,
@@ -211,7 +224,16 @@ class Checks:
         now = self.clock()
         if now >= self._save_at:
             self.save()
-        return self._judge({name for name, each in self.verdicts.items() if each.until <= now})
+        over = [key for key, until in self._ejected.items() if until <= now]
+        for key in over:
+            del self._ejected[key]
+            self._touched.add(key)
+            watched, state = self._watched[key[0]], self._records[key].state
+            self._announce(watched, key, EJECTED, state, now, "its time is over: it is tried again")
+        if over and self._suspect():
+            return self._judge(self._watched)
+        due = {name for name, each in self.verdicts.items() if each.until <= now}
+        return self._judge(due | {name for name, _ in over})
 
     def fallen(self) -> set[Key]:
         """Who got unhealthy, as agreed, since this was asked last."""
@@ -221,10 +243,12 @@ class Checks:
     @property
     def due(self) -> float:
         """When tick() has something to do, in Unix seconds."""
-        return min((self._save_at, *(each.until for each in self.verdicts.values())))
+        ends = (each.until for each in self.verdicts.values())
+        return min((self._save_at, *ends, *self._ejected.values()))
 
     def _agreed(self, key: Key) -> Record | None:
-        return self._ballots.agreed(key, self._records.get(key))
+        own = self._records.get(key)
+        return self._ballots.agreed(key, core.found(own, self.clock()) if own else None)
 
     def _judge(self, names: Iterable[str]) -> bool:
         now = self.clock()
@@ -261,6 +285,16 @@ class Checks:
         return is_news
 
     # -- what is said of it --------------------------------------------------------------------
+
+    @property
+    def via_vip(self) -> list[Key]:
+        """Whose checks go through the data path."""
+        return [
+            key
+            for one in self._watched.values()
+            if one.service.health and one.service.health.via is Via.VIP
+            for key in one.targets
+        ]
 
     @property
     def is_busy(self) -> bool:
@@ -302,85 +336,44 @@ class Checks:
                 HealthChange(at=each.at, state=each.state, words=each.words)
                 for each in record.history[-HISTORY:]
             ),
+            ejection=EjectionReport(**record.ejection._asdict())
+            if record.ejection and key in self._ejected
+            else None,
         )
 
     def problems(self, node: str) -> list[Problem]:
         """What people should know without looking for it."""
-        found = []
-        if self._ballots.is_suspect:
-            found.append(
-                Problem(
-                    where=node,
-                    message="only this node's checks find most of its backends unhealthy: it goes by"
-                    " what the other nodes find",
-                    hint="look at this node's own network: `lbctl check` runs a check from here",
-                    warning=True,
-                )
-            )
+        found = [ailments.suspect(node)] if self._ballots.is_suspect else []
         for name, verdict in sorted(self.verdicts.items()):
-            for pool in verdict.panics:
-                threshold = self._watched[name].service.health
-                found.append(
-                    Problem(
-                        where=keys.service(name),
-                        message=f"panic: less than {threshold.panic if threshold else 0:g} % of pool"
-                        f" {pool!r} is healthy, so its unhealthy backends are used, too",
-                        hint=f"`lbctl backend list {name}` says what their checks found",
-                        warning=True,
-                    )
-                )
+            health = self._watched[name].service.health
+            threshold = health.panic if health else 0
+            found += [ailments.panic(name, pool, threshold) for pool in verdict.panics]
+        for name, spared in sorted(self._ejections.spared.items()):
+            found += [ailments.spared(name, *each) for each in sorted(spared.items())]
         return found
 
     def lateness(self, node: str) -> list[Problem]:
         """A problem if checks begin late. Sorts all samples: not with every report."""
         late = self.prober.lateness(99)
-        if late <= LATE_SECONDS:
-            return []
-        return [
-            Problem(
-                where=node,
-                message=f"health checks begin late: 1 in 100 by {late:.1f} s or more",
-                hint="this node is too busy for its checks: give them a longer interval",
-                warning=True,
-            )
-        ]
+        return [ailments.late(node, late)] if late > LATE_SECONDS else []
 
     # -- over a restart ------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Read what an earlier process knew. Without it backends begin as unknown."""
-        path = self.settings.memory
-        try:
-            known = _MEMORY.validate_json(path.read_bytes())
-        except FileNotFoundError:
-            return
-        except (OSError, ValidationError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not what lbd wrote"
-            log.warning(
-                "%s can't be read: %s; backends are unknown until they are checked", path, reason
-            )
-            return
-        self._remembered = {name: core.resumed(each) for name, each in known.items()}
+        """Read what an earlier process knew."""
+        self._remembered = memory.load(self.settings.memory)
 
     def save(self) -> None:
-        """Write what is known. The old file stays whole until the new one is."""
+        """Write what is known."""
         self._save_at = math.inf
         old = self.clock() - FORGET_SECONDS
-        known = {name: each for name, each in self._remembered.items() if (each.checked or 0) > old}
+        known = {
+            name: each
+            for name, each in self._remembered.items()
+            if max(each.checked or 0, each.added) > old
+        }
         known |= {"/".join(key): each for key, each in self._records.items()}
-        path = self.settings.memory
-        try:
-            _write(path, _MEMORY.dump_json(known))
-        except OSError as error:
-            log.error("%s can't be written: %s; a restart will not know what is known now", path,
-                      error.strerror)  # fmt: skip
-
-
-def _write(path: Path, data: bytes) -> None:
-    new = path.with_name(path.name + ".new")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new.write_bytes(data)
-    os.replace(new, path)
+        memory.save(self.settings.memory, known)
 
 
 def _is_same(before: BackendHealth, after: BackendHealth) -> bool:

@@ -28,6 +28,7 @@ from lb.datapath.kernel import Kernel
 from lb.datapath.lifecycle import Attachment
 from lb.datapath.maps import Maps
 from lb.datapath.neighbours import Resolver
+from lb.datapath.probepath import ProbePath
 from lb.datapath.view import KernelView
 from lb.errors import ConflictError, DatapathError, LbError, StoreUnavailable
 from lb.model import keys
@@ -110,6 +111,8 @@ class Daemon:
     def __post_init__(self) -> None:
         self.kernel = Kernel(self.maps, self.settings.observation.unserved)
         self.resolver = Resolver(self.ip)
+        ours = lifecycle.our_attachments(self.settings.pin_dir)
+        self.probe_path = ProbePath(self.ip, self.maps, self.settings.pin_dir, ours.name)
         self.reporter = Background(Reporter(self.store))
         self.follower = Follower(self.store, self.inbox.put, self.settings.node)
         copy = self.settings.last_known if is_shared(self.settings.store) else None
@@ -119,6 +122,7 @@ class Daemon:
         prober = Prober(
             lambda results: self.inbox.put(ChecksDone(results)),
             lambda error: self.inbox.put(Crashed(error)),
+            lambda key: self.probe_path.marks.get(key, 0),
         )
         hook = Hook(self.settings.checks, self.settings.node)
         self.checks = Checks(self.settings.checks, prober, hook.tell)
@@ -241,6 +245,7 @@ class Daemon:
             if self.follower.in_touch:
                 self._read_store()
             self.kernel.adopt()
+            self.probe_path.doubt()
             self._reattach()
         if self._drains_due <= time.time():
             self.drains.end(self.state, time.time())
@@ -403,6 +408,7 @@ class Daemon:
         if changes:
             log.info("applied revision=%d entries=%d", self.state.revision, changes)
         self.observing.follow(wanted, self.state.not_understood)
+        self._let_checks_through()
         self._forget_beginnings(self.checks.fallen())
         found = (
             *wanted.problems,
@@ -416,6 +422,12 @@ class Daemon:
         if self._bases.unstored(self.state) or self._bases.unneeded(self.state):
             self._share_due = min(self._share_due, time.monotonic() + self._turn_to_share)
             self._share_if_due(time.monotonic())
+
+    def _let_checks_through(self) -> None:
+        """Checks `via: vip` go by what the kernel has just been told of their backends."""
+        found = {key: self.kernel.numbers(key) for key in self.checks.via_vip}
+        wanted = {key: numbers for key, numbers in found.items() if numbers is not None}
+        self.probe_path.update(wanted, self.attachment.interfaces)
 
     def _forget_beginnings(self, fallen: Collection[BackendKey]) -> None:
         """A SYN that is sent again, or comes from the same port as one that failed, would follow it to

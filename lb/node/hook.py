@@ -25,7 +25,7 @@ from tenacity import (
     wait_exponential,
 )
 
-from lb.node.checks import Transition
+from lb.node.watched import Transition
 from lb.settings import Checks as Settings
 
 log = logging.getLogger("lbd")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from lb.core.health import Result
+from lb.model.health import Via
 from lb.probe import dns, grpc, http, program, tcp, udp
 from lb.probe.base import Attempt, Failed, Inconclusive, Target, describe
 
@@ -24,10 +25,14 @@ ASK: dict[str, Callable[[Target, Attempt], Awaitable[str]]] = {
 STALL_SECONDS = 0.25
 
 
-async def ask(target: Target) -> Result:
-    """Ask once. Raises Inconclusive if that says nothing about the backend."""
+async def ask(target: Target, mark: int = 0) -> Result:
+    """Ask once. `mark`: of the sockets, where the check goes `via: vip` (lb/datapath/probepath.py); 0 =
+    not known. Raises Inconclusive if that says nothing about the backend."""
     timeout = target.health.timeout
-    attempt = Attempt()
+    is_via_vip = target.health.via is Via.VIP
+    if is_via_vip and not mark:
+        raise Inconclusive("via the VIP, only a node can whose lbd checks this backend so, too")
+    attempt = Attempt(mark if is_via_vip else 0)
     began = time.monotonic()
     passed = False
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,10 +56,12 @@ class Target:
 
 
 class Attempt:
-    """How far one check has got, so that a timeout can say what is missing."""
+    """How far one check has got, so that a timeout can say what is missing; and which way it goes:
+    `mark` is that of its sockets, 0 = none."""
 
-    def __init__(self) -> None:
+    def __init__(self, mark: int = 0) -> None:
         self.missing = "no answer"
+        self.mark = mark
 
     def connecting(self) -> None:
         """The connection is being made."""
@@ -84,6 +87,22 @@ def describe(error: OSError) -> str:
     if number in _OURS:
         raise Inconclusive(os.strerror(number)) from error
     return _WORDS.get(number) or (os.strerror(number) if number else str(error))
+
+
+def new_socket(target: Target, attempt: Attempt, kind: socket.SocketKind) -> socket.socket:
+    """A socket for a check, that doesn't block, not connected yet."""
+    family = socket.AF_INET if target.address.version == 4 else socket.AF_INET6
+    made = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+    try:
+        if attempt.mark:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, attempt.mark)
+            # A port that no other check has. The kernel's own choice, with connect(), may be that of a
+            # check of another backend; their answers all come from the VIP.
+            made.bind(("", 0))
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 def excerpt(data: bytes | str, length: int = 60) -> str:

@@ -17,7 +17,7 @@ async def ask(target: Target, attempt: Attempt) -> str:
     check = target.health.check
     assert isinstance(check, DnsCheck)
     query = dns.message.make_query(check.name, check.type)
-    async with exchange(target, query.to_wire()) as socket:
+    async with exchange(target, attempt, query.to_wire()) as socket:
         while True:
             data = await socket.receive()
             try:

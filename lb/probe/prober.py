@@ -21,8 +21,11 @@ class Prober:
         self,
         deliver: Callable[[Sequence[Probed]], None],
         crashed: Callable[[BaseException], None],
+        mark: Callable[[Key], int] = lambda _key: 0,
     ) -> None:
+        """`mark`: see lb.probe.scheduler.Scheduler."""
         self._deliver = deliver
+        self._mark = mark
         self._crashed = crashed
         self._scheduler: Scheduler | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -60,7 +63,8 @@ class Prober:
 
     def _run(self, ready: threading.Event) -> None:
         async def serve() -> None:
-            self._scheduler, self._loop = Scheduler(self._deliver), asyncio.get_running_loop()
+            self._loop = asyncio.get_running_loop()
+            self._scheduler = Scheduler(self._deliver, mark=self._mark)
             ready.set()
             await asyncio.Event().wait()
 

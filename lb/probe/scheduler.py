@@ -65,11 +65,16 @@ class Scheduler:
     """Asks all targets, each at its own pace, in the running event loop."""
 
     def __init__(
-        self, deliver: Callable[[Sequence[Probed]], None], dice: random.Random | None = None
+        self,
+        deliver: Callable[[Sequence[Probed]], None],
+        dice: random.Random | None = None,
+        mark: Callable[[Key], int] = lambda _key: 0,
     ) -> None:
-        """`deliver` is given results, one or several at a time."""
+        """`deliver` is given results, one or several at a time. `mark` says which mark the sockets of a
+        check `via: vip` need; 0 = not known yet."""
         self.lateness = Lateness()
         self._deliver = deliver
+        self._mark = mark
         self._dice = dice or random.Random()
         self._loop = asyncio.get_running_loop()
         self._entries: dict[Key, _Entry] = {}
@@ -156,7 +161,7 @@ class Scheduler:
 
     async def _probe(self, entry: _Entry) -> None:
         try:
-            result = await ask(entry.target)
+            result = await ask(entry.target, self._mark(entry.key))
         except Inconclusive as why:
             self._warn("not checked: %s", why)
             return

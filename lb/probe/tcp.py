@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from ssl import SSLContext
 
 from lb.model.health import TcpCheck
-from lb.probe.base import MAX_ANSWER, Attempt, Failed, Target, excerpt
+from lb.probe.base import MAX_ANSWER, Attempt, Failed, Target, excerpt, new_socket
 
 # A close that sends RST: the side that closes first would keep the connection for a minute
 # (TIME_WAIT), which are 120,000 at 2,000 checks a second. HAProxy's checks do the same.
@@ -24,14 +24,19 @@ async def connection(
 ) -> AsyncIterator[tuple[StreamReader, StreamWriter]]:
     """A connection to the target, aborted in the end."""
     attempt.connecting()
-    reader, writer = await asyncio.open_connection(
-        target.host, target.port, limit=MAX_ANSWER, ssl=tls, server_hostname=name if tls else None
-    )
+    plain = new_socket(target, attempt, socket.SOCK_STREAM)
+    try:
+        await asyncio.get_running_loop().sock_connect(plain, (target.host, target.port))
+        reader, writer = await asyncio.open_connection(
+            sock=plain, limit=MAX_ANSWER, ssl=tls, server_hostname=name if tls else None
+        )
+    except BaseException:  # cancelled, too
+        plain.close()
+        raise
     attempt.connected()
     try:
         yield reader, writer
     finally:
-        plain: socket.socket = writer.get_extra_info("socket")
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
         writer.transport.abort()
 

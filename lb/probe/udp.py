@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from socket import SOCK_DGRAM
 
 from lb.model.health import UdpCheck
-from lb.probe.base import Attempt, Failed, Target, excerpt
+from lb.probe.base import Attempt, Failed, Target, excerpt, new_socket
 
 
 class Socket(asyncio.DatagramProtocol):
@@ -35,12 +36,16 @@ class Socket(asyncio.DatagramProtocol):
 
 
 @asynccontextmanager
-async def exchange(target: Target, data: bytes) -> AsyncIterator[Socket]:
+async def exchange(target: Target, attempt: Attempt, data: bytes) -> AsyncIterator[Socket]:
     """The datagram is sent; what comes back can be received."""
     loop = asyncio.get_running_loop()
-    transport, protocol = await loop.create_datagram_endpoint(
-        Socket, remote_addr=(target.host, target.port)
-    )
+    plain = new_socket(target, attempt, SOCK_DGRAM)
+    try:
+        plain.connect((target.host, target.port))
+        transport, protocol = await loop.create_datagram_endpoint(Socket, sock=plain)
+    except BaseException:
+        plain.close()
+        raise
     try:
         transport.sendto(data)
         yield protocol
@@ -48,11 +53,11 @@ async def exchange(target: Target, data: bytes) -> AsyncIterator[Socket]:
         transport.abort()
 
 
-async def ask(target: Target, attempt: Attempt) -> str:  # noqa: ARG001 - one interface for all kinds
+async def ask(target: Target, attempt: Attempt) -> str:
     """Raises Failed, OSError."""
     check = target.health.check
     assert isinstance(check, UdpCheck)
-    async with exchange(target, check.send.encode()) as socket:
+    async with exchange(target, attempt, check.send.encode()) as socket:
         answer = await socket.receive()
     if check.expect is not None and check.expect.encode() not in answer:
         raise Failed(f"answered {excerpt(answer)}, expected {check.expect!r} in it")

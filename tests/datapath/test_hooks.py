@@ -33,6 +33,7 @@ from lb.core.reference import (
     Service,
     Translated,
     World,
+    answer,
     fullnat,
     process,
 )
@@ -445,3 +446,21 @@ def test_answers_larger_than_the_route_takes_are_for_the_kernel(
         assert not harness.compare(kernels[hook], packet, expected, seen)
         outcomes += seen.outcomes
     assert outcomes == [Outcome.REPLY_REDIRECT, Outcome.REPLY_PASS]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("version", [4, 6])
+def test_answers_to_health_checks_via_the_vip_are_for_the_kernel(
+    kernels: dict[str, Kernel], table: Map, hook: str, version: int
+) -> None:
+    """In mode nat these say that they come from an address that nobody has."""
+    world = one_service(version, mode=Mode.NAT, tracking=Tracking.NEVER)
+    install(kernels[hook], world, table)
+    own = next(each for each in answer.PROBE_SOURCES if each.version == version)
+    outcomes = []
+    for client in (str(own), CLIENTS[version]):
+        packet = frame(TCP(sport=8080, dport=4000), version, src=REALS[version].format(1), dst=client)
+        expected, seen = process(packet, INGRESS, world), kernels[hook].run(packet, INGRESS)
+        assert not harness.compare(kernels[hook], packet, expected, seen)
+        outcomes += seen.outcomes
+    assert outcomes == [Outcome.PASS_NOT_OURS, Outcome.REPLY_REDIRECT]

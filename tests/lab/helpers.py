@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lb.lab.lab import Lab
+from lb.lab.node import program
+from lb.lab.shell import environment, in_namespace, run
 from lb.lab.topology import Address
 
 HELD = Path(__file__).with_name("held.py")
@@ -84,3 +86,10 @@ def outcomes(lab: Lab) -> dict[str, int]:
     """Packets of each outcome until now."""
     status = json.loads(lab.lbctl("status", "-o", "json").stdout)
     return {name: counter["packets"] for name, counter in status["outcomes"].items()}
+
+
+def backend_node(lab: Lab, backend: str, *arguments: str) -> str:
+    """lbctl backend-node on a backend."""
+    pins = ["--pin-dir", str(lab.folder / backend / "bpf" / "lb")]
+    command = [*program("lbctl"), "backend-node", *arguments, *pins]
+    return run(in_namespace(backend, command), env=environment(lab.lb_environment)).stdout

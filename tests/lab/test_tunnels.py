@@ -7,12 +7,11 @@ import json
 from collections.abc import Callable
 
 import pytest
-from helpers import create, held, outcomes, service
+from helpers import backend_node, create, held, outcomes, service
 from transfers import forget_path_mtu
 
 from lb.lab.lab import Lab
-from lb.lab.node import program
-from lb.lab.shell import LabError, environment, in_namespace, run
+from lb.lab.shell import LabError
 from lb.lab.topology import VIP4, VIP6
 
 HOOKS = ["xdp", "xdp-generic", "tc"]
@@ -38,15 +37,9 @@ def test_every_pair_of_families_reaches_every_backend(
                 assert set(answers) == everybody
                 assert connections.ask() == answers
     one = lab.topology.backends[0]
-    seen = json.loads(_backend_node(lab, one, "show", "-o", "json"))["counters"]
+    seen = json.loads(backend_node(lab, one, "show", "-o", "json"))["counters"]
     assert seen["opened"]["packets"] > 0
     assert seen["failed"]["packets"] == seen["congested"]["packets"] == 0
-
-
-def _backend_node(lab: Lab, backend: str, *arguments: str) -> str:
-    pins = ["--pin-dir", str(lab.folder / backend / "bpf" / "lb")]
-    command = [*program("lbctl"), "backend-node", *arguments, *pins]
-    return run(in_namespace(backend, command), env=environment(lab.lb_environment)).stdout
 
 
 @pytest.mark.parametrize("hook", ["xdp", "tc"])
@@ -85,15 +78,15 @@ def test_a_tunnel_is_opened_for_the_named_vips_only(running: Lab) -> None:
     lab.open_tunnels()
     create(lab, service(lab, "web", VIP4, mode="ipip"))
     one = lab.topology.backends[0]
-    _backend_node(lab, one, "attach", "--interface", "back0", "--vip", str(VIP6))
+    backend_node(lab, one, "attach", "--interface", "back0", "--vip", str(VIP6))
     try:
         with held(lab, VIP4, 20) as connections:
             answers = connections.ask()
         assert one not in answers
-        assert json.loads(_backend_node(lab, one, "show", "-o", "json"))["vips"] == [str(VIP6)]
+        assert json.loads(backend_node(lab, one, "show", "-o", "json"))["vips"] == [str(VIP6)]
     finally:
         both = ["--vip", str(VIP4), "--vip", str(VIP6)]
-        _backend_node(lab, one, "attach", "--interface", "back0", *both)
+        backend_node(lab, one, "attach", "--interface", "back0", *both)
     with held(lab, VIP4, 40) as connections:
         assert one in connections.ask()
 
@@ -101,10 +94,10 @@ def test_a_tunnel_is_opened_for_the_named_vips_only(running: Lab) -> None:
 def test_detached_and_asked(running: Lab) -> None:
     lab = running
     one = lab.topology.backends[0]
-    said = _backend_node(lab, one, "attach", "--interface", "back0", "--vip", "203.0.113.99")
+    said = backend_node(lab, one, "attach", "--interface", "back0", "--vip", "203.0.113.99")
     assert "attached to back0 for 203.0.113.99" in said
-    assert "detached from back0" in _backend_node(lab, one, "detach")
+    assert "detached from back0" in backend_node(lab, one, "detach")
     with pytest.raises(LabError, match="lbctl backend-node attach"):
-        _backend_node(lab, one, "show")
+        backend_node(lab, one, "show")
     both = ["--vip", str(VIP4), "--vip", str(VIP6)]
-    _backend_node(lab, one, "attach", "--interface", "back0", *both)
+    backend_node(lab, one, "attach", "--interface", "back0", *both)

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from lb.core.health import Result, State
-from lb.core.quorum import Vote
+from lb.core.quorum import Vote, reported
 from lb.core.state import DesiredState
-from lb.model.health import Health, HttpCheck, Overrides
-from lb.model.objects import Admin, Backend, Service
+from lb.model.flows import FlowTotals
+from lb.model.health import Health, HttpCheck, NoCheck, Overrides, Passive
+from lb.model.objects import Admin, Backend, NodeStatus, Service
 from lb.node.checks import Checks, Transition
+from lb.node.ejections import Reading
 from lb.probe.base import Target
 from lb.probe.scheduler import Key, Probed
 from lb.settings import Checks as Settings
@@ -348,3 +350,124 @@ def test_a_node_that_alone_sees_all_as_unhealthy_says_so_and_goes_by_the_others(
     assert node.take("b2", PASS, PASS)
     assert node.checks.problems("node1") == []
     assert node.fitness == {}
+
+
+# -- passive detection ---------------------------------------------------------------------------
+
+PASSIVE = Health(check=NoCheck(), passive=Passive(failures=3, base=30))
+BOTH = Health(interval=2, rise=2, fall=2, passive=Passive(failures=3, base=30))
+
+
+def see(node: Node, **refused: int) -> bool:
+    """A second later the kernel's totals are these."""
+    node.now += 1
+    totals = {name: FlowTotals(opened=n, refused=n) for name, n in refused.items()}
+    return node.checks.see(Reading("web", "epoch", totals))
+
+
+def test_what_the_data_path_sees_ejects_without_any_check(node: Node) -> None:
+    node.follow(B1, B2, health=PASSIVE, mode="nat")
+    assert node.prober.targets == {}
+    assert node.fitness == {}
+    assert not see(node, b1=7, b2=0)  # where counting begins
+    assert not see(node, b1=9, b2=0)
+    assert see(node, b1=10, b2=0)
+    assert node.fitness == {"b1": 0.0}
+    assert node.checks.fallen() == {("web", "b1")}
+    shown = node.checks.reports()["web/b1"]
+    assert shown.ejection
+    assert shown.ejection.until == node.now + 30
+    assert shown.ejection.words == "3 connections or requests in a row failed"
+    assert (node.told[-1].after, node.told[-1].words) == ("ejected", shown.ejection.words)
+    assert node.checks.due <= node.now + 30
+    # Late failures of what was under way count for nothing.
+    assert not see(node, b1=30, b2=0)
+    node.now = shown.ejection.until - 1
+    assert not node.checks.tick()
+    node.now += 1
+    assert node.checks.tick()
+    assert node.fitness == {}
+    assert node.checks.reports()["web/b1"].ejection is None
+    assert (node.told[-1].before, node.told[-1].after) == ("ejected", "unknown")
+    # And twice as long when it goes on so.
+    assert see(node, b1=33, b2=0)
+    assert node.checks.reports()["web/b1"].ejection.until == node.now + 60  # type: ignore[union-attr]
+
+
+def test_who_is_spared_is_told(node: Node) -> None:
+    node.follow(B1, B2, health=PASSIVE, mode="nat")
+    see(node, b1=0, b2=0)
+    see(node, b1=9, b2=5)
+    assert node.fitness == {"b1": 0.0}
+    [problem] = node.checks.problems("n1")
+    assert problem.warning
+    assert "(5 connections or requests in a row failed), but it stays in use" in problem.message
+
+
+def test_an_ejection_survives_a_restart_and_not_the_end_of_what_asked_for_it(
+    node: Node, tmp_path: Path
+) -> None:
+    node.follow(B1, B2, health=PASSIVE, mode="nat")
+    see(node, b1=0)
+    see(node, b1=9)
+    node.checks.save()
+    again = Node(tmp_path)
+    again.now = node.now + 5
+    again.follow(B1, B2, health=PASSIVE, mode="nat")
+    assert again.fitness == {"b1": 0.0}
+    again.now = node.now + 30
+    assert again.checks.tick()
+    assert again.fitness == {}
+    node.follow(B1, B2, health=Health(), mode="nat")
+    assert node.checks.reports()["web/b1"].ejection is None
+
+
+def test_checks_and_what_the_data_path_sees_are_two_things(node: Node) -> None:
+    node.follow(B1, B2, health=BOTH, mode="nat")
+    node.take("b1", PASS)
+    node.take("b2", PASS)
+    see(node, b1=0)
+    assert see(node, b1=9)
+    shown = node.checks.reports()["web/b1"]
+    assert (shown.state, shown.ejection is None) == ("healthy", False)
+    assert node.fitness == {"b1": 0.0}
+    # A check that passes doesn't end an ejection, and one that fails outlasts it.
+    assert not node.take("b1", PASS, PASS)
+    assert node.fitness == {"b1": 0.0}
+    node.take("b1", FAIL, FAIL)
+    node.now += 60
+    node.checks.tick()
+    assert node.fitness == {"b1": 0.0}
+    assert node.checks.reports()["web/b1"].ejection is None
+    assert node.take("b1", PASS, PASS)
+    assert node.fitness == {}
+
+
+def test_an_ejection_is_a_vote(node: Node) -> None:
+    """As with checks: of two nodes that have an opinion both have to agree."""
+    node.follow(B1, B2, health=PASSIVE, mode="nat")
+    node.checks.hear({"n2": {"web/b1": Vote(State.HEALTHY, 1.0)}})
+    see(node, b1=0)
+    see(node, b1=9)
+    assert node.fitness == {}
+    assert node.checks.reports()["web/b1"].ejection
+    assert node.checks.hear({"n2": {"web/b1": Vote(State.UNHEALTHY, 1.0)}})
+    assert node.fitness == {"b1": 0.0}
+    status = NodeStatus(
+        node="n1",
+        version="1",
+        pid=1,
+        started=0,
+        revision=1,
+        links=(),
+        pin_dir="",
+        health=dict(node.checks.reports()),
+    )
+    assert reported(status)["web/b1"].state is State.UNHEALTHY
+    # Nothing good and nothing bad seen is no opinion.
+    assert "web/b2" not in reported(status)
+    node.now += 1
+    node.checks.see(Reading("web", "epoch", {"b2": FlowTotals(established=1)}))
+    node.now += 1
+    node.checks.see(Reading("web", "epoch", {"b2": FlowTotals(established=2)}))
+    assert node.state("b2") == "healthy"

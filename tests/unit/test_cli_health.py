@@ -14,7 +14,7 @@ import pytest
 from conftest import Lbctl, Nodes
 
 from lb.cli import check
-from lb.model.objects import BackendHealth, HealthChange
+from lb.model.objects import BackendHealth, EjectionReport, HealthChange
 from lb.probe.base import Target
 
 
@@ -41,6 +41,56 @@ def test_a_check_is_set_changed_and_taken_away(web: Lbctl) -> None:
     assert "unchanged" in web.ok("service", "set", "web", "--rise", "4").out
     web.ok("service", "set", "web", "--check", "none")
     assert web.json("service", "show", "web")["service"]["check"] is None
+
+
+def test_passive_detection_is_set_with_and_without_a_check(web: Lbctl) -> None:
+    def shown() -> tuple[Any, Any]:
+        [service] = web.json("export")["services"]
+        health = service.get("health")
+        return health and health.get("check", {}).get("kind", "tcp"), health and health.get("passive")
+
+    refused = web("service", "set", "web", "--passive")
+    assert refused.code == 2
+    assert "in mode dsr answers don't come by the node" in refused.err
+    web.ok("service", "set", "web", "--mode", "nat", "--passive")
+    assert shown()[0] == "none"
+    assert "not checked, but who fails" in web.ok("service", "show", "web").out
+    web.ok("service", "set", "web", "--check", "http:/")
+    assert shown()[0] == "http"
+    assert "and who fails for clients is ejected" in web.ok("service", "show", "web").out
+    web.ok("service", "set", "web", "--check", "none")
+    kind, passive = shown()
+    assert (kind, passive["failures"]) == ("none", 5)
+    web.ok("service", "set", "web", "--no-passive")
+    assert shown() == (None, None)
+
+
+def test_which_way_checks_go(web: Lbctl) -> None:
+    web.ok("service", "set", "web", "--check", "http:/", "--check-via", "vip")
+    assert "checked with http:/ via the VIP every" in web.ok("service", "show", "web").out
+    refused = web("service", "set", "web", "--check", "tcp:81")
+    assert refused.code == 2
+    assert "only the VIP's port 80 can be asked, not 81" in refused.err
+    # By hand: only where an lbd does so, too.
+    done = web("check", "web", "-o", "json")
+    assert done.code == 1
+    said = done.json
+    assert {(row["passed"], row["via"]) for row in said} == {(None, "vip")}
+    assert "only a node can" in said[0]["words"]
+
+
+def test_an_ejection_is_shown_beside_what_checks_found(web: Lbctl, nodes: Nodes) -> None:
+    now = time.time()
+    ejection = EjectionReport(since=now - 5, until=now + 25, times=2, words="5 in a row failed")
+    nodes.put("n1", 99, health={"web/b1": health(ejection=ejection), "web/b2": health()})
+    nodes.put("n2", 99, health={"web/b1": health(), "web/b2": health()})
+    listed = web.ok("backend", "list", "web").out
+    assert "healthy 3m, ejected on 1 of 2, 25s left" in listed
+    assert "5 in a row failed" in listed
+    assert ejection.words in web.ok("backend", "show", "web", "b1").out
+    row = next(each for each in web.json("backend", "list", "web") if each["name"] == "b1")
+    assert row["health"] == "healthy"
+    assert row["health_on"]["n1"]["ejection"]["times"] == 2
 
 
 def test_a_service_begins_with_a_check(lbctl: Lbctl) -> None:

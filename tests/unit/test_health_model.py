@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from lb.errors import UserError
 from lb.model import manifest
 from lb.model.checkwords import describe_check, parse_check
-from lb.model.health import Health, HttpCheck, Overrides, effective
+from lb.model.health import Health, HttpCheck, Overrides, Via, effective
 from lb.model.objects import Backend, Service
 
 SERVICE = {"name": "web", "vip": "198.51.100.100", "port": 80}
@@ -69,7 +69,7 @@ def test_durations(written: Any, seconds: float) -> None:
         ({"check": {"kind": "exec", "argv": []}}, "must not be empty"),
         ({"check": {"kind": "exec", "argv": ["true"]}}, "'true' is not the whole path"),
         ({"check": {"kind": "tcp", "port": 0}}, "health.check.port: must be at least 1, not 0"),
-        ({"via": "vip"}, "health.via: must be backend, not 'vip'"),
+        ({"via": "vips"}, "health.via: must be backend or vip, not 'vips'"),
         ({"interval": 0}, "health.interval: must be at least 0.1, not 0"),
         ({"interval": float("nan")}, "health.interval: must be at least 0.1"),
         ({"interval": "soon"}, "'soon' is not a duration"),
@@ -174,3 +174,19 @@ def test_an_error_in_a_manifest_has_its_place() -> None:
         manifest.load(MANIFEST.replace("path:", "paht:"), "web.yaml")
     assert caught.value.message.startswith("web.yaml:6:")
     assert "health.check.paht: is not a setting of an http check" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("service", "check", "words"),
+    [
+        ({"end_port": 90}, {"kind": "tcp", "port": 80}, "one port only"),
+        ({}, {"kind": "tcp", "port": 81}, "port 80 can be asked, not 81"),
+        ({}, {"kind": "exec", "argv": ["/x"]}, "connections of its own"),
+    ],
+)
+def test_what_can_not_be_checked_via_the_vip(
+    service: dict[str, Any], check: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Service.model_validate({**SERVICE, **service, "health": {"check": check, "via": "vip"}})
+    assert health(check={"kind": "tcp", "port": 80}, via="vip").via is Via.VIP

@@ -143,6 +143,17 @@ def test_in_nat_mode_one_range_of_ports_is_served_by_a_server() -> None:
         assert [p.where for p in state.problems] == [keys.backend("two", "b")] * refused
 
 
+VIA_VIP = {**WEB, "health": {"check": {"kind": "tcp"}, "via": "vip"}}
+
+
+def test_a_backend_that_can_not_be_checked_via_the_vip_need_not_be() -> None:
+    documents = {
+        keys.service("web"): VIA_VIP,
+        keys.backend("web", "b1"): backend("b1", "2001:db8::1", health={"enabled": False}),
+    }
+    assert not state_of(documents).problems
+
+
 def test_misfits() -> None:
     for service, extra, what in (
         (WEB, {"port": 8080}, "can't change the port"),
@@ -150,6 +161,9 @@ def test_misfits() -> None:
         (WEB, {"address": "198.51.100.100"}, "is a VIP itself"),
         (with_ports("web", 80, 90, "nat"), {"port": 80}, "don't tell which of the ports 80-90"),
         (with_ports("web", 1, 65535), {"port": 80}, "can't change the port from any to 80"),
+        (VIA_VIP, {"address": "2001:db8::1"}, "can't go from IPv4 to IPv6"),
+        (VIA_VIP, {"health": {"port": 81}}, "can't ask port 81: clients' packets go to 80"),
+        (VIA_VIP, {"health": {"check": {"kind": "exec", "argv": ["/x"]}}}, "connections of its own"),
     ):
         state = state_of(
             {

@@ -52,6 +52,14 @@
 
 #define LB_GUE_PORT 6080    /* UDP port of gue tunnels (IANA) */
 
+/* The mark of a health check's socket that goes the way of clients' packets: this, and its backend's id. */
+#define LB_PROBE_MARK 0x6c000000
+#define LB_PROBE_MARK_MASK 0xff000000
+/* Where it says it comes from in mode nat: 192.0.0.8 (RFC 7600's dummy address), or 100::c000:8 (RFC 6666).
+ * Nobody has these on a link, so the answer comes by the server's default route, as those to clients do. */
+#define LB_PROBE_SOURCE 0xc0000008
+#define LB_PROBE_PREFIX6 0x01000000
+
 /* For how long the pieces of a datagram follow the first: as long as a receiver waits for the last of them
  * (RFC 8200, 4.5; RFC 1122, 3.3.2). */
 #define LB_FRAGMENT_NS (60ULL * 1000000000)

@@ -23,6 +23,8 @@
 #define lb_translations LB_MAP(LB_FD_TRANSLATIONS)   /* hash: lb_translated -> lb_client */
 #define lb_quic_map LB_MAP(LB_FD_QUIC)               /* hash: lb_quic_key -> u32 backend */
 #define lb_fragments LB_MAP(LB_FD_FRAGMENTS)         /* LRU hash: lb_fragment_key -> lb_fragment */
+#define lb_probed LB_MAP(LB_FD_PROBED)               /* array: backend -> u32 service, if checked via its VIP */
+#define lb_probes LB_MAP(LB_FD_PROBES)               /* LRU hash: lb_probe_key -> lb_probe */
 #define lb_links LB_MAP(LB_FD_LINKS)                 /* array: lb_link, at ifindex % LB_LINKS */
 #define lb_egress LB_MAP(LB_FD_EGRESS)               /* devmap hash: ifindex -> ifindex */
 #define lb_scratch LB_MAP(LB_FD_SCRATCH)             /* per-CPU array: one struct lb_packet */

@@ -185,6 +185,13 @@ static __always_inline void observe_answer(lb_ctx *ctx, const struct lb_packet *
 	watch_server(ctx, p, &key, svc->patience * 1000000000ULL);
 }
 
+/* What health checks say that they come from (tc/probe_out.c). */
+static __always_inline int is_probe_source(const __u32 *addr)
+{
+	return addr[3] == lb_htonl(LB_PROBE_SOURCE) &&
+	       (is_mapped_ipv4(addr) || !((addr[0] ^ lb_htonl(LB_PROBE_PREFIX6)) | addr[1] | addr[2]));
+}
+
 /* A packet that isn't for a VIP: a backend's answer, to be translated back, or not ours at all. `q`: see
  * find_answered(). */
 static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p, struct lb_packet *q)
@@ -200,6 +207,8 @@ static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p, struct lb
 	if (!svc)
 		return pass(p, LB_PASS_NOT_OURS);
 
+	if (is_probe_source(to.client)) /* a health check of ours: for tc/probe_back.c */
+		return pass(p, LB_PASS_NOT_OURS);
 	fib.ifindex = p->ifindex;
 	fib.tot_len = ctx_fib_bytes(ctx, p);
 	fib.l4_protocol = p->proto;

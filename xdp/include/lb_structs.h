@@ -182,6 +182,24 @@ struct lb_fragment {
 	__u64 until; /* as in lb_table.closes */
 };
 
+/* Key of the probes map: a health check's connection as it is on the wire, seen from here. */
+struct lb_probe_key {
+	__u32 peer[4];
+	__u32 own[4];
+	__u16 peer_port;
+	__u16 own_port;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+/* The same as its socket knows it. */
+struct lb_probe {
+	__u32 peer[4]; /* the backend's address */
+	__u32 own[4];
+	__u16 peer_port;
+	__u8 pad[2];
+};
+
 struct lb_link {
 	__u32 ifindex;
 	__u32 master; /* the bond that it is a port of, which is what we are attached to; else itself */

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from lb.core.reference.checksum import checksum, pseudo_header
 from lb.core.reference.parse import (
@@ -27,6 +27,9 @@ from lb.core.reference.rewrite import (
 from lb.core.reference.world import TCP
 from lb.model.objects import Address
 
+# What health checks in mode nat say that they come from: the dummy address of RFC 7600, and one of the
+# prefix of RFC 6666 that ends alike.
+PROBE_SOURCES = ip_address("192.0.0.8"), ip_address("100::c000:8")
 REPLY_TTL = 64  # RFC 1700's default
 QUOTE_BYTES = 8  # of the transport header in an ICMP error: enough for the ports (RFC 792)
 DONT_FRAGMENT = 0x4000

@@ -281,6 +281,8 @@ def _counted_reply(
 
 def _reply(packet: Packet, flow: Packet, service: Service, client: FlowKey, world: World) -> Result:
     """Translated back, and on its way to the client."""
+    if client.client in answer.PROBE_SOURCES:  # a health check of ours: for tc/probe_back.c
+        return _pass(packet.frame, Outcome.PASS_NOT_OURS)
     way = world.route(RouteQuery(packet.ifindex, service.vip, client.client, packet.end - packet.l3))
     # To this machine itself: its own connection to the backend (a health check), not a client's.
     if way.route is Route.LOCAL:
