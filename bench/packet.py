@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -40,11 +40,12 @@ from lb.datapath import layout
 from lb.datapath.bpf import possible_cpus
 from lb.datapath.encode import index_key
 from lb.datapath.kernel import read_owners
+from lb.datapath.watch import Watch
 from lb.errors import DatapathError
 from lb.model import keys
 from lb.model.objects import Mode, Protocol, Tracking
 from lb.node.planning import Bases
-from lb.settings import Limits
+from lb.settings import Limits, Observation
 
 SUITE = "packet"
 PROGRAM_OF = {"empty wrapper": "bench_empty", "parse + swap + TX": "bench_swap", "lb": "bench_lb"}
@@ -111,6 +112,20 @@ class Session:
         self._apply()
         moved = [slots.moved(before[name], after[name]) for name in before]
         return statistics.mean(moved) / slots.SLOTS
+
+    def observe(self, services: Collection[str]) -> None:
+        """From now on it is counted what becomes of these services' connections, and of no others'."""
+        self._state = replace(
+            self._state,
+            services={
+                name: each.model_copy(update={"observe": name in services})
+                for name, each in self._state.services.items()
+            },
+        )
+        self._apply()
+        maps = self.bench.maps
+        watch = Watch(maps.watched, maps.totals, maps.overdue, Observation())
+        watch.follow({name: [each.name for each in self._state.backends_of(name)] for name in services})
 
     def entries(self) -> int:
         """How many flows are remembered."""
@@ -291,6 +306,31 @@ def while_slots_move(session: Session, options: Options) -> list[Row]:
     return found
 
 
+def observation(session: Session, options: Options) -> list[Row]:
+    """The same packets to services that are observed, and that are not: data, and SYNs of new flows."""
+    found: list[Row] = []
+    targets = [Target(mode, 4, Tracking.MOVING) for mode in (Mode.DSR, Mode.NAT)]
+    for words in ("not observed", "observed"):
+        session.observe([target.name for target in targets] if words == "observed" else [])
+        for syn, flows in ((False, SOME), (True, FLOWS)):
+            cases = [
+                Case(
+                    name=f"{target.mode} IPv4 TCP {'SYN' if syn else 'data'}, {words}",
+                    frame=frames.tcp(frames.vip(target), syn=syn),
+                    version=4,
+                    verdict=verdict(target),
+                    flows=flows,
+                    service=target.name,
+                    new=syn,
+                    opening=frames.tcp(frames.vip(target), syn=True),
+                )
+                for target in targets
+            ]
+            found += measure(session, cases, options)
+    session.observe([])
+    return found
+
+
 def chosen(cases: Sequence[Case], options: Options) -> list[Case]:
     """Warming 1 M flows takes a second for each case."""
     return [each for each in cases if not options.quick or "dsr IPv4 TCP" in each.name]
@@ -315,6 +355,7 @@ def run(options: Options) -> list[Row]:
             session = Session(bench)
             found += measure(session, [*flow_cases(1), *other_cases()], options)
             found += measure(session, flow_cases(SOME), options)
+            found += observation(session, options)
             for case in chosen(syn_cases(), options):
                 session.forget()
                 found += measure(session, [case], options)

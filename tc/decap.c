@@ -4,7 +4,7 @@
  * machines without tunnel devices; with them, the kernel does the same (docs/backends.md).
  *
  * Only a packet whose inner destination is one of the VIPs that were named is opened: everything else
- * goes on to the kernel as it came. */
+ * goes on to the kernel as it came. Whatever is let through the filters behind this one see, too. */
 #include <uapi/linux/bpf.h>
 #include "lb_consts.h"
 #include "lb_structs.h"
@@ -102,17 +102,17 @@ int decap(struct __sk_buff *ctx)
 
 	ctx_make_readable(ctx);
 	if (ctx_read(ctx, pkt_type) != 0 /* PACKET_HOST */)
-		return TC_ACT_OK;
+		return TC_ACT_UNSPEC;
 	bytes = outer_bytes(ctx, &proto, &tos);
 	if (!bytes)
-		return TC_ACT_OK;
+		return TC_ACT_UNSPEC;
 	inner = ctx_data(ctx) + sizeof(struct ethhdr) + (bytes & 0x3f);
 	lb_keep(inner);
 	if (proto == IPPROTO_IPIP) {
 		struct iphdr *ip = inner;
 
 		if ((void *)(ip + 1) > ctx_data_end(ctx) || ip->version != 4 || ip->ihl < 5)
-			return TC_ACT_OK;
+			return TC_ACT_UNSPEC;
 		dst[2] = lb_htonl(0xffff);
 		dst[3] = ip->daddr;
 		flags = LB_DECAP_L3_IPV4;
@@ -128,7 +128,7 @@ int decap(struct __sk_buff *ctx)
 		struct ipv6hdr *ip = inner;
 
 		if ((void *)(ip + 1) > ctx_data_end(ctx) || ip->version != 6)
-			return TC_ACT_OK;
+			return TC_ACT_UNSPEC;
 		__builtin_memcpy(dst, &ip->daddr, 16);
 		flags = LB_DECAP_L3_IPV6;
 		word = inner;
@@ -141,19 +141,19 @@ int decap(struct __sk_buff *ctx)
 		}
 	}
 	if (!bpf_map_lookup_elem(lb_decap_vips, dst))
-		return counted(ctx, LB_DECAP_NOT_A_VIP, TC_ACT_OK);
+		return counted(ctx, LB_DECAP_NOT_A_VIP, TC_ACT_UNSPEC);
 	/* Told only where the family changes: kernels before 6.3 refuse the flags. */
 	{
 		struct ethhdr *eth = ctx_data(ctx);
 		__u16 type = proto == IPPROTO_IPIP ? lb_htons(ETH_P_IP) : lb_htons(ETH_P_IPV6);
 
 		if ((void *)(eth + 1) > ctx_data_end(ctx))
-			return TC_ACT_OK;
+			return TC_ACT_UNSPEC;
 		if (eth->h_proto == type)
 			flags = 0;
 		eth->h_proto = type;
 	}
 	if (bpf_skb_adjust_room(ctx, -(int)bytes, BPF_ADJ_ROOM_MAC, flags))
 		return counted(ctx, LB_DECAP_FAILED, TC_ACT_SHOT);
-	return counted(ctx, LB_DECAP_OPENED, TC_ACT_OK);
+	return counted(ctx, LB_DECAP_OPENED, TC_ACT_UNSPEC);
 }

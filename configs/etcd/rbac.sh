@@ -6,6 +6,8 @@
 #   rbac.sh reader|admin USER  <password   somebody who looks; somebody who changes everything
 #   rbac.sh node NODE          <password   the user lb-node-NODE for lbd on that machine
 #   rbac.sh ci SERVICE         <password   the user lb-ci-SERVICE, for deployments of one service
+#   rbac.sh backend SERVICE BACKEND <password
+#                                          the user lb-backend-SERVICE.BACKEND, for lbctl backend-node observe
 #   rbac.sh drop USER                      take a user away, and the role of its own, if it has one
 #
 # The password is the first line of standard input. Without one, the user is made for client certificates
@@ -72,13 +74,24 @@ ci)
 	etcdctl role grant-permission "lb-ci-$2" --prefix=true readwrite "$root/history/"
 	add_user "lb-ci-$2" "lb-ci-$2"
 	;;
+backend)
+	name "${2:?rbac.sh backend SERVICE BACKEND}"
+	name "${3:?rbac.sh backend SERVICE BACKEND}"
+	role="lb-backend-$2.$3"
+	add_role "$role"
+	# It looks at its service only, and tells what it saw of that itself.
+	etcdctl role grant-permission "$role" read "$root/services/$2"
+	etcdctl role grant-permission "$role" --prefix=true read "$root/backends/$2/"
+	etcdctl role grant-permission "$role" readwrite "$reports/observed/$2/$3"
+	add_user "$role" "$role"
+	;;
 drop)
 	etcdctl user delete "${2:?rbac.sh drop USER}"
 	case $2 in
-	lb-node-* | lb-ci-*) etcdctl role delete "$2" ;;
+	lb-node-* | lb-ci-* | lb-backend-*) etcdctl role delete "$2" ;;
 	esac
 	;;
 *)
-	fail "unknown command '${1:-}': roles, reader, admin, node, ci, drop"
+	fail "unknown command '${1:-}': roles, reader, admin, node, ci, backend, drop"
 	;;
 esac

@@ -1,4 +1,5 @@
-"""lbctl backend-node: what a server needs that takes traffic through a tunnel (modes ipip and gue)."""
+"""lbctl backend-node: what a server needs that takes traffic through a tunnel (modes ipip and gue), or
+that observes its own connections."""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ from lb.model.objects import Address
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
-app = typer.Typer(help="Servers behind a tunnel: open what the nodes send.", no_args_is_help=True)
+app = typer.Typer(
+    help="On a server: open what nodes send through a tunnel; observe its connections.",
+    no_args_is_help=True,
+)
 
 PINS = Path("/sys/fs/bpf/lb-backend")
 PinsOption = Annotated[
@@ -61,13 +65,60 @@ def attach(
     _show(session, pin_dir)
 
 
+@command(app, "observe")
+def observe(
+    session: Session,
+    interface: Annotated[
+        list[str],
+        typer.Option(
+            "--interface",
+            metavar="IFACE",
+            help="Where clients' packets come in and answers go out; repeat it for more.",
+        ),
+    ],
+    service: Annotated[
+        list[str],
+        typer.Option("--service", metavar="NAME", help="Service to observe; repeat it for more."),
+    ],
+    backend: Annotated[
+        str,
+        typer.Option(
+            "--backend",
+            metavar="NAME",
+            help="Its backend that this machine is; by default the one with an address of this machine.",
+        ),
+    ] = "",
+    pin_dir: PinsOption = PINS,
+) -> None:
+    """Count what becomes of connections to services here, and report it to the store, until stopped.
+
+    For modes dsr, ipip and gue, whose answers pass no node. Run it on the server, as root: it attaches
+    a tc program that looks and changes nothing, and that goes on counting when this command has ended,
+    until `lbctl backend-node detach`. `lbctl service metrics` prefers what it reports to what nodes do.
+    """
+    import signal
+    import threading
+
+    from lb.datapath import selfwatch
+    from lb.node.selfwatch import SelfObserver
+
+    stop = threading.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: stop.set())
+    settings = session.settings
+    with _netlink() as ip:
+        watch = selfwatch.attach_to(ip, interface, settings.limits, settings.observation, pin_dir)
+        note(f"attached to {', '.join(interface)}")
+        SelfObserver(session.store, ip, watch, service, backend).run(stop)
+
+
 @command(app, "detach")
 def detach(session: Session, pin_dir: PinsOption = PINS) -> None:
-    """Take the program off all interfaces, and remove its maps."""
-    from lb.datapath import decap
+    """Take the programs off all interfaces, and remove their maps."""
+    from lb.datapath import decap, selfwatch
 
     with _netlink() as ip:
-        released = decap.detach_all(ip, pin_dir)
+        released = sorted({*selfwatch.detach_all(ip, pin_dir), *decap.detach_all(ip, pin_dir)})
     session.emit({"interfaces": released}, f"detached from {', '.join(released) or 'no interface'}")
 
 

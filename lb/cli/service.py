@@ -20,6 +20,7 @@ from lb.cli.health import (
     ViaOption,
     asked_health,
 )
+from lb.cli.metrics import metrics
 from lb.cli.options import ServiceName, change, command
 from lb.cli.rows import backend_rows, backend_table, service_rows, service_table, summary
 from lb.cli.session import Session
@@ -161,6 +162,7 @@ def show(session: Session, service: ServiceName) -> None:
 
 
 command(app, "slots")(slots)
+command(app, "metrics")(metrics)
 
 
 @change(app, "set")

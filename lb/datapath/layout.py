@@ -417,6 +417,16 @@ class Overdue(ctypes.Structure):
     _fields_ = (("unanswered", ctypes.c_uint64), ("unserved", ctypes.c_uint64))
 
 
+class WatchVip(ctypes.Structure):
+    """struct lb_watch_vip."""
+
+    _fields_ = (
+        ("owner", ctypes.c_uint64),
+        ("service", ctypes.c_uint32),
+        ("patience", ctypes.c_uint32),
+    )
+
+
 class Counter(ctypes.Structure):
     """struct lb_counter."""
 

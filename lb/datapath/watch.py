@@ -24,7 +24,7 @@ from lb.model.flows import FlowReport, FlowTotals, Vantage
 from lb.settings import Observation
 
 _SECOND = 1_000_000_000
-_LOOKED = bytes(8)  # owner 0: up to when was looked, in an entry of the overdue map
+_LOOKED = bytes(8)  # owner 0 in the overdue map: up to when was looked
 # struct lb_watched
 _WATCHED = np.dtype(
     [("owner", "=u8"), ("since", "=u8"), ("client_next", "=u4"), ("server_next", "=u4"),
@@ -61,8 +61,6 @@ class Watch:
         }
         observed = {uid(keys.service(name)) for name in services}
         held = self._held()
-        if not held and services:  # what is left of an earlier observation is not looked at
-            self._look_from(time.monotonic_ns())
         stay = observed | {uid(key) for key in keep}
         self._forget([owner for owner, each in held.items() if each.service not in stay])
         held = {owner: each for owner, each in held.items() if each.service in stay}
@@ -73,6 +71,8 @@ class Watch:
             self._forget([owner for owner, each in held.items() if each.service in full])
             held = {owner: each for owner, each in held.items() if each.service not in full}
             new = self._names.keys() - held.keys()
+        if new:
+            self._drop_connections(new)
         epochs = {each.service: each.epoch for each in held.values()}
         for owner in new:
             service = uid(keys.service(self._names[owner][0]))
@@ -143,16 +143,12 @@ class Watch:
         raw = self.overdue.get(_key(owner))
         return layout.Overdue.from_buffer_copy(raw) if raw else layout.Overdue()
 
-    def _look_from(self, now: int) -> None:
-        self.overdue.put(
-            _LOOKED,
-            bytes(
-                layout.Overdue(
-                    max(0, now - self.limits.unanswered * _SECOND),
-                    max(0, now - self.limits.unserved * _SECOND),
-                )
-            ),
-        )
+    def _drop_connections(self, owners: Collection[int]) -> None:
+        """Those that are left of an earlier observation."""
+        keys_, values = self.watched.dump()
+        mine = np.isin(np.frombuffer(values, _WATCHED)["owner"], np.array(list(owners), np.uint64))
+        size = self.watched.key_size
+        self.watched.delete_many([keys_[at * size : (at + 1) * size] for at in np.flatnonzero(mine)])
 
     def _forget(self, owners: Collection[int]) -> None:
         for owner in owners:

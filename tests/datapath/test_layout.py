@@ -44,6 +44,7 @@ STRUCTS = {
     "lb_watched": layout.Watched,
     "lb_totals": layout.Totals,
     "lb_overdue": layout.Overdue,
+    "lb_watch_vip": layout.WatchVip,
     "lb_counter": layout.Counter,
     "lb_stats": layout.Stats,
 }

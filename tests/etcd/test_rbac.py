@@ -13,6 +13,8 @@ import pytest
 from lb.errors import StoreDenied
 from lb.lab.etcd import Etcd as Servers
 from lb.model import keys
+from lb.model.flows import FlowReport, Vantage
+from lb.node.reporter import Reporter
 from lb.settings import Etcd
 from lb.store.base import Compare, Delete, Put, Store
 from lb.store.opening import open_store
@@ -20,8 +22,9 @@ from lb.store.opening import open_store
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "configs/etcd/rbac.sh"
 ADMIN = "alice"
-USERS = {ADMIN: ("admin", ADMIN), "eve": ("reader", "eve")}
+USERS: dict[str, tuple[str, ...]] = {ADMIN: ("admin", ADMIN), "eve": ("reader", "eve")}
 USERS |= {f"lb-node-{name}": ("node", name) for name in ("n1", "n2")}
+USERS["lb-backend-web.b1"] = ("backend", "web", "b1")
 USERS |= {f"lb-ci-{name}": ("ci", name) for name in ("web", "dns")}
 
 
@@ -86,6 +89,7 @@ MAY_WRITE = {
         keys.table("web"),
         *OBSERVED,
     },
+    "lb-backend-web.b1": {keys.observed("web", "b1")},
     "lb-ci-web": {WEB, B_WEB, RECORD},
     "lb-ci-dns": {DNS, B_DNS, RECORD},
 }
@@ -116,7 +120,32 @@ def test_who_may_write_what(guarded: Servers, tmp_path: Path, user: str) -> None
             assert admin.read(keys.EVERYTHING).items == before
 
 
-@pytest.mark.parametrize("user", [*USERS])
+def test_a_server_reads_of_its_own_service_only(guarded: Servers, tmp_path: Path) -> None:
+    with (
+        opened(guarded, tmp_path, ADMIN) as admin,
+        opened(guarded, tmp_path, "lb-backend-web.b1") as store,
+    ):
+        admin.commit([Put(WEB, "1"), Put(B_WEB, "2"), Put(DNS, "3")])
+        assert store.get(WEB) is not None
+        assert [item.value for item in store.read(keys.backend("web", "")).items] == ["2"]
+        for key in (DNS, keys.CONFIG, keys.node("n1"), keys.observed("dns", "b1")):
+            with pytest.raises(StoreDenied):
+                store.get(key)
+        with pytest.raises(StoreDenied):
+            store.read(keys.ROOT)
+        report = FlowReport(service="web", node="b1", vantage=Vantage.BACKEND, epoch="1", at=1.0)
+        reporter = Reporter(store)
+        reporter.report_flows({"web": report})
+        reporter.renew()
+        found = admin.get(keys.observed("web", "b1"))
+        assert found is not None
+        assert FlowReport.model_validate_json(found.value) == report
+        reporter.leave()
+        assert admin.get(keys.observed("web", "b1")) is None
+        admin.commit([Delete(WEB), Delete(B_WEB), Delete(DNS)])
+
+
+@pytest.mark.parametrize("user", [user for user in USERS if not user.startswith("lb-backend-")])
 def test_who_may_read_what(guarded: Servers, tmp_path: Path, user: str) -> None:
     with opened(guarded, tmp_path, ADMIN) as admin, opened(guarded, tmp_path, user) as store:
         revision = admin.commit([Put(DNS, "1")])

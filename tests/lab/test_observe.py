@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from lb.core import histogram
 from lb.lab import nginx
 from lb.lab.faults import Server
 from lb.lab.lab import Lab
+from lb.lab.node import program
 from lb.lab.shell import wait_until
 from lb.lab.topology import VIP4, VIP6, Address
 from lb.model import keys
@@ -38,11 +40,11 @@ def reports(lab: Lab) -> dict[str, FlowReport]:
 class Watched:
     """A service in front of one server, and what an observer says of it."""
 
-    def __init__(self, lab: Lab, vip: Address, mode: str, observer: str = "") -> None:
+    def __init__(self, lab: Lab, vip: Address, mode: str, *, by_itself: bool = False) -> None:
         self.lab, self.vip = lab, vip
         self.backend = lab.topology.backends[0]
         self.server = Server(lab, self.backend)
-        self.observer = observer or lab.name
+        self.observer = self.backend if by_itself else lab.name
         web = service(lab, "web", vip, mode=mode, observe=True)
         create(lab, {**web, "backends": web["backends"][:1]})
         self.epoch = ""
@@ -142,6 +144,53 @@ def test_both_directions_on_the_node(running: Lab, mode: str, vip: Address) -> N
     median = histogram.quantile(good.first_byte, 0.5)
     assert median is not None
     assert median < 400_000
+
+
+@contextmanager
+def observing_itself(lab: Lab, backend: str) -> Iterator[None]:
+    """The backend observes its own connections, in which packets come and go by two interfaces."""
+    lab.open_tunnels()
+    pins = ["--pin-dir", str(lab.folder / backend / "bpf" / "lb")]
+    interfaces = ["--interface", "back0", "--interface", "front0"]
+    command = [*program("lbctl"), "backend-node", "observe", "--service", "web", *interfaces, *pins]
+    child = lab.popen(backend, command, env=lab.lb_environment)
+    try:
+        yield
+    finally:
+        child.terminate()
+        assert child.wait(20) == 0
+        wait_until("the report is taken back", lambda: backend not in reports(lab))
+
+
+@pytest.mark.parametrize(("mode", "vip"), [("dsr", VIP4), ("gue", VIP6)])
+def test_the_backend_sees_what_the_node_cannot(running: Lab, mode: str, vip: Address) -> None:
+    lab = running
+    node = Watched(lab, vip, mode)
+    with observing_itself(lab, node.backend):
+        itself = Watched(lab, vip, mode, by_itself=True)
+        answered = {"opened": 10, "established": 10, "requests": 10}
+
+        node.ask(10)
+        good = itself.await_(**answered, http_2xx=10)
+        node.await_(**answered)  # by the client's acknowledgements
+        itself.server.answer(nginx.RESETS)
+        node.ask(10)
+        itself.await_(**answered, resets_by_server=10)
+        itself.server.answer(200)
+        itself.server.slow_down(0.4)
+        node.ask(3)
+        slow = itself.await_(opened=3, established=3, requests=3, http_2xx=3)
+        itself.server.hurry()
+        itself.server.refuse()
+        node.ask(10)
+        itself.await_(opened=10, refused=10)
+        itself.server.accept()
+        assert sum(good.first_byte.values()) == 10
+        assert all(histogram.bounds(bucket)[1] > 400_000 for bucket in slow.first_byte)
+
+        found = json.loads(lab.lbctl("service", "metrics", "web", "-o", "json").stdout)
+        assert found["pools"]["stable"]["totals"]["http"] == {"2xx": 13}
+        assert found["unseen"].keys() == {"node", "backend"}
 
 
 def test_what_is_lost_on_the_way(running: Lab) -> None:

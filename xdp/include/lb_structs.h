@@ -235,6 +235,13 @@ struct lb_overdue {
 	__u64 unserved;
 };
 
+/* At a backend that observes itself (tc/watch.c), by a VIP that it serves. */
+struct lb_watch_vip {
+	__u64 owner;   /* itself: as in lb_owner */
+	__u32 service; /* a number that is its own, for the key of watched connections */
+	__u32 patience; /* as in lb_service */
+};
+
 struct lb_counter {
 	__u64 packets;
 	__u64 bytes;
