@@ -198,6 +198,11 @@ class Analysis(Document):
     metrics: tuple[Metric, ...] = Field(
         min_length=1, max_length=MAX_METRICS, description="In any order; each has its verdict."
     )
+    false_alarms: Annotated[Figure, Field(ge=1e-6, le=0.2)] = Field(
+        default=0.01,
+        description="How likely a canary that equals the stable pool may be aborted, over a whole"
+        " rollout, with all looks and all of the kernel's metrics.",
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -221,7 +226,7 @@ def load(text: str, source: str) -> Analysis:
         raise UserError(f"{source}: the file is empty", hint=_HINT)
     if not isinstance(plain, dict):
         raise reader.error(f"an analysis is a mapping with the key 'metrics', not {plain!r}", ())
-    reader.known(plain, ["metrics"], ())
+    reader.known(plain, Analysis.model_fields, ())
     metrics = []
     for index, value in enumerate(reader.items(plain, "metrics", ())):
         path = ("metrics", index)
@@ -231,7 +236,7 @@ def load(text: str, source: str) -> Analysis:
     reader.distinct([each.name for each in metrics], "metric", ("metrics",))
     if not 1 <= len(metrics) <= MAX_METRICS:
         raise reader.error(f"metrics: must be 1 to {MAX_METRICS}, not {len(metrics)}", ("metrics",))
-    return Analysis(metrics=tuple(metrics))
+    return reader.document(Analysis, {**plain, "metrics": metrics}, (), _explain)
 
 
 def _explain(error: ErrorDetails, model: type[Document]) -> str:

@@ -32,6 +32,9 @@ class Outside(Document):
     """What is remembered of a metric that is measured outside."""
 
     last: Measurement = Field(description="The last answer.")
+    reference: float | None = Field(
+        default=None, description="The stable pool's last figure: it has none once all is the canary's."
+    )
     errors: int = Field(default=0, description="Looks in a row that could not be measured.")
     breaches: int = Field(default=0, description="Looks in a row that were out of bounds.")
 
