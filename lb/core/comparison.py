@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from lb.core import histogram
 from lb.core.measures import Kind, Measure
 from lb.core.statistics import (
-    Spread,
     Table,
     above_limit,
     more_in_canary,
@@ -20,6 +19,9 @@ from lb.core.verdicts import Finding
 from lb.model.evidence import Window
 from lb.model.flows import FlowTotals
 
+Groups = list[dict[str, tuple[int, int]]]  # of windows: (bad, samples) by backend
+
+PRIOR = 12.0  # degrees of freedom that speak for no bursts, while what is seen can be chance
 WIDER = 4.0  # times as many above the second edge of a latency
 
 
@@ -30,6 +32,7 @@ class View:
     name: str
     weight: float
     windows: tuple[Window, ...]
+    background: tuple[Window, ...] = ()  # more windows that tell how much stable backends differ
 
 
 def compare_counts(measure: Measure, view: View, margin: float, level: float) -> Finding:
@@ -38,17 +41,30 @@ def compare_counts(measure: Measure, view: View, margin: float, level: float) ->
     tables = [_table(measure, each) for each in view.windows]
     canary_bad, canary = (sum(each[i] for each in tables) for i in (0, 1))
     stable = sum(each[3] for each in tables)
-    groups = [[measure.counts(totals) for totals in each.stable.values()] for each in view.windows]
-    told = [Table(*each) for each in tables]
-    factor = _factors(measure, view, groups, several)
-    p_value = more_in_canary([thinned(each, *factor) for each in told], several=several)
+
+    def groups(windows: Iterable[Window]) -> Groups:
+        return [{n: measure.counts(totals) for n, totals in each.stable.items()} for each in windows]
+
+    factor = _factors(view, canary, groups, several=several, clusters=measure.clusters)
+    p_value = more_in_canary([thinned(Table(*each), *factor) for each in tables], several=several)
     rate = canary_bad / canary if canary else 0.0
     reference = _expected(tables)
     limit = reference * (1 + margin) if several else reference + margin
     bound = None
     if not several and canary and stable:
         bound = worse_at_most((rate, canary / factor[0]), (reference, stable / factor[1]))
-    return Finding(view.name, rate, reference, limit, canary, stable, p_value, level, bound)
+    return Finding(
+        view=view.name,
+        canary=rate,
+        stable=reference,
+        limit=limit,
+        canary_samples=canary,
+        stable_samples=stable,
+        p_value=p_value,
+        level=level,
+        bound=bound,
+        bad=canary_bad,
+    )
 
 
 def _table(measure: Measure, window: Window) -> tuple[int, int, int, int]:
@@ -70,20 +86,29 @@ def _expected(tables: Iterable[tuple[int, int, int, int]]) -> float:
 
 
 def _factors(
-    measure: Measure, view: View, groups: list[list[tuple[int, int]]], several: bool
+    view: View,
+    canary: int,
+    groups: Callable[[Iterable[Window]], Groups],
+    *,
+    several: bool,
+    clusters: float = 1.0,
 ) -> tuple[float, float]:
-    """By how much samples of the canary, and of the stable pool, count for less."""
-    # Over all strata: a backend that differs does so in each of them.
-    names = {name for each in view.windows for name in each.stable}
-    together: dict[str, tuple[int, int]] = dict.fromkeys(names, (0, 0))
-    for window, group in zip(view.windows, groups, strict=True):
-        for name, (bad, samples) in zip(window.stable, group, strict=True):
-            together[name] = (together[name][0] + bad, together[name][1] + samples)
-    found: Spread = spread([list(together.values())], several=several)
+    """By how much samples of the canary, and of the stable pool, count for less. `groups`: of windows,
+    the (bad, samples) of each stable backend."""
+    own = groups(view.windows)
+    # A backend that differs for good does so most clearly over all strata together; one that has its
+    # bad moments, in each of them.
+    together: dict[str, tuple[int, int]] = {}
+    for group in own:
+        for name, (bad, samples) in group.items():
+            before = together.get(name, (0, 0))
+            together[name] = (before[0] + bad, before[1] + samples)
+    for_good = spread([list(together.values())], several=several)
+    moments = groups(view.background) if view.background else own
+    at_times = spread([list(each.values()) for each in moments], several=several, prior=PRIOR)
     backends = len({name for each in view.windows for name in each.canary})
-    canary = sum(measure.samples_of(totals) for each in view.windows for totals in each.canary.values())
-    floor = measure.clusters
-    return max(floor, found.at(canary / max(1, backends))), max(floor, found.factor)
+    floor = max(clusters, at_times.factor)
+    return max(floor, for_good.at(canary / max(1, backends))), max(floor, for_good.factor)
 
 
 def compare_latency(measure: Measure, view: View, margin: float, level: float) -> Finding:
@@ -131,20 +156,22 @@ def _above_edges(
 ) -> float:
     """The p-value of how many of the canary's times are above the edge near `share` of each window."""
     tables: list[Table] = []
-    groups: list[list[tuple[int, int]]] = []
-    for window, (canary, stable) in zip(view.windows, pairs, strict=True):
-        if not canary or not stable:
-            groups.append([(0, 0) for _ in window.stable])
-            continue
-        edge = edge_near(canary, stable, share)
-        tables.append(
-            Table(_above(canary, edge), sum(canary.values()), _above(stable, edge), sum(stable.values()))
-        )
-        backends = window.stable.values()
-        groups.append(
-            [(_above(measure.histogram(each), edge), measure.samples_of(each)) for each in backends]
-        )
-    factor = _factors(measure, view, groups, several=False)
+    for canary, stable in pairs:
+        if canary and stable:
+            edge = edge_near(canary, stable, share)
+            ours, theirs = sum(canary.values()), sum(stable.values())
+            tables.append(Table(_above(canary, edge), ours, _above(stable, edge), theirs))
+
+    def groups(windows: Iterable[Window]) -> Groups:
+        found = []
+        for each in windows:
+            backends = {name: measure.histogram(totals) for name, totals in each.stable.items()}
+            both = _histogram(measure, each.stable.values())
+            edge = edge_near({}, both, share) if both else 0
+            found.append({n: (_above(h, edge), sum(h.values())) for n, h in backends.items()})
+        return found
+
+    factor = _factors(view, sum(each.canary for each in tables), groups, several=False)
     return more_in_canary([thinned(each, *factor) for each in tables])
 
 
@@ -192,7 +219,7 @@ def against_limit(measure: Measure, view: View, limit: float, level: float) -> F
         bad = _above(counts, edge)
         p_value = above_limit(bad, samples, 1 - measure.quantile)
         value = _seconds(counts, measure.quantile)
-        return Finding(view.name, value, None, limit, samples, 0, p_value, level)
+        return Finding(view.name, value, None, limit, samples, 0, p_value, level, bad=bad)
     pairs = [measure.counts(each) for each in backends]
     bad, samples = (sum(each[i] for each in pairs) for i in (0, 1))
     clusters = measure.clusters
@@ -203,4 +230,4 @@ def against_limit(measure: Measure, view: View, limit: float, level: float) -> F
         several=measure.kind is Kind.RATE,
     )
     rate = bad / samples if samples else 0.0
-    return Finding(view.name, rate, None, limit, samples, 0, p_value, level)
+    return Finding(view.name, rate, None, limit, samples, 0, p_value, level, bad=bad)

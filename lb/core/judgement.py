@@ -8,7 +8,8 @@ Theory of operation. A metric of the kernel is looked at in up to three *views* 
   when the good hours before would hide it.
 
 At 100 % there is no stable traffic at the same time. Then the canary is compared with what the stable
-pool did in earlier steps (view `earlier`), with twice the margin, since another time of day may differ.
+pool did in earlier steps (view `earlier`), with twice the margin, since another time may differ. Only
+the step as a whole is compared so: single moments differ more.
 
 A view fails the canary if two things hold: the difference can't be chance (the p-value is below the
 level that lb/core/spending.py allows this look, this metric and this view), and it is larger than the
@@ -33,7 +34,7 @@ from collections.abc import Iterable, Iterator
 
 from lb.core.comparison import View, against_limit, compare_counts, compare_latency
 from lb.core.evidence import bounds
-from lb.core.measures import MEASURES, Kind, Measure, pooled
+from lb.core.measures import MEASURES, Kind, Measure
 from lb.core.spending import Look, Plan, allowance
 from lb.core.verdicts import Finding, describe_outside, describe_test
 from lb.model.analysis import Analysis, Metric
@@ -69,27 +70,25 @@ def views(evidence: Evidence, plan: Plan, look: Look) -> tuple[View, ...]:
     this = [each for each in evidence.steps if each.step == look.step]
     if not this:
         return ()
-    latest = () if evidence.latest is None else (evidence.latest,)
     if plan.steps[look.step] >= WHOLE:
-        earlier = _earlier(evidence, look.step)
-        swapped = [each.model_copy(update={"stable": earlier}) for each in (*this, *latest)]
-        found = [View("earlier", 0.5, (swapped[0],))]
-        if latest:
-            found.append(View("earlier, look", 0.5, (swapped[1],)))
-        return tuple(found)
+        swapped = this[0].model_copy(update={"stable": _earlier(evidence, look.step)})
+        return (View("earlier", 1.0, (swapped,)),)
     so_far = tuple(each for each in evidence.steps if 0 <= each.step <= look.step)
-    found = [View("rollout", 0.5, so_far), View("step", 0.25, tuple(this))]
-    if latest:
-        found.append(View("look", 0.25, latest))
+    found = [View("rollout", 0.5, so_far, so_far), View("step", 0.25, tuple(this), so_far)]
+    if evidence.latest is not None:
+        found.append(View("look", 0.25, (evidence.latest,), so_far))
     return tuple(found)
 
 
 def _earlier(evidence: Evidence, step: int) -> dict[str, FlowTotals]:
-    by_name: dict[str, list[FlowTotals]] = {}
-    for each in evidence.steps:
-        for name, totals in each.stable.items() if each.step < step else ():
-            by_name.setdefault(name, []).append(totals)
-    return {name: pooled(parts) for name, parts in by_name.items()}
+    # Kept apart by step, as if they were backends: how much they differ tells how much another time
+    # can differ.
+    return {
+        f"{name} in step {each.step}": totals
+        for each in evidence.steps
+        if each.step < step
+        for name, totals in each.stable.items()
+    }
 
 
 def _judge_kernel(

@@ -24,8 +24,8 @@ Floats = NDArray[np.float64]
 
 REACH = 12.0  # standard deviations; what lies beyond has a probability below 1e-30
 MARGIN = 60  # values beyond that, for lotteries that are skewed because few are drawn
+FEWEST = 0.25  # bad samples that are expected of a backend, for it to tell of its spread
 TOO_WIDE = 20_000  # values; such a lottery (a deviation of over 800) is as good as normal
-PRIOR = 4.0  # degrees of freedom that speak for no dispersion, until data says otherwise
 
 
 @dataclass(frozen=True)
@@ -159,28 +159,44 @@ class Spread:
         return 1.0 + (self.factor - 1.0) * samples / self.per
 
 
-def spread(groups: Iterable[Sequence[tuple[int, int]]], *, several: bool = False) -> Spread:
+def spread(
+    groups: Iterable[Sequence[tuple[int, int]]], *, several: bool = False, prior: float = math.inf
+) -> Spread:
     """Of (bad, samples) of equal backends, a sequence for each stratum: Pearson's statistic over its
-    degrees of freedom, drawn towards 1 while there are few."""
-    statistic = freedom = 0.0
+    degrees of freedom. Where that can be chance (it is as large in more than one of fifty times), it is
+    drawn towards 1 by `prior` more degrees, since noise that makes samples count for less costs power;
+    with the default it is 1 then."""
+    statistic = freedom = variance = 0.0
     samples: list[int] = []
     for group in groups:
         told = [each for each in group if each[1] > 0]
         bad, total = (sum(each[i] for each in told) for i in (0, 1))
-        if len(told) < 2 or not bad > 0 or (bad >= total and not several):
+        if bad <= 0 or (bad >= total and not several):
             continue
         rate = bad / total
         each_variance = rate if several else rate * (1 - rate)
-        # Where less than one bad sample is expected, a single one looks like a great difference.
-        told = [each for each in told if each[1] * rate >= 1]
+        told = [each for each in told if each[1] * rate >= FEWEST]
         if len(told) < 2:
             continue
         statistic += sum((b - n * rate) ** 2 / (n * each_variance) for b, n in told)
         freedom += len(told) - 1
+        # The fewer are expected, the wider the statistic scatters: one is a great difference then.
+        variance += 2 * (len(told) - 1) + sum(1 / (n * rate) for _, n in told)
         samples += [n for _, n in told]
     if not freedom:
         return Spread()
-    return Spread(max(1.0, (statistic + PRIOR) / (freedom + PRIOR)), sum(samples) / len(samples))
+    factor = statistic / freedom
+    if statistic < freedom + _reach(freedom, variance):
+        factor = 1 + (factor - 1) / (1 + prior / freedom)
+    return Spread(max(1.0, factor), sum(samples) / len(samples))
+
+
+def _reach(freedom: float, variance: float) -> float:
+    """How far above its mean a statistic is once in fifty times: as a gamma distribution with these
+    moments has it, by Wilson and Hilferty (1931)."""
+    scale = variance / (2 * freedom)  # 1 for chi-squared
+    part = 2 / (9 * freedom / scale)
+    return float(freedom * ((1 - part + 2.054 * math.sqrt(part)) ** 3 - 1))
 
 
 def thinned(table: Table, canary_factor: float, stable_factor: float) -> Table:

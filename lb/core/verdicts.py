@@ -8,12 +8,15 @@ from lb.core.measures import Kind, Measure
 from lb.model.analysis import Metric
 from lb.model.evidence import Outcome, Outside
 
+# Errors like to come in twos and threes (one client that tries again): fewer never fail a canary,
+# however improbable they are.
+FEWEST_BAD = 5
+
 _WHERE = {
     "rollout": "over all steps so far",
     "step": "in this step",
     "look": "since the last look",
     "earlier": "against the stable pool in earlier steps",
-    "earlier, look": "since the last look, against the stable pool in earlier steps",
 }
 
 
@@ -30,11 +33,12 @@ class Finding:
     p_value: float
     level: float
     bound: float | None = None
+    bad: int = FEWEST_BAD  # of the canary's samples
 
     @property
     def failed(self) -> bool:
         """Is it worse than chance explains, and by more than the margin?"""
-        return self.p_value < self.level and self.canary > self.limit
+        return self.p_value < self.level and self.canary > self.limit and self.bad >= FEWEST_BAD
 
 
 def describe_test(metric: Metric, measure: Measure, finding: Finding | None, outcome: Outcome) -> str:
