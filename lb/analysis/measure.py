@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from lb.analysis import command, prometheus, webhook
+from lb.analysis.context import Context, NotMeasured
 from lb.model.analysis import Metric
 from lb.model.evidence import Measurement
 
-
-@dataclass(frozen=True)
-class Context:
-    """What is asked about; queries and programs can name all of it."""
-
-    service: str
-    stable: str  # name of the pool
-    canary: str
-    stable_backends: tuple[str, ...]
-    canary_backends: tuple[str, ...]
-    step: int  # from 0
-    share: float  # of the canary, per cent
-    seconds: float  # length of the window that just ended
+__all__ = ["Context", "measure"]
 
 
 def measure(metric: Metric, context: Context) -> Measurement:
-    """Measure one metric that has an outside source. Never raises for what the outside does."""
-    raise NotImplementedError
+    """Measure one metric that has an outside source. Never raises for what the outside does; returns
+    within the source's timeout for each question (Prometheus is asked two) and the name's resolution.
+    Not within a running event loop."""
+    try:
+        if metric.prometheus is not None:
+            return prometheus.ask(metric.prometheus, context, compares=metric.compares)
+        if metric.command is not None:
+            return command.ask(metric.command, context, metric.name)
+        assert metric.webhook is not None, "the kernel's metrics are measured by who reads its totals"
+        return webhook.ask(metric.webhook, context, metric.name)
+    except NotMeasured as error:
+        return Measurement(error=" ".join(str(error).split()))

@@ -21,7 +21,7 @@ from lb.model.flows import FlowTotals
 
 Groups = list[dict[str, tuple[int, int]]]  # of windows: (bad, samples) by backend
 
-PRIOR = 12.0  # degrees of freedom that speak for no bursts, while what is seen can be chance
+PRIOR = 20.0  # degrees of freedom that speak for no bursts, while what is seen can be chance
 WIDER = 4.0  # times as many above the second edge of a latency
 
 

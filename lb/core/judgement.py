@@ -16,7 +16,7 @@ level that lb/core/spending.py allows this look, this metric and this view), and
 margin of practical relevance. The first keeps equal canaries safe, the second those that differ by what
 nobody cares about, which with millions of samples is never chance.
 
-- A share: Fisher's exact test, over strata. A rate: the same with a binomial lottery.
+- A share: Fisher's exact test (mid-p), over strata. A rate: the same with a binomial lottery.
 - A latency: how many of each pool are above a bucket's edge near the quantile of both pools together
   (Mood's test, at that quantile), or above one with four times as many above it, which finds a canary
   that is slower as a whole with fewer samples; each has half the level. The edges are of the pooled
@@ -42,6 +42,7 @@ from lb.model.evidence import Evidence, Outcome, Outside, Verdict
 from lb.model.flows import FlowTotals
 
 WHOLE = 100.0  # per cent: nobody is left to compare with
+ROLLOUT, RECENT = 0.6, 0.2  # of a look's level, for the views rollout, and step and look
 EARLIER_MARGIN = 2.0  # times the margin, when the pools were not seen at the same time
 ORDER = (Outcome.FAIL, Outcome.COULD_NOT_MEASURE, Outcome.NOT_ENOUGH_DATA, Outcome.PASS)
 
@@ -74,9 +75,9 @@ def views(evidence: Evidence, plan: Plan, look: Look) -> tuple[View, ...]:
         swapped = this[0].model_copy(update={"stable": _earlier(evidence, look.step)})
         return (View("earlier", 1.0, (swapped,)),)
     so_far = tuple(each for each in evidence.steps if 0 <= each.step <= look.step)
-    found = [View("rollout", 0.5, so_far, so_far), View("step", 0.25, tuple(this), so_far)]
+    found = [View("rollout", ROLLOUT, so_far, so_far), View("step", RECENT, tuple(this), so_far)]
     if evidence.latest is not None:
-        found.append(View("look", 0.25, (evidence.latest,), so_far))
+        found.append(View("look", RECENT, (evidence.latest,), so_far))
     return tuple(found)
 
 

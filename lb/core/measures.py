@@ -80,14 +80,12 @@ def _opened(totals: FlowTotals) -> int:
 
 def _latency(what: str, share: float) -> Measure:
     of_handshake = what == "handshake"
+    what = (
+        "connections have their SYN-ACK" if of_handshake else "requests have the first byte of an answer"
+    )
     return Measure(
         Kind.LATENCY,
-        f"{share:.0%} of "
-        + (
-            "connections get their SYN-ACK faster"
-            if of_handshake
-            else "requests get the first byte of their answer faster"
-        ),
+        f"{share:.0%} of {what}",
         "handshakes" if of_handshake else "answers",
         histogram=(lambda t: t.handshake) if of_handshake else (lambda t: t.first_byte),
         quantile=share,

@@ -1,4 +1,4 @@
-"""The tests that tell a worse canary from chance. Pure, and exact wherever counts are small.
+"""The tests that tell a worse canary from chance. Pure; no approximation where counts are small.
 
 All of them are one question: of everything bad that was seen, did more fall to the canary than its share
 of the traffic explains? If both pools are equal, how the bad ones are dealt to them is a lottery whose
@@ -51,10 +51,16 @@ class Lottery:
             return 1.0
         return min(1.0, float(self.chances[count - self.first :].sum()))
 
+    def middle(self, count: int) -> float:
+        """The probability of more than `count`, and half of that of `count` itself: the mid-p-value.
+        (Lancaster 1961. It makes up for steps: of counts as small as a canary's errors the whole
+        p-value is on average 1.6 times too large.)"""
+        return (self.at_least(count) + self.at_least(count + 1)) / 2
+
 
 def more_in_canary(tables: Iterable[Table], *, several: bool = False) -> float:
-    """The p-value of the canary's bad ones, if both pools are equal. `several`: a sample can have more
-    than one event, so that they may outnumber the samples."""
+    """The mid-p-value of the canary's bad ones, if both pools are equal. `several`: a sample can have
+    more than one event, so that they may outnumber the samples."""
     told = [each for each in tables if each.canary and each.stable and each.canary_bad + each.stable_bad]
     seen = sum(each.canary_bad for each in told)
     if not seen:
@@ -62,18 +68,18 @@ def more_in_canary(tables: Iterable[Table], *, several: bool = False) -> float:
     moments = [_moments(each, several) for each in told]
     mean, variance = (sum(each[i] for each in moments) for i in (0, 1))
     if REACH * 2 * math.sqrt(variance) > TOO_WIDE:
-        return normal_above((seen - 0.5 - mean) / math.sqrt(variance))
+        return normal_above((seen - mean) / math.sqrt(variance))
     total: Lottery | None = None
     for table, (one_mean, one_variance) in zip(told, moments, strict=True):
         one = _lottery(table, several, one_mean, one_variance)
         total = one if total is None else _sum(total, one)
     assert total is not None
-    return total.at_least(seen)
+    return total.middle(seen)
 
 
 def above_limit(bad: int, samples: int, limit: float, *, several: bool = False) -> float:
-    """The p-value of `bad` of `samples`, if each is bad with the probability `limit` (binomial), or has
-    so many events on average (Poisson)."""
+    """The mid-p-value of `bad` of `samples`, if each is bad with the probability `limit` (binomial), or
+    has so many events on average (Poisson)."""
     if bad <= 0 or samples <= 0:
         return 1.0
     if limit <= 0:
@@ -83,13 +89,13 @@ def above_limit(bad: int, samples: int, limit: float, *, several: bool = False) 
     mean = samples * limit
     variance = mean if several else mean * (1 - limit)
     if REACH * 2 * math.sqrt(variance) > TOO_WIDE:
-        return normal_above((bad - 0.5 - mean) / math.sqrt(variance))
+        return normal_above((bad - mean) / math.sqrt(variance))
     first, values = _window(mean, variance, 0, bad + int(mean) + TOO_WIDE if several else samples)
     if several:
         steps = np.log(mean) - np.log(values + 1)
     else:
         steps = np.log(samples - values) - np.log(values + 1) + math.log(limit) - math.log1p(-limit)
-    return _normalised(first, steps).at_least(bad)
+    return _normalised(first, steps).middle(bad)
 
 
 def normal_above(z: float) -> float:

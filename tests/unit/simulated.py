@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lb.core.comparison import View, compare_counts, compare_latency
 from lb.core.histogram import BUCKETS, bounds
-from lb.core.judgement import EARLIER_MARGIN, WHOLE
+from lb.core.judgement import EARLIER_MARGIN, RECENT, ROLLOUT, WHOLE
 from lb.core.measures import MEASURES
 from lb.core.spending import Look, Plan, allowance
 from lb.core.statistics import normal_above
@@ -23,7 +23,7 @@ from lb.model.analysis import KernelMetric
 from lb.model.evidence import Window
 from lb.model.flows import FlowTotals
 
-SCREEN = 2.5  # standard deviations; every level is below 1e-3, which is 3.1
+SCREEN = 2.5  # standard deviations; every level is below 2e-3, which is 2.9
 MIN_SAMPLES = 10
 Ints = NDArray[np.int64]
 Strata = list[tuple[Ints, Ints]]
@@ -159,9 +159,9 @@ def views(scenario: Scenario, drawn: Drawn, look: Look) -> Iterator[tuple[str, f
         yield "earlier", 1.0, [(this[0], earlier)], []
         return
     full = [part(s * scenario.looks, (s + 1) * scenario.looks) for s in range(look.step)]
-    yield "rollout", 0.5, [*full, this], [*full, this]
-    yield "step", 0.25, [this], [*full, this]
-    yield "look", 0.25, [latest], [*full, this]
+    yield "rollout", ROLLOUT, [*full, this], [*full, this]
+    yield "step", RECENT, [this], [*full, this]
+    yield "look", RECENT, [latest], [*full, this]
 
 
 def screened(strata: Strata, quantile: float | None) -> Ints:
