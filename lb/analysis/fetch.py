@@ -18,8 +18,8 @@ from lb.probe.base import excerpt
 def post(url: str, body: bytes, headers: Mapping[str, str], timeout: float) -> tuple[int, bytes]:
     """Status and body of the answer, of which a little more than MAX_ANSWER bytes at most are read.
     Raises NotMeasured."""
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         connection = _connection(parts.scheme, parts.hostname or "", parts.port, timeout)
     except ValueError as error:
         raise NotMeasured(f"{url}: {error}") from None

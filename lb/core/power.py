@@ -1,7 +1,8 @@
 """What an analysis would judge, in words, and how likely it is to find what it looks for. Pure.
 
-The chance is that of the last planned look of each step, in the view of the whole rollout, of independent
-samples, by the normal law around the exact test's limit. tests/unit/test_power.py compares it with simulations.
+The chance is that of the last planned look of each step, in the view of the whole rollout, of
+independent samples, by the normal law around the exact test's limit. tests/unit/test_power.py compares
+it with simulations.
 """
 
 from __future__ import annotations
