@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from lb.cli.options import command
-from lb.cli.output import Table
+from lb.cli.output import Table, percent
 from lb.cli.session import Session
 from lb.core.power import explain, power
 from lb.core.spending import Plan
@@ -82,9 +82,8 @@ def check(
         title=f"Found by the end of the step, at {connections:,} connections a step:",
     )
     says = "\n".join(f"{metric.name} {explain(metric)}." for metric, _ in found)
-    session.emit(
-        data, says, table, f"An equal canary is aborted in at most {analysis.false_alarms:.2%}."
-    )
+    alarms = percent(100 * analysis.false_alarms)
+    session.emit(data, says, table, f"An equal canary is aborted in at most {alarms} % of rollouts.")
 
 
 def read_analysis(file: str) -> Analysis:

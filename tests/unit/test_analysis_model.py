@@ -57,7 +57,7 @@ def test_the_allowance_can_be_set() -> None:
         ("metrics:\n- {name: errors}\n- {name: errors}", "f:3:4: metrics[1]: metric 'errors' "),
         ("metrics:\n- {name: A}", "name: must be 1 to 63 of a-z"),
         ("metrics:\n- {name: a, prometheus: {url: 'http://a'}}", "prometheus.query: is missing"),
-        ("metrics:\n- name: a\n  prometheus:\n    url: b\n    query: c", "f:4:5: metrics[0]: prometheus."),
+        ("metrics:\n- name: a\n  prometheus:\n    url: b\n    query: c", "f:4:5: metrics[0]: "),
         ("metrics:\n- {name: a, prometheus: {url: 'http://a', query: a, q: 1}}", "prometheus.q: is not"),
         ("metrics:\n- {name: a, command: {argv: [ls]}}", "command.argv: 'ls' is not the whole path"),
         ("metrics:\n- {name: a, command: {argv: []}}", "command.argv: "),
