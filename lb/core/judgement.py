@@ -41,6 +41,8 @@ from lb.model.analysis import Analysis, Metric
 from lb.model.evidence import Evidence, Outcome, Outside, Verdict
 from lb.model.flows import FlowTotals
 
+__all__ = ["Look", "Plan", "conclusion", "judge", "views"]
+
 WHOLE = 100.0  # per cent: nobody is left to compare with
 ROLLOUT, RECENT = 0.6, 0.2  # of a look's level, for the views rollout, and step and look
 EARLIER_MARGIN = 2.0  # times the margin, when the pools were not seen at the same time

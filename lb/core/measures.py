@@ -178,11 +178,13 @@ MEASURES: Mapping[KernelMetric, Measure] = {
     KernelMetric.FIRST_BYTE_P99: _latency("first byte", 0.99),
 }
 
-# Of a node that answers do not pass.
-ONE_WAY = (
-    KernelMetric.CLIENT_RESETS,
-    KernelMetric.SYN_RETRANSMISSIONS,
-    KernelMetric.CLIENT_RETRANSMITS,
+# What only answers tell. Where they don't pass, the client's acknowledgements say that there was one,
+# and when; a refused connection is one that was not answered.
+OF_ANSWERS = (
+    KernelMetric.RESETS,
+    KernelMetric.HTTP_5XX,
+    KernelMetric.HTTP_4XX,
+    KernelMetric.RETRANSMITS,
 )
 
 
@@ -195,7 +197,8 @@ def visible(mode: Mode, protocol: Protocol, vantage: Vantage) -> tuple[KernelMet
     """The metrics that can be seen from there. Of UDP, that has no connections, none."""
     if protocol is Protocol.UDP:
         return ()
-    return tuple(KernelMetric) if sees_answers(mode, vantage) else ONE_WAY
+    blind = () if sees_answers(mode, vantage) else OF_ANSWERS
+    return tuple(each for each in KernelMetric if each not in blind)
 
 
 JUDGED = (
@@ -219,15 +222,10 @@ def default_analysis(
     """
     possible = visible(mode, protocol, vantage)
     seen = seen or FlowTotals(opened=1, established=1, handshake={0: 1})
-    judged = [each for each in JUDGED if each in possible]
-    observed = [each for each in OBSERVED if each in possible]
-    if judged == []:
-        # Nothing but what the client does: a SYN that nobody answers is sent again.
-        judged, observed = [each for each in ONE_WAY if each in possible], []
     metrics = [
-        Metric(name=each.value, kernel=each, observe=each in observed)
-        for each in (*judged, *observed)
-        if MEASURES[each].samples_of(seen)
+        Metric(name=each.value, kernel=each, observe=each in OBSERVED)
+        for each in (*JUDGED, *OBSERVED)
+        if each in possible and MEASURES[each].samples_of(seen)
     ]
     return Analysis(metrics=tuple(metrics)) if metrics else None
 

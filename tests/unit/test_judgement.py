@@ -292,7 +292,7 @@ def test_every_metric_has_a_measure_and_can_be_seen_somewhere() -> None:
     for mode in (Mode.DSR, Mode.IPIP, Mode.GUE):
         assert set(visible(mode, Protocol.TCP, Vantage.BACKEND)) == set(KernelMetric)
         one_way = visible(mode, Protocol.TCP, Vantage.NODE)
-        assert KernelMetric.SYN_RETRANSMISSIONS in one_way
+        assert {"failed_handshakes", "unserved", "handshake_p95", "first_byte_p95"} <= set(one_way)
         assert KernelMetric.HTTP_5XX not in one_way
     assert visible(Mode.NAT, Protocol.UDP, Vantage.NODE) == ()
 
@@ -310,7 +310,8 @@ def test_the_default_analysis_judges_what_has_samples() -> None:
     ]  # fmt: skip
     assert "http_5xx" in names(*nat, seen=pooled_http(https))
     assert "http_5xx" not in names(*nat)
-    assert "syn_retransmissions" in names(Mode.DSR, Protocol.TCP, Vantage.NODE)
+    assert "resets" not in names(Mode.DSR, Protocol.TCP, Vantage.NODE, seen=https)
+    assert "first_byte_p95" in names(Mode.DSR, Protocol.TCP, Vantage.NODE, seen=https)
     assert default_analysis(Mode.NAT, Protocol.UDP, Vantage.NODE) is None
 
 
