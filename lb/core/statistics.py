@@ -25,7 +25,9 @@ Floats = NDArray[np.float64]
 REACH = 12.0  # standard deviations; what lies beyond has a probability below 1e-30
 MARGIN = 60  # values beyond that, for lotteries that are skewed because few are drawn
 FEWEST = 0.25  # bad samples that are expected of a backend, for it to tell of its spread
-TOO_WIDE = 20_000  # values; such a lottery (a deviation of over 800) is as good as normal
+TOO_WIDE = (
+    4_000  # values; beyond (a deviation of over 160) the normal law is within 10 % at 4 deviations
+)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from lb.model.analysis import KernelMetric
 from lb.model.evidence import Window
 from lb.model.flows import FlowTotals
 
-SCREEN = 2.5  # standard deviations; every level is below 2e-3, which is 2.9
+SCREEN = 10.0  # times the level: what the normal law finds likelier than that can't fail
 MIN_SAMPLES = 10
 Ints = NDArray[np.int64]
 Strata = list[tuple[Ints, Ints]]
@@ -40,6 +41,7 @@ class Scenario:
     metrics: int = 6  # with power, that share the allowance
     base: float = 0.01
     worse: float = 0.0  # added to the canary's rate
+    decays: bool = False  # little by little, from look to look, until all of `worse` is there
     slower: float = 1.0  # times the stable pool's latency
     sigma: float = 0.5  # of the logarithm of latencies
     stable_backends: int = 4
@@ -72,6 +74,7 @@ class Drawn:
 def draw_shares(scenario: Scenario, rollouts: int, seed: int) -> Drawn:
     rng = np.random.default_rng(seed)
     looks = len(scenario.steps) * scenario.looks
+    progress = np.arange(looks)[None, :, None] / (looks - 1) if scenario.decays else 1.0
     common = np.exp(scenario.drift * rng.standard_normal((rollouts, looks, 1)))
     found = []
     for backends, added, which in (
@@ -79,7 +82,7 @@ def draw_shares(scenario: Scenario, rollouts: int, seed: int) -> Drawn:
         (scenario.stable_backends, 0.0, 1),
     ):
         own = np.maximum(0.0, 1 + scenario.differ * rng.standard_normal((rollouts, 1, backends)))
-        rate = np.minimum(1.0, (scenario.base * common + added) * own)
+        rate = np.minimum(1.0, (scenario.base * common + added * progress) * own)
         samples = np.array([scenario.sizes(i // scenario.looks)[which] for i in range(looks)])
         samples = np.broadcast_to(samples[None, :, None], (rollouts, looks, backends))
         bad = np.minimum(samples, scenario.burst * rng.binomial(samples // scenario.burst, rate))
@@ -127,7 +130,7 @@ def aborted(scenario: Scenario, rollouts: int, seed: int, *, latency: bool = Fal
         level = scenario.false_alarms * allowance(scenario.plan, look) / scenario.metrics
         margin = measure.margin * (EARLIER_MARGIN if scenario.steps[step] >= WHOLE else 1)
         for name, weight, strata, background in views(scenario, drawn, look):
-            for rollout in screened(strata, measure.quantile if latency else None):
+            for rollout in screened(strata, measure.quantile if latency else None, level * weight):
                 if fails[rollout] >= 0:
                     continue
                 view = View(
@@ -164,9 +167,15 @@ def views(scenario: Scenario, drawn: Drawn, look: Look) -> Iterator[tuple[str, f
     yield "look", RECENT, [latest], [*full, this]
 
 
-def screened(strata: Strata, quantile: float | None) -> Ints:
+def deviations(level: float) -> float:
+    """Below so many standard deviations nothing fails at this level."""
+    return NormalDist().inv_cdf(1 - SCREEN * level)
+
+
+def screened(strata: Strata, quantile: float | None, level: float) -> Ints:
     """The rollouts that could fail in this view."""
     found = np.zeros(len(strata[0][0]), dtype=bool)
+    least = deviations(level)
     shares = [None] if quantile is None else [quantile, 1 - 4 * (1 - quantile)]
     for share in shares:
         excess, variance = 0.0, 0.0
@@ -181,7 +190,7 @@ def screened(strata: Strata, quantile: float | None) -> Ints:
             part = n / np.maximum(1, total)
             excess = excess + ours - bad * part
             variance = variance + bad * part * (1 - part) * (total - bad) / np.maximum(1, total - 1)
-        found |= (excess > 0) & (excess >= SCREEN * np.sqrt(variance))
+        found |= (excess > 0) & (excess >= least * np.sqrt(variance))
     return np.flatnonzero(found)
 
 

@@ -10,11 +10,11 @@ import itertools
 
 import numpy as np
 import pytest
-from simulated import SCREEN, Scenario, aborted, draw_shares, replace, share_aborted
+from simulated import Scenario, aborted, deviations, draw_shares, replace, share_aborted
 
 from lb.core.evidence import collect
 from lb.core.judgement import conclusion, judge
-from lb.core.spending import Look, allowance
+from lb.core.spending import Look
 from lb.core.statistics import Table, more_in_canary
 from lb.model.analysis import Analysis, Metric
 from lb.model.evidence import Evidence, Outcome, Window
@@ -33,7 +33,7 @@ def test_identical_canaries_are_aborted_in_less_than_one_of_a_hundred_rollouts(s
     # One metric has the whole allowance here: six that have a sixth each can do no worse.
     for base in (0.0005, 0.01, 0.1):
         scenario = Scenario(steps=steps, metrics=1, base=base)
-        assert share_aborted(scenario, 3000, seed=1) <= 0.01
+        assert share_aborted(scenario, 4000, seed=1) <= 0.01
 
 
 @pytest.mark.parametrize("sigma", [0.02, 0.5, 1.0])
@@ -53,7 +53,7 @@ def test_nor_for_their_latency(sigma: float) -> None:
     ids=str,
 )
 def test_nor_where_backends_differ_or_errors_come_in_bursts(unlike) -> None:
-    assert share_aborted(replace(STANDARD, **unlike), 3000, seed=3) <= 0.01
+    assert share_aborted(replace(STANDARD, **unlike), 4000, seed=3) <= 0.01
 
 
 def test_nor_where_backends_are_a_little_slower_than_others() -> None:
@@ -67,7 +67,7 @@ def test_nor_where_backends_are_a_little_slower_than_others() -> None:
 @pytest.mark.parametrize("looks", [1, 6])
 def test_two_points_more_errors_are_found_in_95_of_a_hundred_rollouts(base: float, looks: int) -> None:
     scenario = replace(STANDARD, base=base, worse=0.02, looks=looks)
-    assert share_aborted(scenario, 400, seed=5) >= 0.95
+    assert share_aborted(scenario, 1000, seed=5) >= 0.95
 
 
 def test_three_steps_have_fewer_samples_and_hardly_less_power() -> None:
@@ -77,7 +77,7 @@ def test_three_steps_have_fewer_samples_and_hardly_less_power() -> None:
 @pytest.mark.parametrize("sigma", [0.3, 0.5, 1.0])
 def test_so_is_a_p95_that_is_30_percent_higher(sigma: float) -> None:
     scenario = replace(STANDARD, slower=1.3, sigma=sigma)
-    assert share_aborted(scenario, 300, seed=6, latency=True) >= 0.95
+    assert share_aborted(scenario, 400, seed=6, latency=True) >= 0.95
 
 
 def test_with_2000_connections_of_the_canary_the_first_step_is_enough() -> None:
@@ -91,6 +91,13 @@ def test_a_canary_that_fails_altogether_is_found_at_one_percent() -> None:
     assert (aborted(replace(STANDARD, worse=0.9), 300, seed=9) == 0).all()
 
 
+def test_a_canary_that_decays_is_found_before_it_has_all_of_the_traffic() -> None:
+    # From equal to 8 points worse, over the whole rollout.
+    fails = aborted(replace(STANDARD, worse=0.08, decays=True, looks=6), 300, seed=14)
+    assert (fails >= 0).all()
+    assert (fails <= 3).mean() >= 0.95
+
+
 def test_what_nobody_cares_about_does_not_abort_with_millions_of_samples() -> None:
     # 0.2 points at a million connections a step: 20 standard deviations, and less than the margin.
     scenario = replace(STANDARD, worse=0.002, connections=1_000_000)
@@ -102,23 +109,18 @@ def test_what_nobody_cares_about_does_not_abort_with_millions_of_samples() -> No
 # --- the simulation is the product ----------------------------------------------------------------
 
 
-def test_the_screen_lets_nothing_through_that_would_fail() -> None:
-    levels = [
-        0.01 * allowance(Scenario(steps=steps).plan, Look(0, 2))
-        for steps in (*PLANS, (50,))
-        if len(steps) > 1
-    ]
-    highest = max(levels)
+@pytest.mark.parametrize("level", [1e-3, 1e-4, 1e-5, 1e-6])
+def test_the_screen_lets_nothing_through_that_would_fail(level: float) -> None:
     shares = (0.01, 0.05, 0.25, 0.5, 0.75)
     for share, samples, rate in itertools.product(shares, (600, 2000, 10_000), (0.001, 0.01, 0.05, 0.2)):
         canary, bad = round(samples * share), round(samples * rate)
         part = canary / samples
         deviation = np.sqrt(bad * part * (1 - part) * (samples - bad) / (samples - 1))
         # The largest count that the screen stops.
-        stopped = int(np.ceil(bad * part + SCREEN * deviation)) - 1
+        stopped = int(np.ceil(bad * part + deviations(level) * deviation)) - 1
         if 0 < stopped <= min(bad, canary):
             table = Table(stopped, canary, bad - stopped, samples - canary)
-            assert more_in_canary([table]) > highest, table
+            assert more_in_canary([table]) > level, table
 
 
 def test_the_whole_judgement_says_what_the_simulation_says() -> None:

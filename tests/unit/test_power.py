@@ -21,7 +21,7 @@ def test_power_is_about_that_of_the_simulation(steps) -> None:
         found = power(both.metrics[index], both, Plan(steps, 1), 2000)
         assert found is not None
         scenario = Scenario(steps=steps, looks=1, metrics=2, stable_backends=1, **worse)
-        fails = aborted(scenario, 400, seed=1, latency=latency)
+        fails = aborted(scenario, 300, seed=1, latency=latency)
         for step, said in enumerate(found.by_step):
             simulated = float(((fails >= 0) & (fails <= step)).mean())
             assert simulated == pytest.approx(said, abs=0.1), (index, step)
