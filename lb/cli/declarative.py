@@ -16,7 +16,7 @@ from lb.cli.rows import by_service
 from lb.cli.session import Session
 from lb.core.state import DesiredState
 from lb.errors import ExitCode, NotFoundError, UserError
-from lb.model import keys, manifest
+from lb.model import analysis, keys, manifest
 from lb.model.flows import FlowReport
 from lb.model.health import Ballot
 from lb.model.history import Record
@@ -95,14 +95,15 @@ def schema(
         str | None,
         typer.Argument(
             metavar="WHAT",
-            help=f"manifest, or a document of the store: {', '.join(DOCUMENTS)}.",
-            autocompletion=lambda: [*DOCUMENTS, "manifest"],
+            help=f"manifest, analysis, or a document of the store: {', '.join(DOCUMENTS)}.",
+            autocompletion=lambda: [*DOCUMENTS, "manifest", "analysis"],
         ),
     ] = None,
 ) -> None:
-    """Print a JSON Schema; without WHAT, that of all documents and of the manifest, by name."""
+    """Print a JSON Schema; without WHAT, that of all documents and files, by name."""
     known: dict[str, Any] = {
         "manifest": manifest.schema(),
+        "analysis": analysis.schema(),
         **{name: kind.model_json_schema() for name, kind in DOCUMENTS.items()},
     }
     if what is not None and what not in known:

@@ -13,6 +13,7 @@ import typer
 
 import lb
 from lb.cli import (
+    analysis,
     backend,
     backend_node,
     check,
@@ -45,6 +46,7 @@ app.add_typer(backend.app, name="backend")
 app.add_typer(rule.app, name="rule")
 app.add_typer(backend_node.app, name="backend-node")
 app.add_typer(flows.app, name="flows")
+app.add_typer(analysis.app, name="analysis")
 app.add_typer(node.app, name="node")
 status.register(app)
 trace.register(app)

@@ -32,7 +32,7 @@ def bounds(bucket: int) -> tuple[int, int]:
     return low, low + (1 << shift)
 
 
-def quantile(counts: Mapping[int, int], share: float) -> float | None:
+def quantile(counts: Mapping[int, float], share: float) -> float | None:
     """The time in microseconds that `share` of all times are below, by linear interpolation within its
     bucket; None of an empty histogram."""
     rest = share * sum(counts.values())

@@ -22,7 +22,7 @@ from lb.datapath import headers, layout, replay
 from lb.datapath.bpf import MapType
 from lb.datapath.maps import new_table, specs
 from lb.errors import ExitCode
-from lb.model import manifest
+from lb.model import analysis, manifest
 from lb.model.objects import Mode
 from lb.node.main import app as lbd_app
 from lb.settings import Checks, Etcd, Hook, Limits, Metrics, Settings
@@ -269,12 +269,16 @@ def test_examples_load() -> None:
         assert manifest.load(example.read_text(), example.name).services
 
 
-def test_manifests_in_the_pages_load() -> None:
+def test_manifests_and_analyses_in_the_pages_load() -> None:
     blocks = [block for page in PAGES for block in FENCE.findall(page.read_text())]
     blocks = [body for language, body in blocks if language == "yaml"]
-    assert blocks
+    analyses = [body for body in blocks if body.lstrip().startswith("metrics:")]
+    assert 0 < len(analyses) < len(blocks)
     for body in blocks:
-        assert manifest.load(body, "a page").services
+        if body in analyses:
+            assert analysis.load(body, "a page").metrics
+        else:
+            assert manifest.load(body, "a page").services
 
 
 def test_the_systemd_unit_names_what_exists() -> None:

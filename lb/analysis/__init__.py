@@ -1,0 +1,1 @@
+"""Metrics that are measured outside: Prometheus, programs, webhooks."""

@@ -1,0 +1,110 @@
+"""lbctl analysis: what a canary would be judged by."""
+
+from __future__ import annotations
+
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lb.cli.options import command
+from lb.cli.output import Table, percent
+from lb.cli.session import Session
+from lb.core.power import explain, power
+from lb.core.spending import Plan
+from lb.errors import NotFoundError, UserError
+from lb.model import analysis as model
+from lb.model.analysis import Analysis
+
+app = typer.Typer(help="Analyses: what a canary is judged by.", no_args_is_help=True)
+
+MAX_STEPS = 100
+
+
+@command(app, "check")
+def check(
+    session: Session,
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="The analysis file; - reads standard input.")
+    ],
+    steps: Annotated[
+        str, typer.Option("--steps", metavar="PERCENT,...", help="The canary's share at each step.")
+    ] = "1,5,25,50,100",
+    connections: Annotated[
+        int,
+        typer.Option(
+            "--connections",
+            metavar="N",
+            min=1,
+            max=1_000_000,
+            help="Connections or requests a step, of both pools together.",
+        ),
+    ] = 2000,
+    looks: Annotated[
+        int, typer.Option("--looks", metavar="N", min=1, max=10_000, help="Looks a step.")
+    ] = 6,
+) -> None:
+    """Check an analysis file, say in words what would be judged, and how likely a worse canary is found.
+
+    The chances are for a canary with two points more errors than a stable pool's 1 %, or 30 % slower, by
+    the end of each step. Nothing is measured or changed by it.
+    """
+    analysis = read_analysis(file)
+    plan = Plan(parse_steps(steps), looks)
+    found = [(metric, power(metric, analysis, plan, connections)) for metric in analysis.metrics]
+    data = {
+        "metrics": [
+            {
+                "metric": metric.name,
+                "observe": metric.observe,
+                "words": explain(metric),
+                "finds": chance.of if chance else None,
+                "power": list(chance.by_step) if chance else None,
+            }
+            for metric, chance in found
+        ],
+        "false_alarms": analysis.false_alarms,
+        "steps": list(plan.steps),
+        "looks": looks,
+        "connections": connections,
+    }
+    table = Table(
+        ("METRIC", "FINDS", *(f"{step:g}%" for step in plan.steps)),
+        [
+            (metric.name, chance.of, *(f"{each:.1%}" for each in chance.by_step))
+            for metric, chance in found
+            if chance
+        ],
+        right=frozenset(f"{step:g}%" for step in plan.steps),
+        empty="none of these metrics has a power that is known beforehand",
+        title=f"Found by the end of the step, at {connections:,} connections a step:",
+    )
+    says = "\n".join(f"{metric.name} {explain(metric)}." for metric, _ in found)
+    alarms = percent(100 * analysis.false_alarms)
+    session.emit(data, says, table, f"An equal canary is aborted in at most {alarms} % of rollouts.")
+
+
+def read_analysis(file: str) -> Analysis:
+    """The analysis in a file, - = standard input. Raises NotFoundError, UserError."""
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise NotFoundError(f"{file}: no such file", hint="check the name") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: {error}", hint="give a YAML file in UTF-8") from None
+    return model.load(text, "standard input" if file == "-" else file)
+
+
+def parse_steps(text: str) -> tuple[float, ...]:
+    """1,5,25,50,100: each larger than the one before. Raises UserError."""
+    hint = "for example --steps 1,5,25,50,100"
+    try:
+        steps = tuple(float(each) for each in text.split(","))
+    except ValueError:
+        raise UserError(f"--steps: {text!r} is not a list of per cents", hint=hint) from None
+    rising = all(one < other for one, other in pairwise(steps))
+    if not (rising and steps[0] > 0 and steps[-1] <= 100 and len(steps) <= MAX_STEPS):
+        raise UserError(f"--steps: {text!r} must rise, from above 0 to 100 at most", hint=hint)
+    return steps

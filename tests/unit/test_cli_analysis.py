@@ -1,0 +1,55 @@
+"""lbctl analysis check."""
+
+import io
+import json
+
+import pytest
+
+from lb.errors import ExitCode
+
+FILE = "metrics:\n- name: http_5xx\n- {name: first_byte_p95, observe: true}\n"
+
+
+@pytest.fixture
+def file(machine):
+    path = machine / "analysis.yaml"
+    path.write_text(FILE)
+    return str(path)
+
+
+def test_it_says_what_would_be_judged_and_what_would_be_found(lbctl, file):
+    out = lbctl.ok("analysis", "check", file).out
+    assert "http_5xx fails if the share of HTTP responses that are 5xx is higher" in out
+    assert "first_byte_p95 tells, but does not abort," in out
+    assert "at 2,000 connections a step" in out
+    assert "aborted in at most 1 % of rollouts" in out
+    data = lbctl.json("analysis", "check", file, "--steps", "10,100", "--connections", "50000")
+    assert data["steps"] == [10.0, 100.0]
+    assert data["metrics"][0]["power"][-1] > 0.99
+    few = lbctl.json("analysis", "check", file, "--connections", "100")
+    assert few["metrics"][0]["power"][0] == 0
+
+
+@pytest.mark.usefixtures("machine")
+def test_standard_input(lbctl, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("metrics: [{name: nope}]"))
+    result = lbctl("analysis", "check", "-")
+    assert result.code == ExitCode.USAGE
+    assert "standard input:1:" in result.err
+
+
+@pytest.mark.parametrize("steps", ["", "5,5", "50,10", "0,50", "50,101", "a", "nan"])
+def test_steps_that_are_none(lbctl, file, steps):
+    result = lbctl("analysis", "check", file, "--steps", steps)
+    assert result.code == ExitCode.USAGE
+    assert "--steps" in result.err
+
+
+def test_a_file_that_is_not_there(lbctl, machine):
+    assert lbctl("analysis", "check", str(machine / "gone")).code == ExitCode.NOT_FOUND
+
+
+@pytest.mark.usefixtures("machine")
+def test_its_schema_is_printed(lbctl):
+    schema = json.loads(lbctl.ok("schema", "analysis").out)
+    assert set(schema["properties"]) == {"metrics", "false_alarms"}
