@@ -12,7 +12,6 @@ import typer
 from lb.cli.options import command
 from lb.cli.output import Table, percent
 from lb.cli.session import Session
-from lb.core.power import explain, power
 from lb.core.spending import Plan
 from lb.errors import NotFoundError, UserError
 from lb.model import analysis as model
@@ -51,6 +50,8 @@ def check(
     The chances are for a canary with two points more errors than a stable pool's 1 %, or 30 % slower, by
     the end of each step. Nothing is measured or changed by it.
     """
+    from lb.core.power import explain, power  # NumPy: `lbctl --help` has no use for it
+
     analysis = read_analysis(file)
     plan = Plan(parse_steps(steps), looks)
     found = [(metric, power(metric, analysis, plan, connections)) for metric in analysis.metrics]

@@ -103,8 +103,8 @@ def schema(
     """Print a JSON Schema; without WHAT, that of all documents and files, by name."""
     known: dict[str, Any] = {
         "manifest": manifest.schema(),
-        "analysis": analysis.schema(),
         **{name: kind.model_json_schema() for name, kind in DOCUMENTS.items()},
+        "analysis": analysis.schema(),
     }
     if what is not None and what not in known:
         raise UserError(f"no schema {what!r}", hint=f"there are: {', '.join(known)}")
