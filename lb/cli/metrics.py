@@ -13,6 +13,7 @@ from lb.cli.options import ServiceName
 from lb.cli.output import Table, note, number
 from lb.cli.session import Session
 from lb.core import flowtotals, histogram, sight
+from lb.core.measures import pooled
 from lb.errors import NotFoundError, UserError
 from lb.model import keys
 from lb.model.flows import FlowReport, FlowTotals, Vantage
@@ -72,7 +73,7 @@ def metrics(
             "lost": sorted(lost),
             "pools": {
                 pool: {
-                    "totals": _figures(flowtotals.total(backends.values())),
+                    "totals": _figures(pooled(backends.values())),
                     "backends": {name: _figures(each) for name, each in backends.items()},
                 }
                 for pool, backends in rows.items()
@@ -99,7 +100,7 @@ def _rows(pools: Mapping[str, Mapping[str, FlowTotals]]) -> list[tuple[str, ...]
     for pool, backends in pools.items():
         found += [_cells(pool, name, each) for name, each in backends.items()]
         if len(backends) > 1:
-            found.append(_cells(pool, "all", flowtotals.total(backends.values())))
+            found.append(_cells(pool, "all", pooled(backends.values())))
     return found
 
 

@@ -48,7 +48,7 @@ class FlowTotals(Document):
 
 class FlowReport(Document):
     """What one observer saw of one service. Key: /lb/reports/v1/observed/<service>/<node>, under the
-    lease of the node; written anew every second or so while the service is observed.
+    lease of the node; written anew every second or two while the service is observed.
 
     With another `epoch` the totals began at zero again: they can't be compared with earlier ones.
     """

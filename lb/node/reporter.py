@@ -22,6 +22,7 @@ log = logging.getLogger("lbd")
 
 LEASE_SECONDS = 10.0
 RENEW_SECONDS = 3.0  # well below that
+FRESH_SECONDS = 2.0  # a report of flows is never older, also where nothing flows: who reads it can tell
 LEAVE_SECONDS = 10.0  # for a call to the store that is under way when lbd stops
 
 
@@ -46,12 +47,13 @@ class Reporter:
             self._write()
 
     def report_flows(self, reports: Mapping[str, FlowReport]) -> None:
-        """Write these, by service, as far as they say something new, and take back all others."""
+        """Write these, by service, as far as they say something new or are FRESH_SECONDS newer, and take
+        back all others."""
         self._flows = reports
         changed = [
             report
             for service, report in reports.items()
-            if not _says_the_same(self._flows_written.get(service), report)
+            if _is_news(self._flows_written.get(service), report)
         ]
         gone = [
             Delete(keys.observed(service, written.node))
@@ -153,8 +155,10 @@ class Reporter:
         self._failing = True
 
 
-def _says_the_same(one: FlowReport | None, other: FlowReport) -> bool:
-    return one is not None and one.model_copy(update={"at": other.at}) == other
+def _is_news(before: FlowReport | None, now: FlowReport) -> bool:
+    if before is None or now.at - before.at >= FRESH_SECONDS:
+        return True
+    return before.model_copy(update={"at": now.at}) != now
 
 
 class Background:

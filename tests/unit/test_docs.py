@@ -25,7 +25,7 @@ from lb.errors import ExitCode
 from lb.model import analysis, manifest
 from lb.model.objects import Mode
 from lb.node.main import app as lbd_app
-from lb.settings import Checks, Etcd, Hook, Limits, Metrics, Settings
+from lb.settings import Checks, Etcd, Hook, Limits, Metrics, Observation, Settings
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -256,6 +256,7 @@ def test_lb_toml_loads_and_shows_every_setting() -> None:
     assert shown["etcd"].keys() == Etcd.model_fields.keys()
     assert shown["limits"].keys() == Limits.model_fields.keys()
     assert shown["checks"].keys() == Checks.model_fields.keys()
+    assert shown["observation"].keys() == Observation.model_fields.keys()
     assert shown["metrics"].keys() == Metrics.model_fields.keys()
     # As the file says: all but these are the defaults.
     own = {"node", "interfaces"}
@@ -279,6 +280,16 @@ def test_manifests_and_analyses_in_the_pages_load() -> None:
             assert analysis.load(body, "a page").metrics
         else:
             assert manifest.load(body, "a page").services
+
+
+def test_the_unit_of_a_server_that_observes_itself() -> None:
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(ROOT / "configs/systemd/lb-observe.service")
+    words = unit["Service"]["ExecStart"].split()
+    assert words[0] == "/opt/lb/bin/lbctl"
+    parse(words)
+    assert int(unit["Service"]["RestartPreventExitStatus"]) == ExitCode.USAGE
 
 
 def test_the_systemd_unit_names_what_exists() -> None:

@@ -10,7 +10,9 @@ import pytest
 from conftest import Lbctl
 
 from lb.core import sight
-from lb.core.flowtotals import add, between, less, merged, total
+from lb.core.evidence import difference
+from lb.core.flowtotals import between, merged
+from lb.core.measures import pooled
 from lb.model import keys
 from lb.model.flows import FlowReport, FlowTotals, Vantage
 from lb.model.objects import Mode
@@ -28,15 +30,6 @@ def report(
     return FlowReport(service="web", node=node, vantage=vantage, epoch=epoch, at=1.0, backends=backends)
 
 
-def test_sums_and_differences() -> None:
-    since = less(MORE, ONE)
-    assert since == FlowTotals(
-        opened=2, established=2, refused=1, http={"5xx": 1}, handshake={10: 1, 11: 1}
-    )
-    assert add(ONE, since) == add(since, ONE) == total([ONE, since]) == MORE
-    assert total([]) == FlowTotals()
-
-
 def test_what_was_seen_between_two_looks() -> None:
     before = {n: report(n, b1=ONE) for n in ("n1", "n2", "gone")}
     after = {
@@ -46,7 +39,7 @@ def test_what_was_seen_between_two_looks() -> None:
     }
     found, lost = between(before, after)
     assert {name: each.backends for name, each in found.items()} == {
-        "n1": {"b1": less(MORE, ONE), "b2": ONE}
+        "n1": {"b1": difference(ONE, MORE), "b2": ONE}
     }
     assert lost == {"n2", "gone", "new"}
 
@@ -57,7 +50,7 @@ def test_who_observes_itself_is_not_counted_twice() -> None:
         report("n2", b1=ONE, b2=ONE),
         report("b2", vantage=Vantage.BACKEND, b2=MORE),
     ]
-    assert merged(several) == {"b1": add(ONE, ONE), "b2": MORE}
+    assert merged(several) == {"b1": pooled([ONE, ONE]), "b2": MORE}
 
 
 def test_the_page_shows_what_is_seen() -> None:

@@ -236,9 +236,12 @@ def test_what_was_seen_of_flows_is_written_when_it_is_news(store: Store) -> None
     assert gate.commits == 1
     reporter.report_flows({"web": flow_report("web", 1, at=2.0), "dns": flow_report("dns", 1, at=2.0)})
     assert gate.commits == 1
-    newer = {"web": flow_report("web", 2, at=3.0), "dns": flow_report("dns", 1, at=3.0)}
+    newer = {"web": flow_report("web", 2, at=2.5), "dns": flow_report("dns", 1, at=2.5)}
     reporter.report_flows(newer)
     assert (observed(store, "web"), observed(store, "dns")) == (newer["web"], flow_report("dns", 1))
+    later = flow_report("dns", 1, at=3.5)  # an idle observer is there, too
+    reporter.report_flows({**newer, "dns": later})
+    assert (observed(store, "web"), observed(store, "dns")) == (newer["web"], later)
     reporter.report_flows({"web": newer["web"]})  # dns is no longer observed
     assert (observed(store, "web"), observed(store, "dns")) == (newer["web"], None)
     reporter.leave()

@@ -86,6 +86,12 @@ static __always_inline void answered(struct lb_watched *w, struct lb_totals *tot
 	count_time(totals->first_byte, w->since, now);
 }
 
+/* Does this segment say nothing but what was acknowledged? */
+static __always_inline int is_bare(const struct lb_segment *seg)
+{
+	return !(seg->bytes | seg->syn | seg->fin | seg->rst);
+}
+
 /* Where no answers are seen, the client's acknowledgements tell of them. One that advances by one byte may be
  * of a FIN: no answer. */
 static __always_inline void infer_answer(struct lb_watched *w, struct lb_totals *totals,
@@ -93,13 +99,12 @@ static __always_inline void infer_answer(struct lb_watched *w, struct lb_totals 
 {
 	if (w->stage == LB_WATCH_OPENING) {
 		w->stage = LB_WATCH_OPEN;
-		w->server_next = seg->ack;
 		count_event(totals, LB_EVENT_ESTABLISHED);
 		count_time(totals->handshake, w->since, now);
 	} else if (w->stage == LB_WATCH_ASKED && is_after(seg->ack, w->server_next + 1)) {
 		answered(w, totals, now);
 	}
-	if (w->stage == LB_WATCH_OPEN && is_after(seg->ack, w->server_next))
+	if (w->stage == LB_WATCH_OPEN)
 		w->server_next = seg->ack;
 }
 
@@ -110,11 +115,16 @@ static __always_inline void watch_client(lb_ctx *ctx, const struct lb_packet *p,
 	struct lb_segment seg;
 	struct lb_totals *totals;
 	struct lb_watched *w;
-	__u64 now = bpf_ktime_get_ns();
+	__u64 now;
 
-	if (read_segment(ctx, p, &seg))
+	if (read_segment(ctx, p, &seg) || (!one_way && is_bare(&seg)))
 		return;
 	w = bpf_map_lookup_elem(lb_watched_map, (void *)key);
+	if (one_way && w && w->stage == LB_WATCH_OPEN && is_bare(&seg)) { /* of the rest of an answer */
+		w->server_next = seg.ack;
+		return;
+	}
+	now = bpf_ktime_get_ns();
 	if (p->begins && (!w || w->owner != owner || w->client_next != seg.seq + 1)) {
 		open_watched(key, owner, seg.seq, now);
 		return;
@@ -162,13 +172,19 @@ static __always_inline void watch_server(lb_ctx *ctx, const struct lb_packet *p,
 	struct lb_segment seg;
 	struct lb_totals *totals;
 	struct lb_watched *w;
-	__u64 now = bpf_ktime_get_ns();
+	__u64 now;
 
-	if (read_segment(ctx, p, &seg))
+	if (read_segment(ctx, p, &seg) || is_bare(&seg))
 		return;
 	w = bpf_map_lookup_elem(lb_watched_map, (void *)key);
 	if (!w)
 		return;
+	if (w->stage == LB_WATCH_OPEN && !seg.syn && !seg.fin && !seg.rst &&
+	    is_after(seg.seq + seg.bytes, w->server_next)) { /* the rest of an answer */
+		w->server_next = seg.seq + seg.bytes;
+		return;
+	}
+	now = bpf_ktime_get_ns();
 	totals = bpf_map_lookup_elem(lb_totals_map, &w->owner);
 	if (!totals)
 		return;
