@@ -38,7 +38,7 @@ def test_machines_and_addresses_are_those_of_the_fleet() -> None:
 
 def test_the_router_knows_the_vip_and_all_nodes() -> None:
     topology = FleetTopology("")
-    (_, line), _ = topology.ways_to_vip(topology.nodes)
+    (_, line), *_ = topology.ways_to_vip(topology.nodes)
     assert f"ip {line}" in (VAGRANT / "provision/router.sh").read_text()
     for name in ("node", "backend"):
         assert f"ip address replace {VIP4}/32 dev lo" in (VAGRANT / f"provision/{name}.sh").read_text()
