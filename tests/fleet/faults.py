@@ -18,6 +18,7 @@ from field import PATIENCE, SERVICE, Field, log_position, logged
 from helpers import create, held, service
 
 from lb.core import ids
+from lb.core.state import LARGEST
 from lb.datapath.kernel import read_owners
 from lb.datapath.maps import Maps
 from lb.lab.fleet_topology import OTHER_VIP4
@@ -310,12 +311,14 @@ def rubbish_written(field: Field, seconds: float, *, is_pace_due: bool = False) 
     writer = field.script(fleet.nodes[0].name, "rubbish.py", *arguments)
     try:
         digests = field.status()["nodes"][0]["digests"]
+        large = sane.replace(victim, "rubbish-large") + " " * LARGEST
+        fleet.etcd.ctl("put", keys.backend(SERVICE, "rubbish-large"), text=large)
         found = json.loads(writer.communicate(timeout=seconds + 60)[0])
     finally:
         writer.kill()
         writer.wait()
     field.weight(79)  # good changes go through
-    insist(field.problems() != "", "the nodes report it")
+    insist("not taken" in field.problems(), "the nodes report it, also what is too large")
     for node in range(len(fleet.nodes)):
         insist(field.metric(node, QUARANTINED) > 0, "what is quarantined is in the metrics of each node")
     insist(_has_share(fleet.nodes[2], victim), "the last good version stays in force")
