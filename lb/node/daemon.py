@@ -71,8 +71,8 @@ TOPOLOGY_SECONDS = 1.0  # at most one look at all routes in this time, however m
 EXPIRY_SECONDS = 2.0  # between two looks at which flows in mode fullnat are over
 SWEEP_SECONDS = 10.0  # between two looks at which flows still need to be remembered
 TABLES_A_COMMIT = 50
-SHARE_SECONDS = 0.02  # from one node's turn to share new tables to the next one's; at most
-SHARE_AT_MOST = 1.0  # in all
+SHARE_SECONDS = 0.05  # from one node's turn to share new tables to the next one's; at most
+SHARE_AT_MOST = 2.0  # in all
 
 # What the outside world can do to us at any moment; anything else is a bug and ends lbd.
 _RETRIED = (LbError, NetlinkError, OSError)
