@@ -28,6 +28,7 @@ from lb.datapath.neighbours import Resolver
 from lb.model.objects import Address
 from lb.node.daemon import Daemon
 from lb.node.happenings import Stop
+from lb.node.main import keep_memory
 from lb.settings import Hook, Limits, Settings
 from lb.store.opening import open_store
 
@@ -123,6 +124,7 @@ def main() -> None:
     url, folder, process, count = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     nodes: list[tuple[Node, threading.Thread]] = []
     applied: list[Applied] = []
+    keep_memory()
     maps = Maps.create(_LIMITS)  # whose sizes are part of the report
     with IPRoute() as ip:
         for number in range(count):

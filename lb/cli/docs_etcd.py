@@ -59,9 +59,9 @@ but only `lbctl` writes there.)
 - **Compare before you set.** Read the key, change what you are about, and write it in a transaction
   that compares the key's `mod_revision` (0 = it must not exist). Else somebody's change is lost.
 - **What is wrong is quarantined**, not obeyed: the last good version of the object stays in force,
-  and `lbctl status`, the node's status and its log say why. That holds for documents that are no
-  valid JSON or don't match the schema, backends of a service that does not exist, and the second of
-  two services with one VIP.
+  and `lbctl status`, the node's status, its log and its metrics say why. That holds for documents that
+  are no valid JSON, don't match the schema or have more than 524,288 characters, backends of a service
+  that does not exist, and the second of two services with one VIP.
 - **Together in one transaction** is applied together: a packet sees all of it or nothing.
 - **`config` is the lock of structure.** Adding or removing services and backends, or changing a
   VIP, a mode, rules or an address, can contradict what somebody else is just writing to another key.

@@ -30,6 +30,11 @@ from lb.model.objects import (
 )
 
 BackendKey = tuple[str, str]  # service, backend
+
+# The largest document, in characters, that nodes take from people: the longest check that there may be
+# has half of that, 1,024 rules an eighth. What nodes write is limited by the store alone.
+LARGEST = 1 << 19
+_LIMITED = (keys.SERVICES, keys.BACKENDS, keys.CONFIG)
 D = TypeVar("D", bound=Document)
 
 
@@ -124,6 +129,7 @@ def parse(
                 found[name] = good
                 continue
             try:
+                _check_size(key, text)
                 document = kind.model_validate_json(text)
                 if named(document) != name:
                     raise ValueError(f"the document calls itself {named(document)!r}")
@@ -181,12 +187,14 @@ def advance(state: DesiredState, revision: int, changes: Iterable[Change]) -> De
             elif text is None:
                 return None
             elif key.startswith(keys.SERVICES):
+                _check_size(key, text)
                 service = Service.model_validate_json(text)
                 before = services.get(key.removeprefix(keys.SERVICES))
                 if before is None or contested(service) != contested(before):
                     return None
                 services[service.name] = service
             elif key.startswith(keys.BACKENDS):
+                _check_size(key, text)
                 backend = Backend.model_validate_json(text)
                 held = backends.get((backend.service, backend.name))
                 if (
@@ -234,6 +242,12 @@ V = TypeVar("V")
 def _copy(mapping: Mapping[K, V]) -> dict[K, V]:
     # dict() of a proxy looks each key up again: ten times slower.
     return mapping.copy() if isinstance(mapping, MappingProxyType) else dict(mapping)
+
+
+def _check_size(key: str, text: str) -> None:
+    """Raises ValueError for a document that is too large, before anybody reads it."""
+    if len(text) > LARGEST and key.startswith(_LIMITED):
+        raise ValueError(f"{len(text):,} characters, and more than {LARGEST:,} are not taken")
 
 
 def _quarantined(key: str, text: str, good: Document | None) -> Problem:

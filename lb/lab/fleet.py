@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
+from ipaddress import IPv4Address
 from typing import IO
 
 from lb.lab.base import Namespaces, ip_batch, remove
@@ -63,11 +64,24 @@ class Fleet(Namespaces):
         for family, line in topology.ways_to_vip([node.name for node in nodes]):
             ip_batch([family, "-n", topology.router], [line])
 
-    def cut_off(self, node: Node, is_off: bool = True) -> None:
-        """Take a node's link to etcd away, at the far end: nothing tells the node; or give it back."""
-        port = self.topology.link(node.name, "control").port
-        ip_batch(["-n", self.topology.switch], [f"link set dev {port} nomaster"] if is_off else
-                 [f"link set dev {port} master control"])  # fmt: skip
+    def add_vip(self, address: IPv4Address) -> None:
+        """Have another address (a route to it is there) on all nodes and backends."""
+        for name in (*self.topology.nodes, *self.topology.backends):
+            ip_batch(["-n", name], [f"addr replace {address}/32 dev lo"])
+
+    def cut_off(self, node: Node, is_off: bool = True, segment: str = "control") -> None:
+        """Take a node's link to a segment (etcd's) away, at the far end: nothing tells the node, and
+        nobody else; or give it back."""
+        port = self.topology.link(node.name, segment).port
+        change = "nomaster" if is_off else f"master {segment}"
+        ip_batch(["-n", self.topology.switch], [f"link set dev {port} {change}"])
+
+    def revive(self, node: Node) -> None:
+        """Give a node that was cut off from everything its links back, and have the router know it."""
+        for segment in ("control", "front"):
+            self.cut_off(node, False, segment)
+        for address in self.topology.router_addresses:
+            self.run(node.name, ["ping", "-c1", "-W5", str(address)])
 
 
 def tear_down(prefix: str = PREFIX) -> bool:

@@ -71,8 +71,8 @@ TOPOLOGY_SECONDS = 1.0  # at most one look at all routes in this time, however m
 EXPIRY_SECONDS = 2.0  # between two looks at which flows in mode fullnat are over
 SWEEP_SECONDS = 10.0  # between two looks at which flows still need to be remembered
 TABLES_A_COMMIT = 50
-SHARE_SECONDS = 0.02  # from one node's turn to share new tables to the next one's; at most
-SHARE_AT_MOST = 1.0  # in all
+SHARE_SECONDS = 0.05  # from one node's turn to share new tables to the next one's; at most
+SHARE_AT_MOST = 2.0  # in all
 
 # What the outside world can do to us at any moment; anything else is a bug and ends lbd.
 _RETRIED = (LbError, NetlinkError, OSError)
@@ -104,6 +104,7 @@ class Daemon:
     _topology_changed: bool = False
     _unattached: tuple[Problem, ...] = ()  # an interface that was lost, and can't be had back
     _path_mtus: PathMtus = field(default_factory=PathMtus)
+    _is_applied: bool = False  # the kernel has what was wanted last
     _wanted: Wanted = field(default_factory=lambda: Wanted({}, {}))  # as the kernel has it
     _share_due: float = float("inf")  # when it is our turn to store tables that nobody has stored yet
     _in_touch: bool = True  # the last read of the store succeeded
@@ -251,7 +252,7 @@ class Daemon:
             self.drains.end(self.state, time.time())
         if stale or audit or (self._verdicts_changed and now >= self._verdicts_due):
             self._verdicts_changed = False
-            self._reconcile()
+            self._reconcile(audit=audit)
             # Where many verdicts change, at most half of the time goes into tables: checks need some.
             ended = time.monotonic()
             self._verdicts_due = ended + (ended - now)
@@ -279,6 +280,7 @@ class Daemon:
             in_touch=self._in_touch and self.follower.in_touch,
             is_followed=not self.last_known.held,
             serves_copy=self.last_known.is_served,
+            repaired=self.status.repaired,
             outcomes=outcomes,
             services=services,
             backends=backends,
@@ -390,8 +392,8 @@ class Daemon:
 
     # -- kernel --------------------------------------------------------------------------------
 
-    def _reconcile(self) -> None:
-        """Make the kernel maps what they should be, and report."""
+    def _reconcile(self, *, audit: bool) -> None:
+        """Make the kernel maps what they should be, and report. `audit`: they were just read anew."""
         self.resolver.watch(self.state.addresses)
         self._await_next_hops()
         if self.state.config is None:
@@ -403,9 +405,15 @@ class Daemon:
         attached = frozenset(link.index for link in self.attachment.interfaces)
         observed = Observed(hops, attached)
         wanted = self._plans.update(self.state, observed, bases, self.checks.verdicts)
+        # Nothing else is wanted than what was applied, and that is not what was found.
+        is_drift = audit and self._is_applied and wanted == self._wanted
+        self._is_applied = False
         changes = self.kernel.apply(wanted, keep=self.state.not_understood)
-        self._wanted = wanted
-        if changes:
+        self._is_applied, self._wanted = True, wanted
+        if changes and is_drift:
+            log.warning("the kernel's maps were changed by somebody else: put right entries=%d", changes)
+            self.status.note_repair(changes)
+        elif changes:
             log.info("applied revision=%d entries=%d", self.state.revision, changes)
         self.observing.follow(wanted, self.state.not_understood)
         self._let_checks_through()

@@ -3,13 +3,14 @@
 With the store away at boot, the copy is served. With the store there, it is what tells a store that was
 restored from a backup, or another store altogether, from the one that was followed before. The rules:
 
-- **Goes on**: the same cluster, and its revision did not go back. Followed.
-- **Restored**: another cluster or an earlier revision, with the same seed of the flow hash. Followed,
-  because every node that boots now would do the same; said; and what was in force is written beside the
-  copy as a manifest, so that people can put back what the backup had not.
+- **Goes on**: the same cluster, its revision did not go back, and what was changed last before that is
+  what was known of it. Followed.
+- **Restored**: another cluster, an earlier revision or another past, with the same seed of the hash.
+  Followed, because every node that boots now would do the same; said; and what was in force is written
+  beside the copy as a manifest, so that people can put back what the backup had not.
 - **Foreign**: another seed, no configuration at all, or nothing to serve where a restore goes before.
-Not   followed: it is the wrong store or a lost one, and what is in force stays. Said, until somebody
-settles   it: the right store comes back, or the copy is removed and lbd started anew.
+  Not followed: it is the wrong store or a lost one, and what is in force stays. Said, until somebody
+  settles it: the right store comes back, or the copy is removed and lbd started anew.
 """
 
 from __future__ import annotations
@@ -49,7 +50,18 @@ def stored(state: DesiredState) -> Iterator[tuple[str, Document]]:
 
 def is_other_history(cluster: str, state: DesiredState, snapshot: Snapshot) -> bool:
     """Do the snapshot's revisions not go on from those of the state, which came from `cluster`?"""
-    return snapshot.revision < state.revision or bool(cluster and snapshot.cluster != cluster)
+    if snapshot.revision < state.revision or (cluster and snapshot.cluster != cluster):
+        return True
+    versions = state.versions
+    if not all(versions.values()):  # of a copy, which has no versions
+        return False
+    # A store that was restored, and has come further meanwhile: what was last changed before the state
+    # was read must be what the state has, or the past is another one.
+    return any(
+        item.mod_revision <= state.revision and item.mod_revision != versions.get(item.key)
+        for item in snapshot.items
+        if item.key.startswith(keys.ROOT) and not item.key.startswith(keys.BESIDE)
+    )
 
 
 def foreign(state: DesiredState, snapshot: Snapshot, other_history: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -27,6 +28,8 @@ from lb.settings import Hook, Settings
 from lb.store.opening import open_store
 
 log = logging.getLogger("lbd")
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -107,6 +110,7 @@ def _serve(settings: Settings) -> None:
                 )
                 for misfit in misfits
             )
+            keep_memory()
             daemon = Daemon(settings, store, ip, maps, attachment, notes)
 
             # SimpleQueue.put is reentrant, so a handler may call it at any moment.
@@ -117,6 +121,17 @@ def _serve(settings: Settings) -> None:
             signal.signal(signal.SIGINT, tell(Stop()))
             signal.signal(signal.SIGHUP, tell(Audit()))
             daemon.run()
+
+
+def keep_memory() -> None:
+    """Have glibc keep what planning frees: arrays of some 512 kB, again and again, each of which it
+    would give back to the kernel and fault in anew. Measured for one change of weight, with 10 backends:
+    1,153 page faults and 3.8 ms of processor time before, 3 and 1.5 ms with it."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # another C library has its own ways
+        libc.mallopt(_M_ARENA_MAX, 1)  # the others' thresholds are fixed; threads here take turns anyway
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
 def main() -> None:

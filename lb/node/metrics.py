@@ -56,6 +56,7 @@ class Scrape:
     in_touch: bool = False
     is_followed: bool = True
     serves_copy: bool = False
+    repaired: int = 0
     outcomes: Mapping[str, Counter] = field(default_factory=dict)
     services: Mapping[str, Stats] = field(default_factory=dict)
     backends: Mapping[BackendKey, Stats] = field(default_factory=dict)
@@ -95,6 +96,11 @@ def of_the_node(scrape: Scrape) -> Iterator[Metric]:
     )
     yield GaugeMetricFamily("lb_services", "Services in force", len(scrape.state.services))
     yield GaugeMetricFamily("lb_backends", "Backends in force", len(scrape.state.backends))
+    yield CounterMetricFamily(
+        "lb_repaired_entries",
+        "Entries of the kernel's maps that somebody else had changed, and lbd put right",
+        scrape.repaired,
+    )
     yield GaugeMetricFamily(
         "lb_unresolved_next_hops",
         "Backends whose next hop this node has not found: they get nothing from it",

@@ -20,6 +20,7 @@ from lb.node.reporter import Background
 from lb.settings import Settings
 
 REPORT_SECONDS = 0.001  # times backends: between two reports of their health
+NOTE_SECONDS = 600.0  # how long it is told that the kernel was put right
 DETAILS_SECONDS = 2.0  # between two looks at the latencies of checks that are worth telling
 
 
@@ -33,6 +34,8 @@ class Status:
     checks: Checks
     last_known: LastKnown
     notes: tuple[Problem, ...] = ()
+    repaired: int = 0  # entries of the kernel's maps, since the start
+    _repaired_at: float = float("-inf")
     _started: float = field(default_factory=time.time)
     _details: Timer = field(default_factory=lambda: Timer(DETAILS_SECONDS))
     _lateness: list[Problem] = field(default_factory=list)
@@ -44,6 +47,24 @@ class Status:
         """When report_health_if_due() has something to do next (monotonic clock)."""
         details = self._details.due if self.checks.is_busy else float("inf")
         return min(details, self._health_due) if self.checks.has_news else details
+
+    def note_repair(self, entries: int) -> None:
+        """Somebody else had changed the kernel's maps, and so many entries were put right."""
+        self.repaired += entries
+        self._repaired_at = time.time()
+
+    def _repairs(self) -> tuple[Problem, ...]:
+        if time.time() > self._repaired_at + NOTE_SECONDS:
+            return ()
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._repaired_at))
+        return (
+            Problem(
+                where=self.settings.node,
+                message=f"somebody else had changed the kernel's maps; they were put right at {when}",
+                hint="find out who: only lbd is to write them; this note goes by itself",
+                warning=True,
+            ),
+        )
 
     def report(
         self, revision: int, attachment: Attachment, wanted: Wanted, problems: Iterable[Problem]
@@ -75,7 +96,13 @@ class Status:
                     "vips": self.maps.vips.max_entries,
                     "rules": self.maps.rules.max_entries,
                 },
-                problems=(*self.notes, *self.last_known.problems(), *problems, *self._lateness),
+                problems=(
+                    *self.notes,
+                    *self.last_known.problems(),
+                    *self._repairs(),
+                    *problems,
+                    *self._lateness,
+                ),
             )
         )
 

@@ -82,6 +82,7 @@ def scenes(ground: Field, folder: Path) -> dict[str, Callable[[], str]]:
         "compaction while a node is cut off": lambda: faults.compacted_while_cut_off(ground),
         "node withdrawn from the router": lambda: faults.node_withdrawn(ground, CONNECTIONS),
         "node withdrawn just after a change": after_a_change,
+        "node lost with all its links": lambda: faults.node_lost(ground, CONNECTIONS),
         "1,000 changes in 10 s from three writers": lambda: at_pace(
             lambda: faults.many_writers(ground, 1000, 10, is_pace_due=True)
         ),

@@ -15,11 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from field import PATIENCE, SERVICE, Field, log_position, logged
-from helpers import held
+from helpers import create, held, service
 
 from lb.core import ids
+from lb.core.state import LARGEST
 from lb.datapath.kernel import read_owners
 from lb.datapath.maps import Maps
+from lb.lab.fleet_topology import OTHER_VIP4
 from lb.lab.node import Node
 from lb.lab.propagation import Kernels
 from lb.lab.shell import LabError, environment, in_namespace, run, wait_until
@@ -218,6 +220,51 @@ def node_withdrawn_after_a_change(field: Field, connections: int) -> tuple[int, 
     return _same(before[:half], after[:half]), _same(before[half:], after[half:])
 
 
+def node_lost(field: Field, connections: int) -> str:
+    """A node is gone at once, with all that runs on it and its links. The router finds out by itself;
+    until then it sends a third of all packets to nobody."""
+    fleet, node = field.fleet, field.fleet.nodes[2]
+    fleet.add_vip(OTHER_VIP4)
+    create(fleet, service(fleet, "still", OTHER_VIP4))  # new, so that none of its slots has moved
+    field.agree()
+    with held(fleet, OTHER_VIP4, connections) as held_open:
+        before = held_open.ask()
+        insist(not any(name.startswith("!") for name in before), "all connections were made")
+        node.kill_lbd(signal.SIGKILL)
+        for segment in ("front", "control"):
+            fleet.cut_off(node, True, segment)
+        begin = time.monotonic()
+        try:
+            wait_until("the router", lambda: _is_left(field, node), timeout=PATIENCE)
+            left = time.monotonic() - begin
+            after = held_open.ask()
+            wait_until("its lease to end", lambda: node.name in field.status()["lost"], timeout=PATIENCE)
+            field.weight(85)
+        finally:
+            fleet.revive(node)
+            node.start_lbd()
+        field.agree()
+        seen = field.metric(2, "lb_outcome_packets_total")
+        wait_until(
+            "traffic by the node that is back",
+            lambda: field.metric(2, "lb_outcome_packets_total") > seen + 100,
+            timeout=PATIENCE,
+        )
+        insist(after == before, f"all go on: {_same(before, after)} of {connections}")
+        insist(held_open.ask() == after, "they stay where they are when the node is back")
+    return (
+        f"the router left it after {left:.1f} s;"
+        f" {_same(before, after)} of {connections} held connections went on"
+    )
+
+
+def _is_left(field: Field, node: Node) -> bool:
+    """Does the router know that the node is not there?"""
+    argv = ["ip", "-j", "neigh", "show", "nud", "failed"]
+    failed = {each["dst"] for each in json.loads(field.fleet.run("router", argv).stdout)}
+    return str(field.fleet.topology.node_addresses(node.name)[0]) in failed
+
+
 @contextmanager
 def _without_first_node(field: Field) -> Iterator[None]:
     fleet = field.fleet
@@ -264,12 +311,14 @@ def rubbish_written(field: Field, seconds: float, *, is_pace_due: bool = False) 
     writer = field.script(fleet.nodes[0].name, "rubbish.py", *arguments)
     try:
         digests = field.status()["nodes"][0]["digests"]
+        large = sane.replace(victim, "rubbish-large") + " " * LARGEST
+        fleet.etcd.ctl("put", keys.backend(SERVICE, "rubbish-large"), text=large)
         found = json.loads(writer.communicate(timeout=seconds + 60)[0])
     finally:
         writer.kill()
         writer.wait()
     field.weight(79)  # good changes go through
-    insist(field.problems() != "", "the nodes report it")
+    insist("not taken" in field.problems(), "the nodes report it, also what is too large")
     for node in range(len(fleet.nodes)):
         insist(field.metric(node, QUARANTINED) > 0, "what is quarantined is in the metrics of each node")
     insist(_has_share(fleet.nodes[2], victim), "the last good version stays in force")

@@ -78,6 +78,11 @@ def test_a_node_is_withdrawn_just_after_a_change(field: Field) -> None:
 
 
 @under_way
+def test_a_node_is_lost_with_all_that_runs_on_it(field: Field) -> None:
+    faults.node_lost(field, 200)
+
+
+@under_way
 def test_three_writers_at_once_lose_no_update(field: Field) -> None:
     faults.many_writers(field, 150, 3)
 

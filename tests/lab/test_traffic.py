@@ -244,6 +244,20 @@ def test_what_was_changed_by_hand_is_put_right(running: Lab) -> None:
     lab.lbd.send_signal(signal.SIGHUP)
     wait_until("the repair", lambda: lab.answer(VIP4) in lab.topology.backends)
 
+    def problems() -> str:
+        (node,) = json.loads(lab.lbctl("status", "-o", "json").stdout)["nodes"]
+        return str(node["problems"])
+
+    wait_until("the report", lambda: "somebody else had changed the kernel's maps" in problems())
+    assert "changed by somebody else: put right entries=" in lab.lbd_log.read_text()
+    # An audit that finds nothing says nothing.
+    before = lab.lbd_log.read_text().count("put right entries=")
+    lab.lbd.send_signal(signal.SIGHUP)
+    lab.lbctl("backend", "weight", "web", lab.topology.backends[0], "7", "--wait")
+    lab.lbd.send_signal(signal.SIGHUP)
+    lab.lbctl("backend", "weight", "web", lab.topology.backends[0], "8", "--wait")
+    assert lab.lbd_log.read_text().count("put right entries=") == before
+
 
 def test_a_lost_store_does_not_stop_the_traffic(running: Lab) -> None:
     lab = running

@@ -126,6 +126,43 @@ def test_a_store_that_went_back_is_followed_and_said(known: LastKnown) -> None:
     assert known.problems() == ()
 
 
+def test_a_store_that_went_back_and_has_come_further_is_noticed_by_its_past(known: LastKnown) -> None:
+    """Same cluster, higher revision: but b1's last change is not the one that was followed."""
+    before = served(known, CONFIG, WEB, B1)
+    heavier = B1.model_copy(update={"weight": 7})
+    items = (
+        KeyValue(keys.CONFIG, CONFIG.model_dump_json(), 50),
+        KeyValue(keys.service("web"), WEB.model_dump_json(), 50),
+        KeyValue(keys.backend("web", "b1"), heavier.model_dump_json(), 40),
+    )
+    after = known.follow(Snapshot(90, items, "a"), before)
+    assert after is not None
+    assert after.backends["web", "b1"] == heavier
+    assert "went back" in known.problems()[0].message
+    assert known.restored is not None
+    assert known.restored.exists()
+
+
+def test_changes_deletions_and_records_are_no_other_past(known: LastKnown) -> None:
+    before = served(known, CONFIG, WEB, DNS, B1)
+    items = (
+        KeyValue(keys.CONFIG, CONFIG.model_dump_json(), 50),
+        KeyValue(keys.service("web"), WEB.model_dump_json(), 60),
+        KeyValue(keys.backend("web", "b1"), B1.model_dump_json(), 50),
+        KeyValue(keys.record("r"), "{}", 49),
+        KeyValue(keys.node("n2"), "{}", 48),
+    )
+    assert known.follow(Snapshot(90, items, "a"), before) is not None
+    assert known.problems() == ()
+    # A copy has no versions: nothing can be said of the past then.
+    assert known.path is not None
+    again = LastKnown("n1", known.path)
+    save(known, before)
+    loaded = again.load()
+    again.follow(Snapshot(90, items, "a"), loaded)
+    assert again.problems() == ()
+
+
 def test_a_store_that_was_lost_and_has_everything_back_is_no_news(known: LastKnown) -> None:
     state = served(known, CONFIG, WEB, B1)
     after = known.follow(snapshot(2, CONFIG, WEB, B1, cluster="b"), state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from lb.core.state import DesiredState, parse
+from lb.core.state import LARGEST, DesiredState, advance, parse
 from lb.model import keys
 from lb.model.objects import Admin, Mode
 
@@ -54,6 +54,19 @@ def test_a_broken_document_without_a_good_one_is_ignored() -> None:
     state = state_of({keys.service("web"): "{not json"})
     assert state.services == {}
     assert "ignored" in state.problems[0].message
+
+
+def test_a_document_that_is_too_large_is_not_read() -> None:
+    """Valid as it may be: here it is the good one, with spaces."""
+    key = keys.service("web")
+    good = state_of({key: WEB})
+    padded = json.dumps(WEB | {"window": 60}) + " " * LARGEST
+    bad = state_of({key: padded}, good, 2)
+    assert bad.services == good.services
+    (problem,) = bad.problems
+    assert "more than 524,288 are not taken" in problem.message
+    assert advance(good, 2, [(key, padded, 2)]) is None
+    assert advance(good, 2, [(key, padded[: LARGEST - 1], 2)]) is not None
 
 
 def test_an_unknown_key_is_an_error_that_names_it() -> None:

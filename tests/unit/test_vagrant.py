@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -38,7 +40,7 @@ def test_machines_and_addresses_are_those_of_the_fleet() -> None:
 
 def test_the_router_knows_the_vip_and_all_nodes() -> None:
     topology = FleetTopology("")
-    (_, line), _ = topology.ways_to_vip(topology.nodes)
+    (_, line), *_ = topology.ways_to_vip(topology.nodes)
     assert f"ip {line}" in (VAGRANT / "provision/router.sh").read_text()
     for name in ("node", "backend"):
         assert f"ip address replace {VIP4}/32 dev lo" in (VAGRANT / f"provision/{name}.sh").read_text()
@@ -48,6 +50,15 @@ def test_the_router_knows_the_vip_and_all_nodes() -> None:
 def test_scripts_can_be_read_by_the_shell(script: Path) -> None:
     done = subprocess.run(["sh", "-n", script], capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("vagrant") is None, reason="vagrant (Debian: vagrant, 300 MB)")
+def test_vagrant_takes_the_file(tmp_path: Path) -> None:
+    env = {**os.environ, "VAGRANT_DOTFILE_PATH": str(tmp_path / "dot"), "VAGRANT_HOME": str(tmp_path)}
+    command = ["vagrant", "validate", "--ignore-provider"]
+    done = subprocess.run(command, cwd=VAGRANT, env=env, capture_output=True, text=True, timeout=120)
+    assert not done.returncode, done.stdout + done.stderr
+    assert "validated successfully" in done.stdout
 
 
 def test_every_role_has_a_script() -> None:
