@@ -129,7 +129,7 @@ The fleet is up. As root, try:
   lbctl backend weight {SERVICE} {last} 100 --wait
   lbctl history
   {here} {first.name} etcdctl --endpoints={topology.control_address(topology.members[0])}:2379 \
-    get --prefix --keys-only /lb/v1/
+    get --prefix --keys-only /lb/
   {here} {topology.router} ip route show {VIP4}
   {here} {topology.client} wrk -c 32 -d 5s -H 'Connection: close' http://{VIP4}/
   kill -9 $(ip netns pids {second.name})   # its lbd; clients don't notice
