@@ -20,8 +20,10 @@ class FlowTotals(Document):
     """Of one backend, since the report's epoch; every figure only rises.
 
     A connection counts where its SYN was placed. It is `established` when the backend's SYN-ACK is seen,
-    `refused` when a RST answers the SYN, `unanswered` when nothing did in time. The histograms are
-    {bucket: how many}; lb/core/histogram.py says what a bucket is.
+    `refused` when a RST answers the SYN, `unanswered` when nothing did in time (it may be established
+    later all the same). Where answers don't pass the observer, what the client acknowledges stands for
+    them (lb/core/sight.py says what that leaves unseen). The histograms are {bucket: how many};
+    lb/core/histogram.py says what a bucket is.
     """
 
     opened: int = Field(default=0, description="New connections: first SYNs.")
@@ -34,7 +36,7 @@ class FlowTotals(Document):
     retransmits_by_client: int = Field(default=0, description="Data segments sent again to the backend.")
     retransmits_by_server: int = Field(default=0, description="Data segments sent again by the backend.")
     requests: int = Field(default=0, description="Times that data to the backend awaited an answer.")
-    unserved: int = Field(default=0, description="Of those, not answered in time.")
+    unserved: int = Field(default=0, description="Of those, not answered in time, or by a close.")
     http: dict[str, int] = Field(
         default={}, description="Responses of plain HTTP/1.x by class: 1xx, 2xx, 3xx, 4xx, 5xx."
     )

@@ -44,13 +44,14 @@ class Observing:
         services: dict[str, list[str]] = {
             each.service.name: [] for each in wanted.services.values() if each.observed
         }
-        for service, backend in wanted.backends:
+        for service, backend in wanted.backends if services else ():
             if service in services:
                 services[service].append(backend)
+        was_on = self._watch.is_on
         self._watch.follow(services, keep)
         count = sum(map(len, services.values()))
         self._timer.period = max(LOOK_SECONDS, BACKEND_SECONDS * count)
-        if not services:
+        if was_on and not services:
             self.reports = {}
             self.reporter.report_flows({})
 

@@ -13,8 +13,14 @@ struct lb_segment {
 	__u32 seq;
 	__u32 ack;
 	__u32 bytes; /* of payload */
-	__u8 syn, has_ack, fin, rst;
+	__u32 flags; /* LB_TCP_* */
 };
+
+/* RFC 9293, 3.1: of the 14th byte. */
+#define LB_TCP_FIN 0x01
+#define LB_TCP_SYN 0x02
+#define LB_TCP_RST 0x04
+#define LB_TCP_ACK 0x10
 
 /* 0 = done */
 static __always_inline int read_segment(lb_ctx *ctx, const struct lb_packet *p, struct lb_segment *seg)
@@ -26,10 +32,7 @@ static __always_inline int read_segment(lb_ctx *ctx, const struct lb_packet *p, 
 		return -1;
 	seg->seq = lb_ntohl(tcp->seq);
 	seg->ack = lb_ntohl(tcp->ack_seq);
-	seg->syn = tcp->syn;
-	seg->has_ack = tcp->ack;
-	seg->fin = tcp->fin;
-	seg->rst = tcp->rst;
+	seg->flags = ((__u8 *)tcp)[13];
 	seg->bytes = end > begin ? end - begin : 0;
 	return 0;
 }
@@ -89,7 +92,7 @@ static __always_inline void answered(struct lb_watched *w, struct lb_totals *tot
 /* Does this segment say nothing but what was acknowledged? */
 static __always_inline int is_bare(const struct lb_segment *seg)
 {
-	return !(seg->bytes | seg->syn | seg->fin | seg->rst);
+	return !seg->bytes && !(seg->flags & (LB_TCP_SYN | LB_TCP_FIN | LB_TCP_RST));
 }
 
 /* Where no answers are seen, the client's acknowledgements tell of them. One that advances by one byte may be
@@ -138,12 +141,12 @@ static __always_inline void watch_client(lb_ctx *ctx, const struct lb_packet *p,
 		count_event(totals, LB_EVENT_SYN_RETRANSMISSIONS);
 		return;
 	}
-	if (seg.rst) {
+	if (seg.flags & LB_TCP_RST) {
 		count_event(totals, LB_EVENT_RESETS_BY_CLIENT);
 		bpf_map_delete_elem(lb_watched_map, (void *)key);
 		return;
 	}
-	if (one_way && seg.has_ack)
+	if (one_way && seg.flags & LB_TCP_ACK)
 		infer_answer(w, totals, &seg, now);
 	if (seg.bytes && w->stage != LB_WATCH_OPENING) {
 		if (!is_after(seg.seq + seg.bytes, w->client_next)) {
@@ -156,7 +159,7 @@ static __always_inline void watch_client(lb_ctx *ctx, const struct lb_packet *p,
 			w->stage = LB_WATCH_ASKED;
 		}
 	}
-	if (seg.fin) {
+	if (seg.flags & LB_TCP_FIN) {
 		if (w->ended & LB_WATCH_SERVER)
 			bpf_map_delete_elem(lb_watched_map, (void *)key);
 		else
@@ -179,7 +182,7 @@ static __always_inline void watch_server(lb_ctx *ctx, const struct lb_packet *p,
 	w = bpf_map_lookup_elem(lb_watched_map, (void *)key);
 	if (!w)
 		return;
-	if (w->stage == LB_WATCH_OPEN && !seg.syn && !seg.fin && !seg.rst &&
+	if (w->stage == LB_WATCH_OPEN && !(seg.flags & (LB_TCP_SYN | LB_TCP_FIN | LB_TCP_RST)) &&
 	    is_after(seg.seq + seg.bytes, w->server_next)) { /* the rest of an answer */
 		w->server_next = seg.seq + seg.bytes;
 		return;
@@ -188,13 +191,13 @@ static __always_inline void watch_server(lb_ctx *ctx, const struct lb_packet *p,
 	totals = bpf_map_lookup_elem(lb_totals_map, &w->owner);
 	if (!totals)
 		return;
-	if (seg.rst) {
+	if (seg.flags & LB_TCP_RST) {
 		count_event(totals, w->stage == LB_WATCH_OPENING ? LB_EVENT_REFUSED :
 								   LB_EVENT_RESETS_BY_SERVER);
 		bpf_map_delete_elem(lb_watched_map, (void *)key);
 		return;
 	}
-	if (seg.syn) {
+	if (seg.flags & LB_TCP_SYN) {
 		if (w->stage == LB_WATCH_OPENING) {
 			w->stage = LB_WATCH_OPEN;
 			w->server_next = seg.seq + 1;
@@ -216,7 +219,7 @@ static __always_inline void watch_server(lb_ctx *ctx, const struct lb_packet *p,
 			}
 		}
 	}
-	if (seg.fin) {
+	if (seg.flags & LB_TCP_FIN) {
 		if (w->stage == LB_WATCH_ASKED && now - w->since < patience)
 			count_event(totals, LB_EVENT_UNSERVED);
 		w->stage = LB_WATCH_OPEN;
