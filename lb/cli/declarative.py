@@ -30,6 +30,7 @@ from lb.model.objects import (
     Service,
     TableDocument,
 )
+from lb.model.rollout import Rollout
 
 DOCUMENTS: dict[str, type[Document]] = {
     "service": Service,
@@ -41,6 +42,7 @@ DOCUMENTS: dict[str, type[Document]] = {
     "member": Member,
     "flows": FlowReport,
     "record": Record,
+    "rollout": Rollout,
 }
 
 FileOption = Annotated[

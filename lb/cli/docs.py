@@ -243,7 +243,7 @@ def _command(path: tuple[str, ...], callback: Any) -> str:
     usage = list(path)
     rows = []
     for name, parameter in parameters.items():
-        if name in {each.name for each in (*COMMON, *CHANGE)}:
+        if any((name, parameter.annotation) == (e.name, e.annotation) for e in (*COMMON, *CHANGE)):
             continue
         required, row = _parameter(parameter)
         usage += [required] if required else []

@@ -54,6 +54,8 @@ from lb.node.metrics import Scrape
 from lb.node.observing import Observing
 from lb.node.planning import Bases, Plans
 from lb.node.reporter import LEASE_SECONDS, Background, Reporter
+from lb.node.rollouts import Rollouts
+from lb.node.shares import Shares
 from lb.node.status import Status
 from lb.probe.prober import Prober
 from lb.probe.scheduler import Probed
@@ -107,6 +109,7 @@ class Daemon:
     _is_applied: bool = False  # the kernel has what was wanted last
     _wanted: Wanted = field(default_factory=lambda: Wanted({}, {}))  # as the kernel has it
     _share_due: float = float("inf")  # when it is our turn to store tables that nobody has stored yet
+    _shares: Shares = field(default_factory=Shares)
     _in_touch: bool = True  # the last read of the store succeeded
 
     def __post_init__(self) -> None:
@@ -120,6 +123,7 @@ class Daemon:
         self.last_known = LastKnown(self.settings.node, copy)
         self.drains = Drains(self.store)
         self.observing = Observing(self.settings, self.maps, self.reporter)
+        self.rollouts = Rollouts(self.store, self.settings.node)
         prober = Prober(
             lambda results: self.inbox.put(ChecksDone(results)),
             lambda error: self.inbox.put(Crashed(error)),
@@ -147,6 +151,7 @@ class Daemon:
         self._refresh.is_due(time.monotonic())
         self._audit.is_due(time.monotonic())
         self._guarded([], stale=True)
+        self.rollouts.start()
         log.info(
             "ready node=%s hook=%s interfaces=%s revision=%d",
             self.settings.node,
@@ -160,6 +165,7 @@ class Daemon:
                 break
             self._guarded(happened)
         self.checks.save()
+        self.rollouts.stop()
         try:
             self.reporter.leave()
         except StoreUnavailable as error:
@@ -425,7 +431,8 @@ class Daemon:
             *self._unattached,
         )
         problems = (*self.state.problems, *found)
-        self.status.report(self.state.revision, self.attachment, wanted, problems)
+        shares = self._shares.update(self.state, wanted)
+        self.status.report(self.state.revision, self.attachment, wanted, problems, shares)
         self.last_known.changed()
         if self._bases.unstored(self.state) or self._bases.unneeded(self.state):
             self._share_due = min(self._share_due, time.monotonic() + self._turn_to_share)
