@@ -41,7 +41,7 @@ LAYOUT = {
     "rollout": (
         keys.rollout("<service>"),
         "deployments, then nodes",
-        "A rollout: `spec` says what is asked, `status` how far it is. Who begins one leaves `status` out.",
+        "A rollout: `spec` is what was asked, `status` how far it is; who begins one leaves that out.",
     ),
 }
 
