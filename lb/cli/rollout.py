@@ -6,6 +6,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from socket import gethostname
 from typing import Annotated, Any
 
@@ -22,6 +23,8 @@ from lb.core import rollout as core
 from lb.core.state import DesiredState
 from lb.errors import ConflictError, NotFoundError, RolloutRefused, StoreDenied, UserError
 from lb.model import keys
+from lb.model.analysis import Analysis
+from lb.model.analysis import load as load_analysis
 from lb.model.health import seconds
 from lb.model.rollout import Ask, Command, Phase, Rollout, RolloutSpec
 from lb.store import rollouts as stored
@@ -76,6 +79,18 @@ def start(
             help="How long a step lasts, once every node has applied it: 60s, 5m.",
         ),
     ] = "60s",
+    analysis: Annotated[
+        Path | None,
+        typer.Option(
+            "--analysis",
+            metavar="FILE",
+            help="By what it is judged (`lbctl schema analysis`). Without it: by what the nodes see.",
+        ),
+    ] = None,
+    judged: Annotated[
+        bool,
+        typer.Option("--auto-analysis/--no-analysis", help="Without FILE: judge it, or not at all."),
+    ] = True,
     gate: Annotated[
         bool, typer.Option("--manual-gate", help="After each step wait for `lbctl rollout resume`.")
     ] = False,
@@ -94,6 +109,8 @@ def start(
         pool=pool,
         steps=_steps(steps),
         every=_time(every, "--every"),
+        analysis=_analysis(analysis),
+        auto=analysis is None and judged,
         gate=gate,
         deadline=None if deadline is None else _time(deadline, "--deadline"),
         notify=notify or "",
@@ -156,6 +173,8 @@ def _check(state: DesiredState, service: str, spec: RolloutSpec) -> None:
         )
     if why := core.refusal(spec, state.services[service], members):
         hint = f"lbctl backend list {service} shows pools and states"
+        if spec.auto and "to judge it by" in why:
+            hint = "--analysis FILE, with metrics from outside; or --no-analysis"
         if state.services[service].split.get(spec.pool):
             hint = f"a rollout begins at 0 %: lbctl service set {service} --split …"
         raise RolloutRefused(why, hint=hint)
@@ -404,6 +423,18 @@ def _spec(**fields: Any) -> RolloutSpec:
         raise UserError(
             f"{option}: {what[:1].lower()}{what[1:]}{given}", hint="see `lbctl rollout start --help`"
         ) from None
+
+
+def _analysis(file: Path | None) -> Analysis | None:
+    if file is None:
+        return None
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise NotFoundError(f"{file}: no such file", hint="check the name behind --analysis") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: {error}", hint="give a YAML file in UTF-8") from None
+    return load_analysis(text, str(file))
 
 
 def _steps(text: str) -> tuple[float, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lb.cli import words
 from lb.cli.output import Block, Table, percent
+from lb.core import rollout as core
 from lb.core.rollout import awaits, describe, late_nodes, same_split
 from lb.core.state import DesiredState
 from lb.errors import ConflictError, UserError
@@ -99,6 +100,10 @@ def blocks(rollout: Rollout, seen: Sight | None = None) -> list[Block]:
     ]
     if status.words:
         found.append(f"because: {status.words}")
+    elif status.judged is not None:
+        found.append(f"analysis: {status.judged}: {status.reason}")
+    if not core.is_analysed(rollout):
+        found.append("not judged: steps go by time, and by health checks")
     if status.ask is not None:
         found.append(f"asked, and not acted on yet: {status.ask.command} by {status.ask.who}")
     if seen is not None and not rollout.is_over and (waits := awaits(rollout, seen.view)):
@@ -112,8 +117,39 @@ def blocks(rollout: Rollout, seen: Sight | None = None) -> list[Block]:
         found.append(
             Table(("NODE", "SPLIT", heading), rows, right=frozenset({heading}), empty="no node")
         )
+    if status.verdicts:
+        found.append(verdicts(rollout))
     found.append(history(rollout))
     return found
+
+
+def verdicts(rollout: Rollout) -> Table:
+    """What each metric said last of each step."""
+    rows = [
+        (
+            f"{each.step}/{len(rollout.spec.steps)}",
+            each.verdict.metric + (" (observed)" if each.verdict.observe else ""),
+            each.verdict.outcome.value,
+            figure(each.verdict.canary, each.verdict.unit),
+            figure(each.verdict.stable, each.verdict.unit),
+            figure(each.verdict.limit, each.verdict.unit),
+            f"{each.verdict.canary_samples:,} / {each.verdict.stable_samples:,}",
+        )
+        for each in rollout.status.verdicts
+    ]
+    columns = ("STEP", "METRIC", "VERDICT", "CANARY", "STABLE", "LIMIT", "SAMPLES")
+    return Table(columns, rows, right=frozenset(columns[3:]))
+
+
+def figure(value: float | None, unit: str) -> str:
+    """A metric's figure for people: a share in per cent, a time in ms."""
+    if value is None:
+        return "-"
+    if unit == "share":
+        return f"{100 * value:.3g} %"
+    if unit == "s":
+        return f"{1000 * value:.3g} ms"
+    return f"{value:.3g}" + (f" {unit}" if unit else "")
 
 
 def history(rollout: Rollout) -> Table:

@@ -7,6 +7,9 @@ whatever moment, each transition is made once. What the table can't say:
 
 - Of several events the one that comes first in `_event()` counts: what somebody else did to the service,
   then an abort, then all other reasons to abort, then everything else.
+- An analysis looks again and again (lb/node/analyst.py writes what it says into the document). At any
+  look it may say "worse". That a step was good it says of the whole step, so not before its time is
+  over; if it can't tell then, more time may help, up to PATIENT_STEPS of it. Silence never promotes.
 - A *step* is the split that is written on the way into STEPPING. PAUSED goes back to STEPPING without
   one: the step stays what it is, and its time begins anew, as the analysis needs a whole window.
 - A split is *applied* when every live node has applied the service's document, and there is one. A node
@@ -34,6 +37,9 @@ from typing import Any
 
 from lb.core import quorum
 from lb.core.health import State
+from lb.core.measures import default_analysis
+from lb.model.evidence import Outcome
+from lb.model.flows import Vantage
 from lb.model.objects import Backend, NodeStatus, Service
 from lb.model.rollout import (
     HISTORY,
@@ -47,6 +53,8 @@ from lb.model.rollout import (
 )
 
 PATIENCE = 5.0  # seconds for a lost node to come back: when etcd was away, all leases end at once
+PATIENT_STEPS = 2.0  # times the step's time, that "not enough data" may last after it
+LEAST_PATIENCE = 10.0  # seconds; nodes report every second
 TOLERANCE = 1e-6  # per cent; what the model allows a split to be off 100
 
 
@@ -134,15 +142,6 @@ _ASKED = {
 }
 
 
-class Judged(StrEnum):
-    """What the analysis of the present step says so far."""
-
-    OPEN = "open"  # nothing yet
-    PASSED = "passed"
-    FAILED = "failed"
-    UNSURE = "unsure"
-
-
 @dataclass(frozen=True)
 class View:
     """What is known of a service at one moment. `version`: mod_revision of its document. `nodes`: the
@@ -153,8 +152,6 @@ class View:
     backends: Sequence[Backend] = ()
     nodes: Mapping[str, NodeStatus] = field(default_factory=dict)
     lost: Sequence[str] = ()
-    judged: Judged = Judged.OPEN
-    reason: str = ""  # of that, in words
 
 
 @dataclass(frozen=True)
@@ -191,6 +188,8 @@ def decide(rollout: Rollout, view: View, now: float, by: str) -> Decision | None
     elif phase is Phase.ABORTING:
         split = dict(status.before or {})
     changes: dict[str, Any] = {"phase": phase, "since": now, "step": step, "ask": None}
+    if phase in (Phase.STEPPING, Phase.ANALYSING):
+        changes |= {"judged": None, "reason": "", "looked": 0.0}
     if split is not None:
         changes |= {"wrote": split, "before": status.before or _split(view)}
     if phase in (Phase.ABORTING, Phase.ABORTED) and status.ending is None:
@@ -235,11 +234,11 @@ def _happened(rollout: Rollout, view: View, now: float) -> Iterable[tuple[Event,
     usable = usable_backends(rollout, view)
     if not usable:
         yield Event.UNHEALTHY, f"no backend of pool {spec.pool} can be used"
-    if view.judged is Judged.FAILED:
-        yield Event.FAILED, view.reason
+    if status.judged is Outcome.FAIL:
+        yield Event.FAILED, status.reason
     if asked is not None:
         yield asked, ""
-    if usable and view.nodes:
+    if usable and view.nodes and (rollout.analysis or not spec.auto):
         yield Event.BEGUN, ""
     if _is_applied(rollout, view, now):
         words = _without(view.lost)
@@ -247,13 +246,13 @@ def _happened(rollout: Rollout, view: View, now: float) -> Iterable[tuple[Event,
             yield Event.APPLIED, words
         elif not holding(rollout, view.nodes):
             yield Event.CLEARED, words
-    if view.judged is Judged.PASSED or (status.phase is Phase.BAKING and not is_analysed(spec)):
-        if now >= _bakes_until(rollout):
-            yield _after_a_good_step(rollout), view.reason
-    elif view.judged is Judged.UNSURE:
-        yield Event.UNSURE, view.reason
-    if is_analysed(spec) and now >= _bakes_until(rollout):
-        yield Event.TIME_UP, ""
+    if status.phase is Phase.BAKING and now >= _bakes_until(rollout):
+        # The verdict that counts is one of the whole step, so it is not there yet.
+        yield (Event.TIME_UP if is_analysed(rollout) else _after_a_good_step(rollout)), ""
+    if status.phase is Phase.ANALYSING and status.judged is Outcome.PASS:
+        yield _after_a_good_step(rollout), status.reason
+    if status.phase is Phase.ANALYSING and now >= _patient_until(rollout):
+        yield Event.UNSURE, status.reason or "it could not be looked at"
 
 
 def _event_asked(rollout: Rollout) -> Event | None:
@@ -279,9 +278,9 @@ def _is_last(rollout: Rollout) -> bool:
     return rollout.status.step >= len(rollout.spec.steps)
 
 
-def is_analysed(spec: RolloutSpec) -> bool:
+def is_analysed(rollout: Rollout) -> bool:
     """Does a verdict decide on its steps?"""
-    return spec.analysis is not None
+    return rollout.spec.analysis is not None or rollout.spec.auto
 
 
 def may(rollout: Rollout, command: Command) -> bool:
@@ -301,12 +300,19 @@ def due(rollout: Rollout, now: float) -> float:
     moments = [_deadline(rollout)]
     if rollout.status.phase is Phase.BAKING:
         moments.append(_bakes_until(rollout))
+    if rollout.status.phase is Phase.ANALYSING:
+        moments.append(_patient_until(rollout))
     moments.append(rollout.status.since + PATIENCE)
     return min((each for each in moments if each > now), default=math.inf)
 
 
 def _bakes_until(rollout: Rollout) -> float:
-    return rollout.status.since + rollout.spec.every if rollout.status.phase is Phase.BAKING else 0.0
+    return rollout.status.since + rollout.spec.every
+
+
+def _patient_until(rollout: Rollout) -> float:
+    """Until when a verdict is awaited: with little traffic some more of it may do."""
+    return rollout.status.since + max(PATIENT_STEPS * rollout.spec.every, LEAST_PATIENCE)
 
 
 def _deadline(rollout: Rollout) -> float:
@@ -365,6 +371,8 @@ def refusal(spec: RolloutSpec, service: Service, backends: Sequence[Backend]) ->
         return f"pool {spec.pool!r} has {share:g} % of the new flows already"
     if service.backup == spec.pool:
         return f"pool {spec.pool!r} is the service's backup"
+    if spec.auto and default_analysis(service.mode, service.protocol, Vantage.NODE) is None:
+        return f"nothing can be seen of {service.protocol} to judge it by"
     return ""
 
 
@@ -412,6 +420,8 @@ def _without(lost: Sequence[str]) -> str:
 def awaits(rollout: Rollout, view: View) -> str:
     """What has to happen next, for people."""
     status, spec = rollout.status, rollout.spec
+    if status.phase is Phase.PENDING and view.nodes and usable_backends(rollout, view):
+        return "a look at what can be seen of the stable pool"
     if status.phase is Phase.PENDING and view.nodes:
         return f"a backend of pool {spec.pool} that can be used"
     if rollout.is_over:

@@ -9,6 +9,8 @@ from pydantic import Field, StringConstraints, model_validator
 
 from lb.model.analysis import Analysis
 from lb.model.document import Document
+from lb.model.evidence import Evidence, Outcome, Verdict
+from lb.model.flows import FlowReport
 from lb.model.health import Seconds
 from lb.model.objects import Name
 
@@ -86,7 +88,12 @@ class RolloutSpec(Document):
         description="How long a step lasts once every live node has applied it, in seconds.",
     )
     analysis: Analysis | None = Field(
-        default=None, description="By what it is judged; none = a step is good when its time is over."
+        default=None, description="By what it is judged; none = see `auto`."
+    )
+    auto: bool = Field(
+        default=False,
+        description="Without `analysis`: judge it by what can be seen of the stable pool, which is looked"
+        " at before the first step. Else a step is good when its time is over.",
     )
     gate: bool = Field(default=False, description="A person has to agree after each step.")
     deadline: Seconds | None = Field(
@@ -125,6 +132,14 @@ class Transition(Document):
     )
 
 
+class StepVerdict(Document):
+    """What a metric said at the last look at a step."""
+
+    step: int = Field(description="1 = the first.")
+    at: float = Field(description="Unix time, seconds.")
+    verdict: Verdict
+
+
 class RolloutStatus(Document):
     """How far it is. Written by nodes; by `lbctl rollout abort`; and `ask` by people."""
 
@@ -141,6 +156,19 @@ class RolloutStatus(Document):
     ending: Ending | None = Field(default=None, description="Why it is aborted.")
     words: str = Field(default="", description="The same for people.")
     by: str = Field(default="", description="The person who aborted it, or the node.")
+    analysis: Analysis | None = Field(
+        default=None,
+        description="With `auto`: by what it is judged, as was found before the first step.",
+    )
+    judged: Outcome | None = Field(
+        default=None,
+        description="What the analysis said at its last look; null = none at this step.",
+    )
+    reason: str = Field(default="", description="The verdict that decided that, in words.")
+    looked: float = Field(default=0.0, description="When that look was; Unix time, seconds.")
+    verdicts: tuple[StepVerdict, ...] = Field(
+        default=(), description="For each step and metric what it said last."
+    )
     history: tuple[Transition, ...] = Field(default=(), description="The oldest first.")
 
 
@@ -161,8 +189,27 @@ class Rollout(Document):
         """Nothing will come of it any more."""
         return self.status.phase in OVER
 
+    @property
+    def analysis(self) -> Analysis | None:
+        """By what it is judged, as far as that is known."""
+        return self.spec.analysis or self.status.analysis
+
     @model_validator(mode="after")
     def _check_step(self) -> Self:
         if self.status.step > len(self.spec.steps):
             raise ValueError(f"status: there is no step {self.status.step}")
         return self
+
+
+class RolloutEvidence(Document):
+    """What a rollout is judged by. Key: /lb/reports/v1/evidence/<service>, written by the node that runs
+    it with each look, so that another one can go on."""
+
+    id: str = Field(description="The rollout that it is of.")
+    step: int = Field(description="The step that is looked at; 1 = the first.")
+    since: float = Field(description="When the reading began from which the next look counts.")
+    looks: int = Field(default=0, description="Looks at this step until now.")
+    reading: dict[str, FlowReport] = Field(
+        default={}, description="What was reported at the last look, by node."
+    )
+    evidence: Evidence = Evidence()

@@ -30,6 +30,7 @@ from lb.errors import (
 )
 from lb.model import keys
 from lb.model.rollout import Rollout, Transition
+from lb.node.analyst import Analyst
 from lb.node.hook import Courier, post
 from lb.store import rollouts as stored
 from lb.store.base import Compare, Put, Store
@@ -97,10 +98,12 @@ class Rollouts:
     _couriers: dict[str, Courier] = field(default_factory=dict)  # by URL
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
+    _analyst: Analyst = field(init=False)
     _failing: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._lock = Lock(self.store, self.node)
+        self._analyst = Analyst(self.store)
 
     def start(self) -> None:
         """Begin."""
@@ -121,6 +124,7 @@ class Rollouts:
         while not self._stopping.is_set():
             try:
                 self._follow()
+                continue
             except RevisionCompacted:
                 continue
             except LbError as error:
@@ -130,22 +134,27 @@ class Rollouts:
             self._stopping.wait(RETRY_SECONDS)
 
     def _follow(self) -> None:
+        """Take turns until what has to be watched is something else: who runs rollouts has to know what
+        nodes report, nobody else."""
+        is_ours = self._lock.held is not None
+        prefix = keys.EVERYTHING if is_ours else keys.ROLLOUTS
         after = self.store.read(keys.ROLLOUTS).revision
-        with self.store.watch(keys.ROOT, after=after) as watch:
+        with self.store.watch(prefix, after=after) as watch:
             while not self._stopping.is_set():
                 until = time.monotonic() + self.turn(time.monotonic())
+                if is_ours != (self._lock.held is not None):
+                    return
                 while not self._stopping.is_set() and (left := until - time.monotonic()) > 0:
                     batch = watch.next(min(left, RETRY_SECONDS))
                     if batch and any(self._matters(event.key) for event in batch.events):
                         break
 
     def _matters(self, key: str) -> bool:
-        if key.startswith((keys.ROLLOUTS, keys.ROLLOUT_LOCK)):
+        if key.startswith((keys.ROLLOUTS, keys.ROLLOUT_LOCK, keys.NODES)):
             return True
-        if not self._live:
-            return False
-        path = key.removeprefix(keys.ROOT).split("/")
-        return path[0] == "nodes" or (path[0] in ("services", "backends") and path[1] in self._live)
+        services = {keys.service(name) for name in self._live or ()}
+        backends = tuple(keys.backend(name, "") for name in self._live or ())
+        return key in services or key.startswith(backends)
 
     def turn(self, monotonic: float) -> float:
         """Do what is to be done now; returns for how many seconds there is nothing more to do, if
@@ -168,7 +177,8 @@ class Rollouts:
             self._lock.give_up()
             return IDLE_SECONDS
         if not self._lock.hold(monotonic):
-            return LEASE_SECONDS / 2
+            self._analyst.forget()
+            return RETRY_SECONDS
         return min(RENEW_SECONDS, *(self._guarded(each) for each in live))
 
     def _guarded(self, found: Found) -> float:
@@ -179,6 +189,7 @@ class Rollouts:
             self._failing.pop(service, None)
             return wait
         except ConflictError:
+            self._analyst.forget()
             return 0.0  # somebody was faster: look again
         except StoreUnavailable:
             raise
@@ -193,10 +204,12 @@ class Rollouts:
         for _ in range(AT_ONCE):
             now = self.clock()
             seen = stored.sight(self.store, service)
+            assert self._lock.held is not None
+            found = self._analyst.look(found, seen, now, self._lock.held)
             decision = core.decide(found.rollout, seen.view, now, self.node)
             if decision is None:
-                return max(0.0, core.due(found.rollout, now) - now)
-            assert self._lock.held is not None
+                due = min(core.due(found.rollout, now), self._analyst.due(found.rollout, now))
+                return max(0.0, due - now)
             found = stored.commit(
                 self.store,
                 found,

@@ -33,7 +33,7 @@ def pools(lab: Lab, **policies: Any) -> tuple[Slots, list[str]]:
 
 
 def start(lab: Lab, *arguments: str) -> None:
-    lab.lbctl("rollout", "start", "web", "--to", "canary", *arguments)
+    lab.lbctl("rollout", "start", "web", "--to", "canary", "--no-analysis", *arguments)
 
 
 def status(lab: Lab) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.core import rollout as core
-from lb.core.rollout import Judged, View, decide
+from lb.core.rollout import View, decide
 from lb.model.analysis import Analysis
+from lb.model.evidence import Outcome
 from lb.model.objects import Backend, BackendHealth, NodeStatus, Service
 from lb.model.rollout import OVER, Ask, Command, Ending, Phase, Rollout, RolloutSpec
 
@@ -43,7 +44,7 @@ class World:
     )
     alive: set[str] = field(default_factory=lambda: {"n1", "n2"})
     sick: bool = False
-    judged: Judged = Judged.OPEN
+    outcome: Outcome | None = None  # of looks from now on
     held: dict[str, tuple[int, int, Rollout, View]] = field(default_factory=dict)  # by runner
     # What was seen.
     shares: list[tuple[str, float]] = field(default_factory=list)  # who wrote it, the canary's share
@@ -67,7 +68,6 @@ class World:
             BACKENDS,
             nodes,
             sorted({"n1", "n2"} - self.alive),
-            self.judged,
         )
 
     # -- what may happen --
@@ -104,6 +104,16 @@ class World:
             assert all(each.revision >= view.version for each in view.nodes.values())
             assert view.nodes
 
+    def judge(self) -> None:
+        """The analysis looks, and writes what it finds, as whoever runs it does."""
+        phases = (Phase.BAKING, Phase.ANALYSING, Phase.GATE, Phase.PAUSED)
+        if self.rollout.status.phase in phases and self.rollout.spec.analysis:
+            self.revision += 1
+            self.document_version = self.revision
+            changes = {"judged": self.outcome, "looked": self.now}
+            status = self.rollout.status.model_copy(update=changes)
+            self.rollout = self.rollout.model_copy(update={"status": status})
+
     def apply(self, node: str) -> None:
         if node in self.alive and not self.removed:
             self.applied[node] = self.revision, dict(self.split)
@@ -135,6 +145,7 @@ class World:
         for _ in range(30):
             for node in sorted(self.alive):
                 self.apply(node)
+            self.judge()
             self.look("n1")
             self.act("n1")
             self.now += EVERY
@@ -163,7 +174,7 @@ ordinary = st.one_of(
     st.tuples(st.just("die"), nodes),
     st.tuples(st.just("live"), nodes),
     st.tuples(st.just("sick"), st.booleans()),
-    st.tuples(st.just("judged"), st.sampled_from([*Judged])),
+    st.tuples(st.just("judge"), st.sampled_from([None, *Outcome])),
 )
 rude = st.one_of(
     st.tuples(st.just("edit"), st.sampled_from([0.0, 1.0, 30.0, 100.0])),
@@ -190,8 +201,9 @@ def happen(found: World, what: str, value: object) -> None:
         found.alive |= {str(value)}
     elif what == "sick":
         found.sick = bool(value)
-    elif what == "judged":
-        found.judged = Judged(str(value))
+    elif what == "judge":
+        found.outcome = None if value is None else Outcome(str(value))
+        found.judge()
     elif what == "edit":
         assert isinstance(value, float)
         found.edit(value)
@@ -269,7 +281,7 @@ def test_who_edits_the_split_has_the_last_word(found: World, events: list[tuple[
 @pytest.mark.parametrize("analysed", [False, True])
 def test_left_alone_it_is_promoted(gate: bool, analysed: bool) -> None:
     found = world(gate, analysed, None)
-    found.judged = Judged.PASSED
+    found.outcome = Outcome.PASS
     for _ in range(len(STEPS) + 1):
         found.settle()
         found.ask(Command.RESUME)
@@ -279,15 +291,12 @@ def test_left_alone_it_is_promoted(gate: bool, analysed: bool) -> None:
     assert [share for _, share in found.shares] == [*STEPS, 100.0]
 
 
-@pytest.mark.parametrize("judged", [Judged.OPEN, Judged.UNSURE, Judged.FAILED])
-def test_without_a_good_verdict_it_is_never_promoted(judged: Judged) -> None:
+@pytest.mark.parametrize("outcome", [None, *(set(Outcome) - {Outcome.PASS})])
+def test_without_a_good_verdict_it_is_never_promoted(outcome: Outcome | None) -> None:
     found = world(False, True, None)
-    found.judged = judged
+    found.outcome = outcome
     found.settle()
     status = found.rollout.status
     assert found.steps_written == [1]
-    if judged is Judged.OPEN:
-        assert status.phase is Phase.ANALYSING
-    else:
-        assert status.phase is Phase.ABORTED
-        assert status.ending is (Ending.ANALYSIS if judged is Judged.FAILED else Ending.INCONCLUSIVE)
+    assert status.phase is Phase.ABORTED
+    assert status.ending is (Ending.ANALYSIS if outcome is Outcome.FAIL else Ending.INCONCLUSIVE)

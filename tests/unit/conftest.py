@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from lb.cli import main
 from lb.model import keys
 from lb.model.objects import Member, NodeStatus
+from lb.node.rollouts import Rollouts
 from lb.store.base import Delete, Put, Store
 from lb.store.opening import open_store
 
@@ -136,3 +138,35 @@ def nodes(store: Store):
     running = Nodes(store)
     yield running
     running.stop()
+
+
+@dataclass
+class Runner:
+    """One lbd's rollouts, turned by hand."""
+
+    store: Store
+    name: str = "n1"
+    now: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.now = time.time()
+        self.live: list[frozenset[str]] = []
+        self.rollouts = Rollouts(self.store, self.name, self.live.append, lambda: self.now)
+
+    def turn(self, later: float = 0.0) -> float:
+        self.now += later
+        return self.rollouts.turn(time.monotonic())
+
+
+@pytest.fixture
+def canary(web: Any) -> Any:
+    web.ok("backend", "add", "web", "c1", "203.0.113.9", "--pool", "canary")
+    return web
+
+
+@pytest.fixture
+def runner(store: Store, canary: Any, nodes: Any) -> Runner:
+    """A node that applies what is stored, and runs rollouts."""
+    assert canary.json("backend", "list", "web")
+    nodes.follow("n1")
+    return Runner(store)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from lb.core import rollout as core
-from lb.core.rollout import TABLE, Event, Judged, View, decide
+from lb.core.rollout import TABLE, Event, View, decide
 from lb.model.analysis import Analysis
+from lb.model.evidence import Outcome
 from lb.model.objects import Admin, Backend, BackendHealth, NodeStatus, Service
 from lb.model.rollout import (
     OVER,
@@ -93,8 +94,8 @@ def ask(rollout: Rollout, command: Command) -> Rollout:
     return core.asked(rollout, Ask(command=command, who="alice@ci", when=NOW))
 
 
-def with_step(rollout: Rollout, step: int) -> Rollout:
-    return rollout.model_copy(update={"status": rollout.status.model_copy(update={"step": step})})
+def having(rollout: Rollout, **status: Any) -> Rollout:
+    return rollout.model_copy(update={"status": rollout.status.model_copy(update=status)})
 
 
 APPLIED = {"n1": node("n1"), "n2": node("n2")}
@@ -117,14 +118,15 @@ def happening(event: Event, phase: Phase) -> tuple[Rollout, View, float]:
     if event is Event.TIME_UP:
         return rollout, view, over
     if event in (Event.NEXT, Event.GATED, Event.LAST):
-        rollout, view = at(phase, **analysed, gate=event is Event.GATED)
-        if event is Event.LAST:
-            rollout = with_step(rollout, 2)
-        return rollout, replace(view, judged=Judged.PASSED), over
+        # Without an analysis a step is good when its time is over.
+        fields = analysed if phase is Phase.ANALYSING else {}
+        rollout, view = at(phase, **fields, gate=event is Event.GATED)
+        rollout = having(rollout, judged=Outcome.PASS if fields else None)
+        return having(rollout, step=2) if event is Event.LAST else rollout, view, over
     if event is Event.FAILED:
-        return rollout, replace(view, judged=Judged.FAILED, reason="5 % of 0.1 %"), now
+        return having(rollout, judged=Outcome.FAIL, reason="5 % of 0.1 %"), view, now
     if event is Event.UNSURE:
-        return rollout, replace(view, judged=Judged.UNSURE, reason="3 connections"), now
+        return having(rollout, judged=Outcome.NOT_ENOUGH_DATA), view, NOW + 3 * EVERY
     if event is Event.UNHEALTHY:
         sick = {name: node(name, VERSION - 1, c1="unhealthy") for name in ("n1", "n2")}
         return rollout, replace(view, nodes=sick), now
@@ -152,6 +154,8 @@ EVENT_ALSO = {
         for phase in (Phase.STEPPING, Phase.BAKING, Phase.ANALYSING, Phase.GATE, Phase.PAUSED)
     },
     (Phase.PROMOTING, Event.REFUSED): Phase.ABORTING,
+    # By then the step's time is over, too.
+    (Phase.BAKING, Event.UNSURE): Phase.ANALYSING,
     # Before the first step nodes that are there begin it; and a split of others can be in the way.
     (Phase.PENDING, Event.APPLIED): Phase.STEPPING,
     (Phase.PENDING, Event.CLEARED): Phase.STEPPING,
@@ -292,7 +296,7 @@ def test_the_steps_time_begins_when_all_have_applied_it() -> None:
 
 def test_after_the_last_step_the_canary_has_everything() -> None:
     rollout, view = at(Phase.BAKING)
-    last = with_step(rollout, 2)
+    last = having(rollout, step=2)
     promoting = decide(last, view, NOW + EVERY, "n1")
     assert promoting is not None
     assert promoting.split == {"stable": 0, "canary": 100}
@@ -302,7 +306,7 @@ def test_after_the_last_step_the_canary_has_everything() -> None:
 @pytest.mark.parametrize("command", [Command.STEP, Command.RESUME])
 def test_going_on_at_the_last_gate_promotes(command: Command) -> None:
     rollout, view = at(Phase.GATE)
-    decision = decide(ask(with_step(rollout, 2), command), view, NOW + 1, "n1")
+    decision = decide(ask(having(rollout, step=2), command), view, NOW + 1, "n1")
     assert decision is not None
     assert decision.rollout.status.phase is Phase.PROMOTING
 
@@ -370,7 +374,8 @@ def test_most_nodes_have_to_find_it_unhealthy() -> None:
 def test_it_begins_when_a_check_has_passed() -> None:
     rollout, view = at(Phase.PENDING)
     assert decide(rollout, replace(view, nodes={"n1": node("n1", c1="unknown")}), NOW, "n1") is None
-    assert "can be used" in core.awaits(rollout, replace(view, nodes={"n1": node("n1")}))
+    unknown = replace(view, nodes={"n1": node("n1", c1="unknown")})
+    assert "can be used" in core.awaits(rollout, unknown)
     healthy = replace(view, nodes={"n1": node("n1", c1="healthy")})
     assert decide(rollout, healthy, NOW, "n1") is not None
 
