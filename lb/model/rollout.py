@@ -92,8 +92,8 @@ class RolloutSpec(Document):
     )
     auto: bool = Field(
         default=False,
-        description="Without `analysis`: judge it by what can be seen of the stable pool, which is looked"
-        " at before the first step. Else a step is good when its time is over.",
+        description="Without `analysis`: judge it by what can be seen of the stable pool, looked at"
+        " before the first step. Else a step is good when its time is over.",
     )
     gate: bool = Field(default=False, description="A person has to agree after each step.")
     deadline: Seconds | None = Field(
