@@ -30,7 +30,7 @@ from lb.model.objects import (
     Service,
     TableDocument,
 )
-from lb.model.rollout import Rollout
+from lb.model.rollout import Rollout, RolloutEvidence, RolloutLock
 
 DOCUMENTS: dict[str, type[Document]] = {
     "service": Service,
@@ -43,6 +43,8 @@ DOCUMENTS: dict[str, type[Document]] = {
     "flows": FlowReport,
     "record": Record,
     "rollout": Rollout,
+    "evidence": RolloutEvidence,
+    "lock": RolloutLock,
 }
 
 FileOption = Annotated[

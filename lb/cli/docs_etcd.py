@@ -43,6 +43,12 @@ LAYOUT = {
         "deployments, then nodes",
         "A rollout: `spec` is what was asked, `status` how far it is; who begins one leaves that out.",
     ),
+    "evidence": (
+        keys.evidence("<service>"),
+        "the node that runs it",
+        "What a rollout is judged by.",
+    ),
+    "lock": (keys.ROLLOUT_LOCK, "a node, under a lease", "Which node runs the rollouts."),
 }
 
 INTRODUCTION = """\

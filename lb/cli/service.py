@@ -56,9 +56,7 @@ QuicIdBytesHelp = (
 QuicConfigHelp = "The first three bits of such a connection ID, 0 to 6."
 BackupHelp = "Pool for new flows while no backend of the split can be used."
 ObserveHelp = "Count what becomes of its connections, and how long it takes: lbctl service metrics."
-SplitHelp = (
-    "Share of new flows for each pool: stable=95,canary=5. To change it step by step: lbctl rollout."
-)
+SplitHelp = "Share of new flows for each pool: stable=95,canary=5. Step by step: lbctl rollout."
 NoBackendHelp = "While no backend is usable: answer (TCP RST, ICMP unreachable), or drop."
 
 

@@ -20,7 +20,6 @@ ROLLOUTS = ROOT + "rollouts/"
 NODES = REPORTS + "nodes/"
 VOTES = REPORTS + "votes/"
 OBSERVED = REPORTS + "observed/"
-ENDED = REPORTS + "rollouts/"
 EVIDENCE = REPORTS + "evidence/"
 ROLLOUT_LOCK = REPORTS + "locks/rollouts"  # whoever has it runs the rollouts
 # Reports, records and plans: nothing that the data path has to apply.
@@ -74,7 +73,7 @@ def rollout(service: str) -> str:
 
 def ended_rollout(service: str, id: str) -> str:
     """Key of the copy of a rollout that is over."""
-    return f"{ENDED}{service}/{id}"
+    return f"{REPORTS}rollouts/{service}/{id}"
 
 
 def evidence(service: str) -> str:

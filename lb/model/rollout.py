@@ -201,6 +201,12 @@ class Rollout(Document):
         return self
 
 
+class RolloutLock(Document):
+    """Who runs the rollouts. Key: /lb/reports/v1/locks/rollouts, under a lease of that node."""
+
+    node: Name
+
+
 class RolloutEvidence(Document):
     """What a rollout is judged by. Key: /lb/reports/v1/evidence/<service>, written by the node that runs
     it with each look, so that another one can go on."""

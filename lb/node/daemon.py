@@ -44,6 +44,7 @@ from lb.node.happenings import (
     HealthHeard,
     NetlinkChanged,
     PathTooNarrow,
+    RolloutsChanged,
     Stop,
     StoreChanged,
     Timer,
@@ -109,6 +110,7 @@ class Daemon:
     _is_applied: bool = False  # the kernel has what was wanted last
     _wanted: Wanted = field(default_factory=lambda: Wanted({}, {}))  # as the kernel has it
     _share_due: float = float("inf")  # when it is our turn to store tables that nobody has stored yet
+    _judged: frozenset[str] = frozenset()  # services that have a rollout under way
     _shares: Shares = field(default_factory=Shares)
     _in_touch: bool = True  # the last read of the store succeeded
 
@@ -123,7 +125,9 @@ class Daemon:
         self.last_known = LastKnown(self.settings.node, copy)
         self.drains = Drains(self.store)
         self.observing = Observing(self.settings, self.maps, self.reporter)
-        self.rollouts = Rollouts(self.store, self.settings.node)
+        self.rollouts = Rollouts(
+            self.store, self.settings.node, lambda names: self.inbox.put(RolloutsChanged(names))
+        )
         prober = Prober(
             lambda results: self.inbox.put(ChecksDone(results)),
             lambda error: self.inbox.put(Crashed(error)),
@@ -147,6 +151,7 @@ class Daemon:
             self.status.notes += (problem,)
         if not self._read_store() and self.state.config is not None:
             self.last_known.serve(self.state)
+        self._judged = self.rollouts.under_way()  # else what was counted of them would begin anew
         self.follower.start(self.state.revision if self._in_touch else 0)
         self._refresh.is_due(time.monotonic())
         self._audit.is_due(time.monotonic())
@@ -230,6 +235,8 @@ class Daemon:
                 self._verdicts_changed |= self.checks.hear_one(each.node, each.votes)
             elif isinstance(each, ChecksDone):
                 results += each.results
+            elif isinstance(each, RolloutsChanged):
+                self._judged, stale = each.services, True
             elif isinstance(each, Crashed):
                 raise RuntimeError("the checks' thread has ended") from each.error
             else:
@@ -410,7 +417,7 @@ class Daemon:
         hops = self._path_mtus.lower(self.resolver.hops())
         attached = frozenset(link.index for link in self.attachment.interfaces)
         observed = Observed(hops, attached)
-        wanted = self._plans.update(self.state, observed, bases, self.checks.verdicts)
+        wanted = self._plans.update(self.state, observed, bases, self.checks.verdicts, self._judged)
         # Nothing else is wanted than what was applied, and that is not what was found.
         is_drift = audit and self._is_applied and wanted == self._wanted
         self._is_applied = False

@@ -29,7 +29,7 @@ from lb.errors import (
     UserError,
 )
 from lb.model import keys
-from lb.model.rollout import Rollout, Transition
+from lb.model.rollout import Rollout, RolloutLock, Transition
 from lb.node.analyst import Analyst
 from lb.node.hook import Courier, post
 from lb.store import rollouts as stored
@@ -66,7 +66,8 @@ class Lock:
         if self.store.get(keys.ROLLOUT_LOCK) is not None:
             return False
         lease = self.store.grant(LEASE_SECONDS)
-        put = Put(keys.ROLLOUT_LOCK, json.dumps({"node": self.node}), lease=lease)
+        text = RolloutLock(node=self.node).model_dump_json()
+        put = Put(keys.ROLLOUT_LOCK, text, lease=lease)
         try:
             revision = self.store.commit([put], [Compare(keys.ROLLOUT_LOCK, 0)])
         except (ConflictError, NotFoundError):  # another node was faster; or we were too slow
@@ -155,6 +156,18 @@ class Rollouts:
         services = {keys.service(name) for name in self._live or ()}
         backends = tuple(keys.backend(name, "") for name in self._live or ())
         return key in services or key.startswith(backends)
+
+    def under_way(self) -> frozenset[str]:
+        """Services with a rollout, before the thread begins to tell; none while the store is away."""
+        try:
+            items = self.store.read(keys.ROLLOUTS).items
+        except StoreUnavailable:
+            return frozenset()
+        found = []
+        for item in items:
+            with suppress(UserError):
+                found.append(stored.parse(item).rollout)
+        return frozenset(each.service for each in found if not each.is_over)
 
     def turn(self, monotonic: float) -> float:
         """Do what is to be done now; returns for how many seconds there is nothing more to do, if

@@ -3,17 +3,16 @@
 import json
 import os
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rolling import Runner
 
 from lb.cli import main
 from lb.model import keys
 from lb.model.objects import Member, NodeStatus
-from lb.node.rollouts import Rollouts
 from lb.store.base import Delete, Put, Store
 from lb.store.opening import open_store
 
@@ -138,24 +137,6 @@ def nodes(store: Store):
     running = Nodes(store)
     yield running
     running.stop()
-
-
-@dataclass
-class Runner:
-    """One lbd's rollouts, turned by hand."""
-
-    store: Store
-    name: str = "n1"
-    now: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.now = time.time()
-        self.live: list[frozenset[str]] = []
-        self.rollouts = Rollouts(self.store, self.name, self.live.append, lambda: self.now)
-
-    def turn(self, later: float = 0.0) -> float:
-        self.now += later
-        return self.rollouts.turn(time.monotonic())
 
 
 @pytest.fixture

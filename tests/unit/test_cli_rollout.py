@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import Runner
+from rolling import Runner
 
 from lb.cli import rollout as commands
 from lb.cli import rollout_wait
