@@ -13,10 +13,11 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from lb.cli import rollout_wait, words
+from lb.cli import rollout_report, rollout_wait, words
 from lb.cli.options import ServiceName, command
 from lb.cli.output import Format, Table, note
 from lb.cli.record import who
+from lb.cli.rollout_report import ReportFormat
 from lb.cli.rollout_view import blocks, data, line, place
 from lb.cli.session import Session
 from lb.core import rollout as core
@@ -365,6 +366,21 @@ def history(session: Session, service: ServiceName) -> None:
     columns = ("ID", "POOL", "STATE", "ASKED", "BY", "BECAUSE")
     table = Table(columns, rows, empty=f"no rollout yet; lbctl rollout start {service} --to POOL")
     session.emit([data(each) for each in listed], table)
+
+
+@command(app, "report")
+def report(
+    session: Session,
+    service: ServiceName,
+    output: Annotated[
+        ReportFormat,
+        typer.Option("--output", "-o", help="Markdown, JSON, JUnit, or HTML as one file."),
+    ] = ReportFormat.MARKDOWN,
+    id: IdOption = None,
+) -> None:
+    """Report on a rollout: what was asked, what happened, each verdict with its figures, and why."""
+    rollout = rollout_wait.read(session.store, service, id) if id else _find(session, service).rollout
+    print(rollout_report.report(rollout, output))
 
 
 # -- shared ----------------------------------------------------------------------------------------

@@ -129,7 +129,8 @@ class Plans:
             if before is not None and before[0] == inputs:
                 known[name] = inputs, before[1]  # equal: identical ones are compared faster
             else:
-                known[name] = inputs, plan_service(*inputs[:2], observed, seed, *inputs[2:])
+                plan = plan_service(service, inputs[1], observed, seed, own, inputs[3], inputs[4])
+                known[name] = inputs, plan
                 changed.append(known[name][1])
         self._joined = self._join({name: each for name, (_, each) in known.items()}, changed)
         self._known = known

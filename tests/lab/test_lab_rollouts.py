@@ -14,8 +14,9 @@ from slots import Slots
 from sticky import CLIENTS, many_clients
 
 from lb.errors import ExitCode
+from lb.lab.faults import Server
 from lb.lab.lab import Lab
-from lb.lab.load import Client, finish
+from lb.lab.load import Client, Tally, finish
 from lb.lab.topology import VIP4
 
 # What is not waiting for a step's time: nodes apply a split in some ten milliseconds.
@@ -135,3 +136,62 @@ def test_a_canary_that_refuses_is_taken_back_by_health_checks(running: Lab) -> N
     finally:
         for name in canary:
             running.run(name, ["ip", "link", "set", "back0", "up"])
+
+
+# Judged by what the node's kernel sees. In mode nat answers pass it.
+JUDGED = ("--steps", "20,60,100", "--every", "2s", "--deadline", "3m")
+METRICS = """\
+metrics:
+  - {name: failed_handshakes, min_samples: 5}
+  - {name: resets, min_samples: 5}
+  - {name: http_5xx, min_samples: 5}
+"""
+
+
+def begin(lab: Lab) -> None:
+    (lab.folder / "analysis.yaml").write_text(METRICS)
+    file = str(lab.folder / "analysis.yaml")
+    lab.lbctl("rollout", "start", "web", "--to", "canary", *JUDGED, "--analysis", file)
+
+
+def traffic_until_over(lab: Lab) -> tuple[str, Tally]:
+    """Requests until the rollout is over; how it ended, and what came of them."""
+    tally, client = Tally(), Client(lab)
+    for _ in range(30):
+        tally += client.run(600, 2)
+        found = status(lab)["status"]
+        if found["phase"] in ("promoted", "aborted"):
+            return found["ending"] or found["phase"], tally
+    raise AssertionError(status(lab))
+
+
+def test_a_good_canary_is_promoted_by_what_the_kernel_saw(running: Lab) -> None:
+    _, canary = pools(running, mode="nat")
+    begin(running)
+    ending, tally = traffic_until_over(running)
+    assert ending == "promoted", status(running)["status"]
+    assert tally.failed == 0
+    verdicts = status(running)["status"]["verdicts"]
+    assert {each["step"] for each in verdicts} == {1, 2, 3}
+    assert {each["verdict"]["outcome"] for each in verdicts} == {"pass"}
+    assert all(each["verdict"]["canary_samples"] >= 5 for each in verdicts)
+    assert set(tally.names) >= set(canary)
+
+
+def test_a_canary_that_answers_500_is_aborted(running: Lab) -> None:
+    slots, canary = pools(running, mode="nat")
+    servers = [Server(running, name) for name in canary]
+    for server in servers:
+        server.answer(500)
+    try:
+        begin(running)
+        ending, tally = traffic_until_over(running)
+    finally:
+        for server in servers:
+            server.answer(200)
+    assert ending == "analysis", status(running)["status"]
+    assert share(slots, canary) == 0
+    words = status(running)["status"]["words"]
+    assert "http_5xx" in words
+    assert tally.failed < 0.4 * tally.requests
+    assert running.lbctl("rollout", "wait", "web", check=False).returncode == ExitCode.ROLLOUT_WORSE

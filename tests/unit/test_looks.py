@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from lb.cli import rollout_report
 from lb.core import looks
 from lb.errors import ExitCode
 from lb.model import keys
@@ -18,7 +20,7 @@ from lb.model.analysis import Analysis
 from lb.model.evidence import Measurement, Outcome
 from lb.model.flows import FlowReport, FlowTotals, Vantage
 from lb.model.objects import Backend, Mode, Service
-from lb.model.rollout import Phase, Rollout, RolloutEvidence, RolloutSpec, RolloutStatus
+from lb.model.rollout import Phase, Rollout, RolloutEvidence, RolloutSpec, RolloutStatus, StepVerdict
 from lb.node import analyst
 from lb.store.base import Put, Store
 
@@ -286,3 +288,67 @@ def test_a_mode_that_sees_less_is_judged_by_less() -> None:
     assert few is not None
     assert many is not None
     assert len(few.metrics) < len(many.metrics) + 2
+
+
+# --- reports --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def aborted(canary: Any, runner: Any, traffic: Traffic, tmp_path: Path) -> Any:
+    """A rollout that was aborted by an analysis, with one metric that only observes."""
+    text = "metrics: [{name: resets}, {name: failed_handshakes, observe: true}]"
+    traffic.flow(runner.now, 1)
+    canary.ok("rollout", "start", "web", *STEPS, "--analysis", analysis_file(tmp_path, text))
+    traffic.bad = 0.3
+    go(runner, traffic, 25)
+    return canary
+
+
+def test_a_report_in_markdown(aborted: Any) -> None:
+    text = aborted.ok("rollout", "report", "web").out
+    assert text.startswith("## ❌ web to pool canary: aborted: analysis")
+    [row] = [line for line in text.splitlines() if line.startswith("| 1 | resets |")]
+    assert "30" in row.split("|")[4]
+    assert "observed only" in text
+    assert "stable 50 %, canary 50 %" in text
+
+
+def test_a_report_for_test_tabs(aborted: Any) -> None:
+    whole = ET.fromstring(aborted.ok("rollout", "report", "web", "-o", "junit").out)
+    [suite] = whole
+    cases = {case.get("name"): case for case in suite}
+    assert suite.get("tests") == str(len(cases)) == "3"
+    assert suite.get("failures") == "2"
+    assert cases["promoted"].find("failure") is not None
+    failure = cases["step 1 (50 %): resets"].find("failure")
+    assert failure is not None
+    assert "resets" in str(failure.get("message"))
+    assert cases["step 1 (50 %): failed_handshakes"].find("skipped") is not None
+
+
+def test_a_report_as_one_page_and_for_programs(aborted: Any) -> None:
+    page = aborted.ok("rollout", "report", "web", "-o", "html").out
+    assert "<script" not in page
+    assert "http" not in page.replace("http_", "")
+    assert page.count("<table>") == 2
+    document = aborted.ok("rollout", "report", "web", "-o", "json").json
+    verdict = document["rollout"]["status"]["verdicts"][0]["verdict"]
+    for name in ("metric", "canary", "stable", "canary_samples", "stable_samples", "words"):
+        assert verdict[name] not in (None, "")
+    id = document["rollout"]["id"]
+    assert aborted.ok("rollout", "report", "web", "--id", id, "-o", "json").json == document
+    assert aborted("rollout", "report", "web", "--id", "nope").code == ExitCode.NOT_FOUND
+    assert aborted("rollout", "report", "web", "-o", "yaml").code == ExitCode.USAGE
+
+
+def test_what_others_say_is_no_markup() -> None:
+    evil = "<script>|`x`\x00"
+    verdict = {"metric": "m", "outcome": "could not measure", "words": evil}
+    said = rollout(Phase.ABORTED, words=evil).model_copy()
+    told = StepVerdict.model_validate({"step": 1, "at": 0.0, "verdict": verdict})
+    said = said.model_copy(update={"status": said.status.model_copy(update={"verdicts": (told,)})})
+    for form in rollout_report.ReportFormat:
+        text = rollout_report.report(said, form)
+        if form is not rollout_report.ReportFormat.JSON:
+            assert "<script>" not in text
+    ET.fromstring(rollout_report.report(said, rollout_report.ReportFormat.JUNIT))
