@@ -1,5 +1,5 @@
-"""Writes docs/reference/rollout.md: the state diagram of the table in lb/core/rollout.py, the phases, and
-how a rollout can end."""
+"""Writes docs/reference/rollout.md: the state diagram of the table in lb/core/rollout.py, the phases,
+and how a rollout can end."""
 
 from __future__ import annotations
 
