@@ -122,9 +122,9 @@ A list: `node`, `state` (`live`, `behind` or `lost`), `version`, `revision` (wha
 
 ### What `rollout` prints
 
-`rollout` (`lbctl schema rollout`), with errors too; `status` adds to it `awaits` (what it waits for, in \
-words) and `nodes`: `node`, `state` (`applied`, `behind` or `lost`), `share` (per cent of the slots that its \
-kernel holds for the canary). `history` prints a list, newest first.
+`rollout` (`lbctl schema rollout`), with errors too; `status` adds to it `awaits` (what it waits for, \
+in words) and `nodes`: `node`, `state` (`applied`, `behind` or `lost`), `share` (per cent of the \
+slots that its kernel holds for the canary). `history` prints a list, newest first.
 
 ### What `restore` prints
 

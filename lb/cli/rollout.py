@@ -6,7 +6,6 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from socket import gethostname
 from typing import Annotated, Any
 
@@ -14,6 +13,7 @@ import typer
 from pydantic import ValidationError
 
 from lb.cli import rollout_report, rollout_wait, words
+from lb.cli.analysis import read_analysis
 from lb.cli.options import ServiceName, command
 from lb.cli.output import Format, Table, note
 from lb.cli.record import who
@@ -24,8 +24,6 @@ from lb.core import rollout as core
 from lb.core.state import DesiredState
 from lb.errors import ConflictError, NotFoundError, RolloutRefused, StoreDenied, UserError
 from lb.model import keys
-from lb.model.analysis import Analysis
-from lb.model.analysis import load as load_analysis
 from lb.model.health import seconds
 from lb.model.rollout import Ask, Command, Phase, Rollout, RolloutSpec
 from lb.store import rollouts as stored
@@ -81,7 +79,7 @@ def start(
         ),
     ] = "60s",
     analysis: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--analysis",
             metavar="FILE",
@@ -110,7 +108,7 @@ def start(
         pool=pool,
         steps=_steps(steps),
         every=_time(every, "--every"),
-        analysis=_analysis(analysis),
+        analysis=None if analysis is None else read_analysis(analysis),
         auto=analysis is None and judged,
         gate=gate,
         deadline=None if deadline is None else _time(deadline, "--deadline"),
@@ -439,18 +437,6 @@ def _spec(**fields: Any) -> RolloutSpec:
         raise UserError(
             f"{option}: {what[:1].lower()}{what[1:]}{given}", hint="see `lbctl rollout start --help`"
         ) from None
-
-
-def _analysis(file: Path | None) -> Analysis | None:
-    if file is None:
-        return None
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise NotFoundError(f"{file}: no such file", hint="check the name behind --analysis") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: {error}", hint="give a YAML file in UTF-8") from None
-    return load_analysis(text, str(file))
 
 
 def _steps(text: str) -> tuple[float, ...]:

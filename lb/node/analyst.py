@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -37,6 +38,7 @@ class Analyst:
     """Of the node that runs the rollouts."""
 
     store: Store
+    exec_dir: Path  # of the programs that may be asked
     _kept: dict[str, tuple[RolloutEvidence | None, int]] = field(default_factory=dict)
     _asked: dict[str, _Asked] = field(default_factory=dict)
     _threads: ThreadPoolExecutor | None = None
@@ -126,7 +128,8 @@ class Analyst:
         which = rollout.id, rollout.status.step, kept.looks
         asked = self._asked.get(rollout.service)
         if asked is None or asked[0] != which:
-            context = _context(rollout, seen, now - max(kept.since, rollout.status.looked))
+            seconds = now - max(kept.since, rollout.status.looked)
+            context = _context(rollout, seen, seconds, self.exec_dir)
             asked = which, {each.name: self._ask(each, context) for each in analysis.outside}
             self._asked[rollout.service] = asked
         if not all(each.done() for each in asked[1].values()):
@@ -140,7 +143,7 @@ class Analyst:
         return self._threads.submit(measure, metric, context)
 
 
-def _context(rollout: Rollout, seen: Sight, seconds: float) -> Context:
+def _context(rollout: Rollout, seen: Sight, seconds: float, exec_dir: Path) -> Context:
     before = rollout.status.before or {}
     stable, canary = looks.sides(rollout, seen.view.backends)
     return Context(
@@ -152,4 +155,5 @@ def _context(rollout: Rollout, seen: Sight, seconds: float) -> Context:
         step=rollout.status.step - 1,
         share=rollout.spec.steps[rollout.status.step - 1],
         seconds=seconds,
+        exec_dir=exec_dir,
     )

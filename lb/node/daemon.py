@@ -126,7 +126,10 @@ class Daemon:
         self.drains = Drains(self.store)
         self.observing = Observing(self.settings, self.maps, self.reporter)
         self.rollouts = Rollouts(
-            self.store, self.settings.node, lambda names: self.inbox.put(RolloutsChanged(names))
+            self.store,
+            self.settings.node,
+            lambda names: self.inbox.put(RolloutsChanged(names)),
+            exec_dir=self.settings.checks.exec_dir,
         )
         prober = Prober(
             lambda results: self.inbox.put(ChecksDone(results)),

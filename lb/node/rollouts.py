@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from lb.core import rollout as core
 from lb.errors import (
@@ -32,6 +33,7 @@ from lb.model import keys
 from lb.model.rollout import Rollout, RolloutLock, Transition
 from lb.node.analyst import Analyst
 from lb.node.hook import Courier, post
+from lb.settings import Checks
 from lb.store import rollouts as stored
 from lb.store.base import Compare, Put, Store
 from lb.store.rollouts import Found
@@ -93,6 +95,7 @@ class Rollouts:
     node: str
     tell: Callable[[frozenset[str]], None] = lambda _: None
     clock: Callable[[], float] = time.time
+    exec_dir: Path = Checks().exec_dir
     _lock: Lock = field(init=False)
     _live: frozenset[str] | None = None
     _told: dict[str, tuple[str, int]] = field(default_factory=dict)  # service: rollout, transitions
@@ -104,7 +107,7 @@ class Rollouts:
 
     def __post_init__(self) -> None:
         self._lock = Lock(self.store, self.node)
-        self._analyst = Analyst(self.store)
+        self._analyst = Analyst(self.store, self.exec_dir)
 
     def start(self) -> None:
         """Begin."""
