@@ -26,6 +26,7 @@ if [ "$code" = "$refused" ]; then
 found = json.load(sys.stdin)["rollout"]
 print(found["spec"]["pool"], found["status"]["phase"] not in ("promoted", "aborted"))')
 	if [ "$present" = "$pool True" ]; then
+		echo "following the rollout that is under way"
 		lbctl rollout wait "$service"
 		code=$?
 	else

@@ -77,8 +77,8 @@ def test_a_job_that_is_killed_and_run_again(job: Any, canary: Any, store: Store)
     first.communicate(timeout=10)
     again = job("web", "canary", *long)
     assert again.stdout is not None
-    while "has a rollout already" not in (line := again.stdout.readline()):
-        assert line  # notes may come before it
+    while "following the rollout" not in (line := again.stdout.readline()):
+        assert line  # it was refused first, and says so
     canary.ok("rollout", "abort", "web")
     said, _ = again.communicate(timeout=60)
     assert again.returncode == ExitCode.ROLLOUT_ABORTED, said
