@@ -34,6 +34,8 @@ from lb.lab.load import Client, Tally
 from lb.lab.node import Node, program
 from lb.lab.shell import LabError, environment, in_namespace, wait_until
 from lb.lab.topology import VIP4
+from lb.model import keys
+from lb.model.rollout import RolloutLock
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "lab"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "fleet"))
