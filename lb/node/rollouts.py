@@ -26,6 +26,7 @@ from lb.errors import (
     LbError,
     NotFoundError,
     RevisionCompacted,
+    StoreDenied,
     StoreUnavailable,
     UserError,
 )
@@ -44,6 +45,7 @@ LEASE_SECONDS = 5.0
 RENEW_SECONDS = 1.5
 RETRY_SECONDS = 1.0
 IDLE_SECONDS = 30.0  # between two looks while nothing is under way: the watch tells of what begins
+DENIED_SECONDS = 30.0  # that a node stays away which may not run them
 AT_ONCE = 20  # transitions in a row, after which others have their turn
 
 
@@ -79,6 +81,13 @@ class Lock:
         self.held = Compare(keys.ROLLOUT_LOCK, revision)
         log.info("rollouts: this node runs them")
         return True
+
+    def check(self) -> None:
+        """A commit that compared it was refused: look whether it is still ours. Raises
+        StoreUnavailable."""
+        item = self.store.get(keys.ROLLOUT_LOCK)
+        if self.held and (item is None or item.mod_revision != self.held.mod_revision):
+            self.give_up()
 
     def give_up(self) -> None:
         """Let another node have it at once. Raises StoreUnavailable."""
@@ -131,6 +140,11 @@ class Rollouts:
                 continue
             except RevisionCompacted:
                 continue
+            except StoreDenied as error:
+                self._complain("", error)
+                with suppress(StoreUnavailable):
+                    self._lock.give_up()  # another node may have the right
+                self._stopping.wait(DENIED_SECONDS)
             except LbError as error:
                 self._complain("", error)
             except Exception:  # a bug here must not end what forwards packets
@@ -206,6 +220,7 @@ class Rollouts:
             return wait
         except ConflictError:
             self._analyst.forget()
+            self._lock.check()
             return 0.0  # somebody was faster: look again
         except StoreUnavailable:
             raise
@@ -220,7 +235,8 @@ class Rollouts:
         for _ in range(AT_ONCE):
             now = self.clock()
             seen = stored.sight(self.store, service)
-            assert self._lock.held is not None
+            if self._lock.held is None:  # lost over another rollout of this turn
+                return 0.0
             found = self._analyst.look(found, seen, now, self._lock.held)
             decision = core.decide(found.rollout, seen.view, now, self.node)
             if decision is None:
