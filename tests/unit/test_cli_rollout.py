@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from lb.errors import ExitCode
 from lb.model import keys
 from lb.model.objects import Service
 from lb.model.rollout import KEPT, Phase, Rollout
+from lb.node import rollouts
 from lb.node.rollouts import LEASE_SECONDS, Rollouts
 from lb.store import rollouts as stored
 from lb.store.base import Delete, Put, Store
@@ -468,3 +469,60 @@ def test_the_thread_ends_and_leaves_the_lock(canary: Any, store: Store, running:
     running.stop()
     assert store.get(keys.ROLLOUT_LOCK) is None
     assert not [each for each in threading.enumerate() if each.name == "rollouts"]
+
+
+# --- notifications --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def posts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What is posted; how that is done, and tried again, is tests/unit/test_hook.py's affair."""
+    found: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        rollouts, "post", lambda url, text: found.append({"url": url, **json.loads(text)})
+    )
+    return found
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_each_transition_is_posted(
+    canary: Any, store: Store, runner: Runner, posts: list[dict[str, Any]]
+) -> None:
+    canary.ok("rollout", "start", "web", *STEPS, "--notify", "http://hooks.test/x")
+    settle(runner)
+    canary.ok("rollout", "abort", "web")  # by this process, and told by the node
+    settle(runner)
+    wait_for(lambda: len(posts) == 4)
+    assert [each["number"] for each in posts] == [0, 1, 2, 3]
+    assert [each["phase"] for each in posts] == ["stepping", "baking", "aborting", "aborted"]
+    assert posts[0]["split"] == {"stable": 90, "canary": 10}
+    assert posts[2]["ending"] == "person"
+    assert {each["url"] for each in posts} == {"http://hooks.test/x"}
+    for _ in range(3):
+        runner.turn(5)
+    assert len(posts) == 4
+    assert phase(store) is Phase.ABORTED
+
+
+def test_after_a_takeover_the_last_transition_is_posted_again(
+    canary: Any, store: Store, runner: Runner, posts: list[dict[str, Any]]
+) -> None:
+    other = Runner(store, "n2")
+    canary.ok("rollout", "start", "web", *STEPS, "--notify", "http://hooks.test/x")
+    settle(runner)
+    other.turn()
+    wait_for(lambda: len(posts) == 2)
+    runner.rollouts._lock.give_up()
+    other.now = runner.now
+    other.turn(60)
+    settle(other)
+    wait_for(lambda: len(posts) == 5)
+    assert [(each["number"], each["node"]) for each in posts] == [
+        (0, "n1"), (1, "n1"), (1, "n2"), (2, "n2"), (3, "n2"),
+    ]  # fmt: skip
