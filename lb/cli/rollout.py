@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from lb.cli import rollout_report, rollout_wait, words
 from lb.cli.analysis import read_analysis
+from lb.cli.complete import pool_names
 from lb.cli.options import ServiceName, command
 from lb.cli.output import Format, Table, note
 from lb.cli.record import who
@@ -60,7 +61,13 @@ def start(
     session: Session,
     service: ServiceName,
     pool: Annotated[
-        str, typer.Option("--to", metavar="POOL", help="Pool that is to take the new flows.")
+        str,
+        typer.Option(
+            "--to",
+            metavar="POOL",
+            help="Pool that is to take the new flows.",
+            autocompletion=pool_names,
+        ),
     ],
     steps: Annotated[
         str,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from lb.cli import words
@@ -24,23 +25,29 @@ def refuse_if_under_way(
     snapshot: Snapshot, state: DesiredState, wanted: Mapping[str, Document | None]
 ) -> None:
     """A split that a rollout is changing belongs to it. Raises ConflictError."""
-    for item in snapshot.items:
-        key = keys.service(item.key.removeprefix(keys.ROLLOUTS))
-        if not item.key.startswith(keys.ROLLOUTS) or key not in wanted:
-            continue
-        try:
-            rollout = stored.parse(item).rollout
-        except UserError:
+    for rollout in under_way(snapshot):
+        key = keys.service(rollout.service)
+        if key not in wanted:
             continue
         before, after = state.services.get(rollout.service), wanted[key]
         stays = isinstance(after, Service) and before and same_split(before.split, after.split)
-        if not rollout.is_over and not stays:
+        if not stays:
             raise ConflictError(
                 f"a rollout to pool {rollout.spec.pool!r} is changing the split of service"
                 f" {rollout.service!r} ({place(rollout)})",
                 hint=f"end it: lbctl rollout abort {rollout.service}; or --force: it ends, and leaves"
                 " what you write",
             )
+
+
+def under_way(snapshot: Snapshot) -> list[Rollout]:
+    """The rollouts that are not over. What can't be read is left out."""
+    found = []
+    for item in snapshot.items:
+        if item.key.startswith(keys.ROLLOUTS):
+            with suppress(UserError):
+                found.append(stored.parse(item).rollout)
+    return [each for each in found if not each.is_over]
 
 
 def place(rollout: Rollout) -> str:

@@ -69,6 +69,8 @@ def test_step_by_step_to_promoted(canary: Any, store: Store, runner: Runner) -> 
     assert phase(store) is Phase.BAKING
     assert split(store) == {"stable": 90, "canary": 10}
     assert runner.live[-1] == {"web"}
+    assert canary.json("status")["rollouts"] == {"web": "step 1 of 2, baking"}
+    assert "rollout   web to pool canary: step 1 of 2" in canary.ok("status").out
     assert 0 < runner.turn(50) < 10.1  # then the step's time is over
     runner.turn(10)
     assert split(store) == {"stable": 0, "canary": 100}
