@@ -58,6 +58,10 @@ check-health: root venv ## Servers that fail for real, next to HAProxy (minutes;
 check-fleet: root venv ## What can happen to a fleet, with traffic flowing (minutes; the last line says PASS or FAIL)
 	@$(BIN)/python -m tests.checks.fleet
 
+.PHONY: check-rollout
+check-rollout: root venv ## Rollouts of good and bad canaries, for real (minutes; the last line says PASS or FAIL)
+	@$(BIN)/python -m tests.checks.rollout
+
 .PHONY: test-packets
 test-packets: root venv ## Compare kernel and model on PACKETS=200000 packets for each mode (hours)
 	@for mode in dsr nat ipip gue fullnat; do \

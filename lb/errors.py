@@ -6,6 +6,7 @@ gives them out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 
 
@@ -21,6 +22,16 @@ class ExitCode(IntEnum):
     DATAPATH = 6  # the kernel, an interface or a map refused
     NOT_APPLIED = 7  # --wait ran out of time: the change is stored, but some nodes have not applied it
     CAPACITY = 8  # a map is full
+    # How `lbctl rollout` and its --wait end, where not with 0 (promoted, or done what was asked).
+    ROLLOUT_REFUSED = 20
+    ROLLOUT_WORSE = 21
+    ROLLOUT_UNHEALTHY = 22
+    ROLLOUT_INCONCLUSIVE = 23
+    ROLLOUT_EXPIRED = 24
+    ROLLOUT_ABORTED = 25
+    ROLLOUT_OVERRIDDEN = 26
+    ROLLOUT_PAUSED = 27
+    ROLLOUT_GOES_ON = 28
     INTERNAL = 70  # a bug in lb (EX_SOFTWARE of sysexits.h)
 
 
@@ -29,20 +40,25 @@ class LbError(Exception):
 
     exit_code = ExitCode.INTERNAL
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(
+        self, message: str, *, hint: str = "", details: Mapping[str, object] | None = None
+    ) -> None:
+        """`details`: what programs are told besides."""
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.details = details or {}
 
     def as_dict(self) -> dict[str, object]:
-        """For `-o json`: {"error": {"kind", "message", "hint", "exit_code"}}."""
+        """For `-o json`: {"error": {"kind", "message", "hint", "exit_code"}}, and the details."""
         return {
             "error": {
                 "kind": type(self).__name__,
                 "message": self.message,
                 "hint": self.hint,
                 "exit_code": int(self.exit_code),
-            }
+            },
+            **self.details,
         }
 
 
@@ -96,3 +112,57 @@ class CapacityError(LbError):
     """A map is full: says which, how large it is and what raises it."""
 
     exit_code = ExitCode.CAPACITY
+
+
+class RolloutRefused(LbError):
+    """The rollout can't begin, or can't do that now; nothing was changed."""
+
+    exit_code = ExitCode.ROLLOUT_REFUSED
+
+
+class RolloutWorse(LbError):
+    """Aborted: the analysis found the canary worse."""
+
+    exit_code = ExitCode.ROLLOUT_WORSE
+
+
+class RolloutUnhealthy(LbError):
+    """Aborted: no backend of the canary could be used any more."""
+
+    exit_code = ExitCode.ROLLOUT_UNHEALTHY
+
+
+class RolloutInconclusive(LbError):
+    """Aborted: not enough data, or it could not be measured."""
+
+    exit_code = ExitCode.ROLLOUT_INCONCLUSIVE
+
+
+class RolloutExpired(LbError):
+    """Aborted: its deadline has passed."""
+
+    exit_code = ExitCode.ROLLOUT_EXPIRED
+
+
+class RolloutAborted(LbError):
+    """Aborted by a person."""
+
+    exit_code = ExitCode.ROLLOUT_ABORTED
+
+
+class RolloutOverridden(LbError):
+    """Ended: somebody changed the split, which stays as they wrote it, or removed the service."""
+
+    exit_code = ExitCode.ROLLOUT_OVERRIDDEN
+
+
+class RolloutPaused(LbError):
+    """It waits for a person: at a gate, or because somebody paused it."""
+
+    exit_code = ExitCode.ROLLOUT_PAUSED
+
+
+class RolloutGoesOn(LbError):
+    """`--timeout` of the waiting is over; the rollout itself goes on."""
+
+    exit_code = ExitCode.ROLLOUT_GOES_ON

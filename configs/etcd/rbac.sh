@@ -8,6 +8,7 @@
 #   rbac.sh ci SERVICE         <password   the user lb-ci-SERVICE, for deployments of one service
 #   rbac.sh backend SERVICE BACKEND <password
 #                                          the user lb-backend-SERVICE.BACKEND, for lbctl backend-node observe
+#   rbac.sh rollout SERVICE    <password   the user lb-rollout-SERVICE, for rollouts of one service, and nothing else
 #   rbac.sh drop USER                      take a user away, and the role of its own, if it has one
 #
 # The password is the first line of standard input. Without one, the user is made for client certificates
@@ -62,6 +63,11 @@ node)
 	etcdctl role grant-permission "lb-node-$2" --prefix=true readwrite "$reports/observed/"
 	etcdctl role grant-permission "lb-node-$2" readwrite "$root/members/$2"
 	etcdctl role grant-permission "lb-node-$2" --prefix=true readwrite "$root/tables/"
+	# Rollouts, which any node may have to run: their documents, the splits, the records of those.
+	for each in "$root/rollouts/" "$root/services/" "$root/history/" \
+		"$reports/rollouts/" "$reports/evidence/" "$reports/locks/"; do
+		etcdctl role grant-permission "lb-node-$2" --prefix=true readwrite "$each"
+	done
 	add_user "lb-node-$2" "lb-node-$2"
 	;;
 ci)
@@ -72,6 +78,8 @@ ci)
 	etcdctl role grant-permission "lb-ci-$2" readwrite "$root/services/$2"
 	etcdctl role grant-permission "lb-ci-$2" --prefix=true readwrite "$root/backends/$2/"
 	etcdctl role grant-permission "lb-ci-$2" --prefix=true readwrite "$root/history/"
+	etcdctl role grant-permission "lb-ci-$2" readwrite "$root/rollouts/$2"
+	etcdctl role grant-permission "lb-ci-$2" --prefix=true readwrite "$reports/rollouts/$2/"
 	add_user "lb-ci-$2" "lb-ci-$2"
 	;;
 backend)
@@ -85,13 +93,21 @@ backend)
 	etcdctl role grant-permission "$role" readwrite "$reports/observed/$2/$3"
 	add_user "$role" "$role"
 	;;
+rollout)
+	name "${2:?rbac.sh rollout SERVICE}"
+	add_role "lb-rollout-$2"
+	etcdctl role grant-permission "lb-rollout-$2" --prefix=true read /lb/
+	# One document. What follows from it, the split above all, is written by the nodes.
+	etcdctl role grant-permission "lb-rollout-$2" readwrite "$root/rollouts/$2"
+	add_user "lb-rollout-$2" "lb-rollout-$2"
+	;;
 drop)
 	etcdctl user delete "${2:?rbac.sh drop USER}"
 	case $2 in
-	lb-node-* | lb-ci-* | lb-backend-*) etcdctl role delete "$2" ;;
+	lb-node-* | lb-ci-* | lb-backend-* | lb-rollout-*) etcdctl role delete "$2" ;;
 	esac
 	;;
 *)
-	fail "unknown command '${1:-}': roles, reader, admin, node, ci, backend, drop"
+	fail "unknown command '${1:-}': roles, reader, admin, node, ci, backend, rollout, drop"
 	;;
 esac

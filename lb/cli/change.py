@@ -27,6 +27,7 @@ from lb.cli.moves import Move, moves
 from lb.cli.output import note
 from lb.cli.record import recording
 from lb.cli.rehash import rehashes
+from lb.cli.rollout_view import refuse_if_under_way
 from lb.cli.session import Session, state_of
 from lb.cli.wait import Waited, until_applied
 from lb.core.state import DesiredState
@@ -179,6 +180,8 @@ def propose(session: Session, edit: Edit) -> Proposal:
         compares += [Unwritten(each, snapshot.revision) for each in (keys.SERVICES, keys.BACKENDS)]
     after = _after(draft, operations)
     _check(draft, after)
+    if not session.force:
+        refuse_if_under_way(snapshot, draft.state, draft.wanted)
     record = ""
     if operations:
         record, kept = recording(snapshot, draft.wanted)

@@ -37,6 +37,13 @@ def backend_names(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     ]
 
 
+def pool_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Pools of the service that was typed before."""
+    state = _state(ctx.params)
+    pools = {each.pool for each in state.backends_of(ctx.params.get("service") or "")}
+    return sorted(each for each in pools if each.startswith(incomplete))
+
+
 def node_names(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Nodes, live or lost."""
     state = _state(ctx.params)

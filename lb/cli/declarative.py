@@ -30,6 +30,7 @@ from lb.model.objects import (
     Service,
     TableDocument,
 )
+from lb.model.rollout import Rollout, RolloutEvidence, RolloutLock
 
 DOCUMENTS: dict[str, type[Document]] = {
     "service": Service,
@@ -41,6 +42,9 @@ DOCUMENTS: dict[str, type[Document]] = {
     "member": Member,
     "flows": FlowReport,
     "record": Record,
+    "rollout": Rollout,
+    "evidence": RolloutEvidence,
+    "lock": RolloutLock,
 }
 
 FileOption = Annotated[

@@ -1,5 +1,5 @@
-"""Writes the pages of docs/reference (cli, exit-codes, etcd, health, metrics) from the commands and
-models themselves.
+"""Writes the pages of docs/reference (cli, exit-codes, etcd, health, metrics, rollout) from the
+commands and models themselves.
 
     python -m lb.cli.docs            write them
     python -m lb.cli.docs --check    exit 1 if they are stale
@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from typer.models import ArgumentInfo, OptionInfo
 
 import lb.errors
-from lb.cli import docs_health, docs_metrics
+from lb.cli import docs_health, docs_metrics, docs_rollout
 from lb.cli.docs_etcd import etcd_page
 from lb.cli.main import InternalError, UsageError, app
 from lb.cli.options import CHANGE, COMMON
@@ -112,6 +112,7 @@ With `--changes`: `moved`, `filled`, `emptied`, `of` 65536, `least_possible`; `p
 | `nodes` | what each node reported (`lbctl schema node`), and `applied`: whether it is up to date |
 | `lost` | names of nodes that report no more |
 | `digests_agree` | per service: whether all nodes hold the same slot table; null if none holds one |
+| `rollouts` | per service that has one under way: where it is, in words |
 | `quarantined` | documents that are not in force: `where`, `message`, `hint` |
 | `outcomes` | per outcome `packets` and `bytes` on this node; null if they can't be seen |
 
@@ -119,6 +120,12 @@ With `--changes`: `moved`, `filled`, `emptied`, `of` 65536, `least_possible`; `p
 
 A list: `node`, `state` (`live`, `behind` or `lost`), `version`, `revision` (what it has applied), \
 `hooks`, `since` (Unix seconds), `problems` (how many).
+
+### What `rollout` prints
+
+`rollout` (`lbctl schema rollout`), with errors too; `status` adds to it `awaits` (what it waits for, \
+in words) and `nodes`: `node`, `state` (`applied`, `behind` or `lost`), `share` (per cent of the \
+slots that its kernel holds for the canary). `history` prints a list, newest first.
 
 ### What `restore` prints
 
@@ -206,12 +213,18 @@ def metrics_page() -> str:
     return f"{GENERATED}\n{docs_metrics.metrics_page()}"
 
 
+def rollout_page() -> str:
+    """docs/reference/rollout.md."""
+    return f"{GENERATED}\n{docs_rollout.rollout_page()}"
+
+
 PAGES = {
     "cli.md": cli_page,
     "exit-codes.md": exit_codes_page,
     "etcd.md": store_page,
     "health.md": health_page,
     "metrics.md": metrics_page,
+    "rollout.md": rollout_page,
 }
 
 
@@ -243,7 +256,7 @@ def _command(path: tuple[str, ...], callback: Any) -> str:
     usage = list(path)
     rows = []
     for name, parameter in parameters.items():
-        if name in {each.name for each in (*COMMON, *CHANGE)}:
+        if any((name, parameter.annotation) == (e.name, e.annotation) for e in (*COMMON, *CHANGE)):
             continue
         required, row = _parameter(parameter)
         usage += [required] if required else []

@@ -38,6 +38,17 @@ LAYOUT = {
         "What a node, or a server itself, saw of the connections of a service that is observed.",
     ),
     "record": (keys.record("<any name>"), "who makes a change", "Who changed what, and why."),
+    "rollout": (
+        keys.rollout("<service>"),
+        "deployments, then nodes",
+        "A rollout: `spec` is what was asked, `status` how far it is; who begins one leaves that out.",
+    ),
+    "evidence": (
+        keys.evidence("<service>"),
+        "the node that runs it",
+        "What a rollout is judged by.",
+    ),
+    "lock": (keys.ROLLOUT_LOCK, "a node, under a lease", "Which node runs the rollouts."),
 }
 
 INTRODUCTION = """\
@@ -72,6 +83,9 @@ but only `lbctl` writes there.)
   adds the first service may leave it out; a node makes one.
 - **Deleting everything** under `{root}` is not taken for a wish: nodes keep what is in force, and
   say so. Delete services.
+- **A rollout is begun by one document**, `service`, `id` and `spec`, if there is none or the last one is
+  over (`status.phase` is `promoted` or `aborted`). Later only `status.ask` is anybody's to write, for a
+  command. While it is under way the service's split belongs to it: another one ends it, and stays.
 - Leave `{reports}`, `members` and `tables` to the nodes. Writing a `record` is optional.
 - The rights for all this: [configs/etcd](../../configs/etcd/README.md).
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 import typer
@@ -48,7 +47,7 @@ def history(session: Session, limit: LimitOption = 20, service: ServiceOption = 
         if service is None or any(_is_of(key, service) for key in record.keys)
     ][:limit]
     rows = [
-        (str(revision), _when(record.when), record.who, record.what, _summary(record))
+        (str(revision), words.moment(record.when), record.who, record.what, _summary(record))
         for revision, record in found
     ]
     blocks: list[Block] = [
@@ -152,7 +151,3 @@ def _is_of(key: str, service: str) -> bool:
 def _summary(record: Record) -> str:
     names = [words.label(key) for key in record.keys]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _when(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))

@@ -24,6 +24,7 @@ from lb.cli import (
     record,
     replay,
     restore,
+    rollout,
     rule,
     service,
     status,
@@ -44,6 +45,7 @@ app = typer.Typer(
 app.add_typer(service.app, name="service")
 app.add_typer(backend.app, name="backend")
 app.add_typer(rule.app, name="rule")
+app.add_typer(rollout.app, name="rollout")
 app.add_typer(backend_node.app, name="backend-node")
 app.add_typer(flows.app, name="flows")
 app.add_typer(analysis.app, name="analysis")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated, Any
 
 import typer
@@ -37,7 +36,7 @@ def list_nodes(session: Session) -> None:
             each["version"] or "-",
             "-" if each["revision"] is None else number(each["revision"]),
             ", ".join(each["hooks"]) or "-",
-            _when(each["since"]),
+            words.moment(each["since"]),
             number(each["problems"]),
         )
         for each in nodes
@@ -90,7 +89,3 @@ def _describe(state: DesiredState, name: str) -> dict[str, Any]:
         "since": status.started,
         "problems": len(status.problems),
     }
-
-
-def _when(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))

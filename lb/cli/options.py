@@ -55,6 +55,10 @@ DryRunOption = Annotated[
 WaitOption = Annotated[
     bool, typer.Option("--wait/--no-wait", help="Return when every node has applied the change.")
 ]
+ForceOption = Annotated[
+    bool,
+    typer.Option("--force", help="Also a split that a rollout is changing: that ends the rollout."),
+]
 TimeoutOption = Annotated[
     float, typer.Option("--timeout", metavar="SECONDS", min=0, help="How long --wait waits.")
 ]
@@ -75,6 +79,7 @@ CHANGE = (
     _option("dry_run", DryRunOption, False),
     _option("wait", WaitOption, False),
     _option("timeout", TimeoutOption, 10.0),
+    _option("force", ForceOption, False),
 )
 
 
@@ -97,17 +102,19 @@ def _register(
             each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             for each in list(signature.parameters.values())[1:]
         ]
-        shared_names = {each.name for each in shared}
+        # A command may have one of them in a way of its own.
+        added = [each for each in shared if each.name not in {mine.name for mine in own}]
 
         def run(**values: Any) -> None:
-            given = {key: values.pop(key) for key in shared_names}
+            given = {each.name: values.pop(each.name) for each in added}
             session = Session(
-                output=given["output"],
+                output=given.get("output", Format.TABLE),
                 config=given["config"],
                 store_url=given["store"],
                 dry_run=given.get("dry_run", False),
                 wait=given.get("wait", False),
                 timeout=given.get("timeout", 0.0),
+                force=given.get("force", False),
             )
             try:
                 function(session, **values)
@@ -121,9 +128,9 @@ def _register(
         run.__name__, run.__doc__ = function.__name__, function.__doc__
         # Typer reads the parameters from here; `run` itself takes them all by name.
         run.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[*own, *shared], return_annotation=None
+            parameters=[*own, *added], return_annotation=None
         )
-        run.__annotations__ = {each.name: each.annotation for each in (*own, *shared)}
+        run.__annotations__ = {each.name: each.annotation for each in (*own, *added)}
         app.command(name, **settings)(run)
         return function
 

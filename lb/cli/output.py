@@ -112,9 +112,22 @@ def _aligned(table: Table) -> list[str]:
     ]
 
 
+def rendered(blocks: Sequence[Block]) -> Any:
+    """The blocks as something that rich draws."""
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(*(Text(each) if isinstance(each, str) else _rich(each) for each in blocks))
+
+
 def _print_rich(table: Table) -> None:
     # rich takes 50 ms to import: only where somebody looks.
     from rich.console import Console
+
+    Console(file=sys.stdout, highlight=False).print(_rich(table))
+
+
+def _rich(table: Table) -> Any:
     from rich.table import Table as RichTable
     from rich.text import Text
 
@@ -124,4 +137,4 @@ def _print_rich(table: Table) -> None:
     for row in table.rows:
         # Text: brackets of IPv6 addresses are no markup.
         rich.add_row(*(Text(cell) for cell in row))
-    Console(file=sys.stdout, highlight=False).print(rich)
+    return rich

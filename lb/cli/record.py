@@ -12,18 +12,11 @@ from contextvars import ContextVar
 
 from pydantic import ValidationError
 
+from lb.core.records import name, recorded, surplus
 from lb.model import keys
 from lb.model.history import KeyChange, Record
 from lb.model.objects import Document
 from lb.store.base import Delete, KeyValue, Put, Snapshot
-
-MAX_RECORDS = 200  # that is how far back `lbctl history` goes
-# Of the documents in one record. Everyone who reads the store reads them all: 200 of some 500 bytes
-# each, and few as large as this.
-MAX_BYTES = 16 * 1024
-MAX_NAMES = 100
-MAX_COMMAND = 500
-TRIM = 4  # records to delete with a change: more than one, as two writers may each add one at a time
 
 # The command line of this run of lbctl.
 command: ContextVar[str] = ContextVar("command", default="")
@@ -44,22 +37,11 @@ def recording(
         for key, document in wanted.items()
         if key.startswith((keys.SERVICES, keys.BACKENDS))
     ]
-    size = sum(len(each.before or "") + len(each.after or "") for each in changes)
-    touched = [each.key for each in changes]
-    if size > MAX_BYTES:
-        services = {key.removeprefix(keys.ROOT).split("/")[1] for key in touched}
-        touched = [keys.service(name) for name in sorted(services)[:MAX_NAMES]]
-    record = Record(
-        when=time.time(),
-        who=who(),
-        what=command.get()[:MAX_COMMAND],
-        keys=tuple(touched),
-        changes=tuple(changes) if size <= MAX_BYTES else None,
-    )
-    # By time, for people who list the keys; and no other has it.
-    key = keys.record(f"{time.time_ns() // 1_000_000:013}-{secrets.token_hex(4)}")
-    old = [item.key for item in _items(snapshot)][MAX_RECORDS - 1 :]
-    return key, [Put(key, record.model_dump_json()), *(Delete(each) for each in old[-TRIM:])]
+    when = time.time()
+    record = recorded(changes, who(), command.get(), when)
+    key = name(when, secrets.token_hex(4))
+    old = surplus([item.key for item in _items(snapshot)])
+    return key, [Put(key, record.model_dump_json()), *(Delete(each) for each in old)]
 
 
 def records(snapshot: Snapshot) -> list[tuple[int, Record]]:

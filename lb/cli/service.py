@@ -56,6 +56,7 @@ QuicIdBytesHelp = (
 QuicConfigHelp = "The first three bits of such a connection ID, 0 to 6."
 BackupHelp = "Pool for new flows while no backend of the split can be used."
 ObserveHelp = "Count what becomes of its connections, and how long it takes: lbctl service metrics."
+SplitHelp = "Share of new flows for each pool: stable=95,canary=5. Step by step: lbctl rollout."
 NoBackendHelp = "While no backend is usable: answer (TCP RST, ICMP unreachable), or drop."
 
 
@@ -169,6 +170,9 @@ command(app, "metrics")(metrics)
 def set_policies(
     session: Session,
     service: ServiceName,
+    split: Annotated[
+        str | None, typer.Option("--split", metavar="POOL=PERCENT,…", help=SplitHelp)
+    ] = None,
     mode: Annotated[Mode | None, typer.Option("--mode", help=ModeHelp)] = None,
     affinity: Annotated[Affinity | None, typer.Option("--affinity", help=AffinityHelp)] = None,
     tracking: Annotated[Tracking | None, typer.Option("--tracking", help=TrackingHelp)] = None,
@@ -215,6 +219,8 @@ def set_policies(
         "panic": panic,
     }
     fields: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    if split is not None:
+        fields["split"] = _split(split)
     if backup is not None:
         fields["backup"] = None if backup == "none" else backup
     about_health = any(value is not None for value in (check, passive, *checks.values()))
@@ -230,6 +236,24 @@ def set_policies(
         draft.put(words.rebuild(before, **fields))
 
     perform(session, edit)
+
+
+def _split(text: str) -> dict[str, float]:
+    """From stable=95,canary=5."""
+    found: dict[str, float] = {}
+    for each in text.split(","):
+        pool, equals, share = each.strip().partition("=")
+        try:
+            number = float(share.removesuffix("%"))
+        except ValueError:
+            equals = ""
+        if not pool or not equals or pool in found:
+            raise UserError(
+                f"--split: {each.strip()!r} is not POOL=PERCENT, each pool once",
+                hint="for example stable=95,canary=5",
+            )
+        found[pool] = number
+    return found
 
 
 @change(app, "rm")

@@ -27,6 +27,7 @@ class Session:
     dry_run: bool = False
     wait: bool = False
     timeout: float = 10.0
+    force: bool = False
 
     @cached_property
     def settings(self) -> Settings:

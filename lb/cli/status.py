@@ -9,7 +9,8 @@ import typer
 from lb.cli.kernel import Counter
 from lb.cli.options import command
 from lb.cli.output import Block, Table, number
-from lb.cli.session import Session
+from lb.cli.rollout_view import place, under_way
+from lb.cli.session import Session, state_of
 from lb.core.state import DesiredState
 from lb.errors import DatapathError, ExitCode
 from lb.model.objects import NodeStatus, Problem
@@ -43,8 +44,10 @@ def register(app: typer.Typer) -> None:
 
 def status(session: Session) -> None:
     """Show the store, the nodes, their problems, and how packets ended on this node."""
-    state = session.state()
+    snapshot = session.snapshot()
+    state = state_of(snapshot)
     wanted = state.revision_to_apply
+    rollouts = under_way(snapshot)
     outcomes = _outcomes(session, state)
     digests = _digests(state)
     quarantined = [problem for problem in state.problems if not _reported(problem, state)]
@@ -59,6 +62,7 @@ def status(session: Session) -> None:
         ],
         "lost": list(state.lost),
         "digests_agree": digests,
+        "rollouts": {each.service: place(each) for each in rollouts},
         "quarantined": [problem.model_dump() for problem in state.problems],
         "outcomes": None
         if outcomes is None
@@ -70,6 +74,8 @@ def status(session: Session) -> None:
         f"last changed at revision {wanted}\n"
         f"tables    {_agreement(state, digests)}"
     )
+    for each in rollouts:
+        head += f"\nrollout   {each.service} to pool {each.spec.pool}: {place(each)}"
     blocks: list[Block] = [head, _node_table(state, wanted)]
     if state.nodes:
         blocks.append(_link_table(state))

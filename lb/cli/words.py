@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import time
 from collections.abc import Iterable
 from ipaddress import ip_address
 from typing import Any, TypeVar
@@ -122,6 +123,11 @@ def unreadable(what: str, key: str, state: DesiredState) -> UserError:
         f"{what} is quarantined: {'; '.join(reasons) or 'its document is not valid'}",
         hint="`lbctl status` shows it; remove it, or replace it with `lbctl apply`",
     )
+
+
+def moment(at: float) -> str:
+    """A time of the clock, here."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
 def label(key: str) -> str:

@@ -178,8 +178,10 @@ def plan_service(
     cluster_seed: str,
     bases: Mapping[str, Table],
     verdict: Verdict = HEALTHY,
+    is_judged: bool = False,
 ) -> ServicePlan:
-    """What the kernel should hold of a service and its backends. `bases`: of base_tables()."""
+    """What the kernel should hold of a service and its backends. `bases`: of base_tables();
+    `is_judged`: a rollout is under way."""
     backends: dict[BackendKey, WantedBackend] = {}
     problems: list[Problem] = []
     for backend in members:
@@ -201,7 +203,7 @@ def plan_service(
     seed = seed_of(cluster_seed, service.name)
     base = bases[service.name]
     fit = {path: overlay(bases[path], taking, fitness) for path in paths(service, base)}
-    observe = is_observed(service)
+    observe = is_observed(service, is_judged=is_judged)
     wanted = WantedService(service, seed, base, in_force(service, fit), observed=observe)
     if service.backup and not fit[service.name].has_backends:
         problems.append(_on_backup(service, service.backup, is_there=wanted.table.has_backends))

@@ -182,8 +182,8 @@ def advance(state: DesiredState, revision: int, changes: Iterable[Change]) -> De
     touched: set[str] = set()
     try:
         for key, text, version in changes:
-            if key.startswith((keys.HISTORY, keys.OBSERVED)):
-                pass  # what was changed, and what was seen: nothing to apply
+            if key.startswith(keys.BESIDE) and not key.startswith(keys.MEMBERS):
+                pass  # what was changed, seen or planned: nothing to apply
             elif text is None:
                 return None
             elif key.startswith(keys.SERVICES):

@@ -177,13 +177,11 @@ class Metric(Document):
             raise ValueError("with `compare: false` give a `limit`")
         if self.kernel is not None and self.worse == "lower":
             raise ValueError("`worse: lower` is for metrics from outside")
-        if self.kernel is None:
-            unmeant = {"min_samples"} & self.model_fields_set
-        else:
-            unmeant = {"breaches"} & self.model_fields_set
-        if unmeant:
+        unmeant = "min_samples" if self.kernel is None else "breaches"
+        # With its default it may come from a document, in which everything is written down.
+        if getattr(self, unmeant) != type(self).model_fields[unmeant].default:
             whose = "the kernel's metrics" if self.kernel is None else "metrics from outside"
-            raise ValueError(f"`{unmeant.pop()}` is for {whose}")
+            raise ValueError(f"`{unmeant}` is for {whose}")
         return self
 
     @property

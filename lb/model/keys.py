@@ -20,7 +20,10 @@ ROLLOUTS = ROOT + "rollouts/"
 NODES = REPORTS + "nodes/"
 VOTES = REPORTS + "votes/"
 OBSERVED = REPORTS + "observed/"
-BESIDE = (REPORTS, MEMBERS, HISTORY)  # reports and records: nothing that anybody has to apply
+EVIDENCE = REPORTS + "evidence/"
+ROLLOUT_LOCK = REPORTS + "locks/rollouts"  # whoever has it runs the rollouts
+# Reports, records and plans: nothing that the data path has to apply.
+BESIDE = (REPORTS, MEMBERS, HISTORY, ROLLOUTS)
 
 
 def service(name: str) -> str:
@@ -66,3 +69,13 @@ def observed(service: str, node: str) -> str:
 def rollout(service: str) -> str:
     """Key of a service's rollout: the one under way, or the last one."""
     return ROLLOUTS + service
+
+
+def ended_rollout(service: str, id: str) -> str:
+    """Key of the copy of a rollout that is over."""
+    return f"{REPORTS}rollouts/{service}/{id}"
+
+
+def evidence(service: str) -> str:
+    """Key of what the service's rollout is judged by."""
+    return EVIDENCE + service

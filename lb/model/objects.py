@@ -432,6 +432,11 @@ class NodeStatus(Document):
         description="Per service, and service/pool that rules send clients to: digest of the slot table"
         " that the kernel holds.",
     )
+    shares: dict[str, dict[str, float]] = Field(
+        default={},
+        description="Per service of several pools: share of the slots that each pool has in the table"
+        " that the kernel holds, in per cent; pools without any are left out.",
+    )
     unresolved: tuple[str, ...] = Field(
         default=(), description="service/backend whose next hop has not been resolved."
     )

@@ -44,6 +44,7 @@ from lb.node.happenings import (
     HealthHeard,
     NetlinkChanged,
     PathTooNarrow,
+    RolloutsChanged,
     Stop,
     StoreChanged,
     Timer,
@@ -54,6 +55,8 @@ from lb.node.metrics import Scrape
 from lb.node.observing import Observing
 from lb.node.planning import Bases, Plans
 from lb.node.reporter import LEASE_SECONDS, Background, Reporter
+from lb.node.rollouts import Rollouts
+from lb.node.shares import Shares
 from lb.node.status import Status
 from lb.probe.prober import Prober
 from lb.probe.scheduler import Probed
@@ -107,6 +110,8 @@ class Daemon:
     _is_applied: bool = False  # the kernel has what was wanted last
     _wanted: Wanted = field(default_factory=lambda: Wanted({}, {}))  # as the kernel has it
     _share_due: float = float("inf")  # when it is our turn to store tables that nobody has stored yet
+    _judged: frozenset[str] = frozenset()  # services that have a rollout under way
+    _shares: Shares = field(default_factory=Shares)
     _in_touch: bool = True  # the last read of the store succeeded
 
     def __post_init__(self) -> None:
@@ -120,6 +125,12 @@ class Daemon:
         self.last_known = LastKnown(self.settings.node, copy)
         self.drains = Drains(self.store)
         self.observing = Observing(self.settings, self.maps, self.reporter)
+        self.rollouts = Rollouts(
+            self.store,
+            self.settings.node,
+            lambda names: self.inbox.put(RolloutsChanged(names)),
+            exec_dir=self.settings.checks.exec_dir,
+        )
         prober = Prober(
             lambda results: self.inbox.put(ChecksDone(results)),
             lambda error: self.inbox.put(Crashed(error)),
@@ -143,10 +154,12 @@ class Daemon:
             self.status.notes += (problem,)
         if not self._read_store() and self.state.config is not None:
             self.last_known.serve(self.state)
+        self._judged = self.rollouts.under_way()  # else what was counted of them would begin anew
         self.follower.start(self.state.revision if self._in_touch else 0)
         self._refresh.is_due(time.monotonic())
         self._audit.is_due(time.monotonic())
         self._guarded([], stale=True)
+        self.rollouts.start()
         log.info(
             "ready node=%s hook=%s interfaces=%s revision=%d",
             self.settings.node,
@@ -160,6 +173,7 @@ class Daemon:
                 break
             self._guarded(happened)
         self.checks.save()
+        self.rollouts.stop()
         try:
             self.reporter.leave()
         except StoreUnavailable as error:
@@ -224,6 +238,8 @@ class Daemon:
                 self._verdicts_changed |= self.checks.hear_one(each.node, each.votes)
             elif isinstance(each, ChecksDone):
                 results += each.results
+            elif isinstance(each, RolloutsChanged):
+                self._judged, stale = each.services, True
             elif isinstance(each, Crashed):
                 raise RuntimeError("the checks' thread has ended") from each.error
             else:
@@ -404,7 +420,7 @@ class Daemon:
         hops = self._path_mtus.lower(self.resolver.hops())
         attached = frozenset(link.index for link in self.attachment.interfaces)
         observed = Observed(hops, attached)
-        wanted = self._plans.update(self.state, observed, bases, self.checks.verdicts)
+        wanted = self._plans.update(self.state, observed, bases, self.checks.verdicts, self._judged)
         # Nothing else is wanted than what was applied, and that is not what was found.
         is_drift = audit and self._is_applied and wanted == self._wanted
         self._is_applied = False
@@ -425,7 +441,8 @@ class Daemon:
             *self._unattached,
         )
         problems = (*self.state.problems, *found)
-        self.status.report(self.state.revision, self.attachment, wanted, problems)
+        shares = self._shares.update(self.state, wanted)
+        self.status.report(self.state.revision, self.attachment, wanted, problems, shares)
         self.last_known.changed()
         if self._bases.unstored(self.state) or self._bases.unneeded(self.state):
             self._share_due = min(self._share_due, time.monotonic() + self._turn_to_share)

@@ -59,6 +59,13 @@ class ChecksDone:
 
 
 @dataclass(frozen=True)
+class RolloutsChanged:
+    """These services have a rollout under way."""
+
+    services: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Crashed:
     """A thread that lbd can't do without has ended: a bug."""
 
@@ -66,7 +73,15 @@ class Crashed:
 
 
 Happening = (
-    StoreChanged | HealthHeard | NetlinkChanged | PathTooNarrow | ChecksDone | Crashed | Stop | Audit
+    StoreChanged
+    | HealthHeard
+    | NetlinkChanged
+    | PathTooNarrow
+    | ChecksDone
+    | RolloutsChanged
+    | Crashed
+    | Stop
+    | Audit
 )
 
 

@@ -1,4 +1,4 @@
-"""Telling somebody of each change of health: a program or a URL of lb.toml.
+"""Telling somebody of what changed: of health a program or a URL of lb.toml, of rollouts a URL.
 
 In a thread of its own with a queue, so that neither a slow listener nor one that is away keeps anything
 back. What can't be delivered is tried again for a while; then it is given up, and the log says so.
@@ -40,47 +40,54 @@ class NotDelivered(Exception):
 
 
 @dataclass
-class Hook:
-    """Delivers transitions in their order."""
+class Courier:
+    """Delivers in order, one after the other. `what`: for the log."""
 
-    settings: Settings
-    node: str
-    _queue: queue.Queue[Transition] = field(default_factory=lambda: queue.Queue(QUEUED))
+    what: str
+    _queue: queue.Queue[Callable[[], None]] = field(default_factory=lambda: queue.Queue(QUEUED))
     _thread: threading.Thread | None = None
 
-    def tell(self, transition: Transition) -> None:
-        """Never waits."""
-        if not self.settings.hook and not self.settings.webhook:
-            return
+    def send(self, deliver: Callable[[], None]) -> None:
+        """Never waits. `deliver` raises NotDelivered to be tried again."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="hook", daemon=True)
+            self._thread = threading.Thread(target=self._run, name=self.what, daemon=True)
             self._thread.start()
         while True:
             try:
-                self._queue.put_nowait(transition)
+                self._queue.put_nowait(deliver)
                 return
             except queue.Full:
-                log.error("hook: too slow; dropped %s", self._queue.get_nowait())
+                self._queue.get_nowait()
+                log.error("%s: too slow; dropped what was the oldest", self.what)
 
     def _run(self) -> None:
         while True:
-            transition = self._queue.get()
-            document = json.dumps({"node": self.node, **asdict(transition)})
-            if self.settings.hook:
-                self._deliver(partial(execute, self.settings.hook, document))
-            if self.settings.webhook:
-                self._deliver(partial(post, self.settings.webhook, document))
+            retrying = Retrying(
+                stop=stop_after_delay(RETRY_SECONDS),
+                wait=wait_exponential(multiplier=0.5, max=30),
+                retry=retry_if_exception_type(NotDelivered),
+            )
+            try:
+                retrying(self._queue.get())
+            except RetryError as error:
+                log.error("%s: gave up: %s", self.what, error.last_attempt.exception())
 
-    def _deliver(self, deliver: Callable[[], None]) -> None:
-        retrying = Retrying(
-            stop=stop_after_delay(RETRY_SECONDS),
-            wait=wait_exponential(multiplier=0.5, max=30),
-            retry=retry_if_exception_type(NotDelivered),
-        )
-        try:
-            retrying(deliver)
-        except RetryError as error:
-            log.error("hook: gave up: %s", error.last_attempt.exception())
+
+@dataclass
+class Hook:
+    """Tells of changes of health."""
+
+    settings: Settings
+    node: str
+    _courier: Courier = field(default_factory=lambda: Courier("hook"))
+
+    def tell(self, transition: Transition) -> None:
+        """Never waits."""
+        document = json.dumps({"node": self.node, **asdict(transition)})
+        if self.settings.hook:
+            self._courier.send(partial(execute, self.settings.hook, document))
+        if self.settings.webhook:
+            self._courier.send(partial(post, self.settings.webhook, document))
 
 
 def execute(argv: Sequence[str], document: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lb.core import slots
@@ -26,7 +26,7 @@ from lb.model import keys
 from lb.model.objects import Backend, Service, TableDocument
 
 _BaseInputs = tuple[Service, tuple[Backend, ...], dict[str, TableDocument]]
-_Inputs = tuple[Service, tuple[Backend, ...], dict[str, Table], Verdict]
+_Inputs = tuple[Service, tuple[Backend, ...], dict[str, Table], Verdict, bool]
 
 
 @dataclass
@@ -112,8 +112,10 @@ class Plans:
         observed: Observed,
         bases: Mapping[str, Table],
         verdicts: Mapping[str, Verdict] = {},
+        judged: Collection[str] = (),
     ) -> Wanted:
-        """As lb.core.plan.plan() says, but only for services that changed."""
+        """As lb.core.plan.plan() says, but only for services that changed. `judged`: names of those that
+        have a rollout under way."""
         seed = seed_in_force(state)
         if observed != self._observed or seed != self._seed:
             # Rare, and then most services may be concerned.
@@ -122,12 +124,13 @@ class Plans:
         changed: list[ServicePlan] = []
         for name, service in state.services.items():
             own = {path: bases[path] for path in paths(service, bases[name])}
-            inputs = service, state.backends_of(name), own, verdicts.get(name, HEALTHY)
+            inputs = service, state.backends_of(name), own, verdicts.get(name, HEALTHY), name in judged
             before = self._known.get(name)
             if before is not None and before[0] == inputs:
                 known[name] = inputs, before[1]  # equal: identical ones are compared faster
             else:
-                known[name] = inputs, plan_service(*inputs[:2], observed, seed, *inputs[2:])
+                plan = plan_service(service, inputs[1], observed, seed, own, inputs[3], inputs[4])
+                known[name] = inputs, plan
                 changed.append(known[name][1])
         self._joined = self._join({name: each for name, (_, each) in known.items()}, changed)
         self._known = known

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import lb
 from lb.core.plan import Wanted
@@ -67,9 +68,15 @@ class Status:
         )
 
     def report(
-        self, revision: int, attachment: Attachment, wanted: Wanted, problems: Iterable[Problem]
+        self,
+        revision: int,
+        attachment: Attachment,
+        wanted: Wanted,
+        problems: Iterable[Problem],
+        shares: Mapping[str, dict[str, float]] = MappingProxyType({}),
     ) -> None:
-        """Report that the kernel holds `wanted`, of this revision of the store."""
+        """Report that the kernel holds `wanted`, of this revision of the store. `shares`: of pools, as
+        lb/node/shares.py counts them."""
         self.reporter.report(
             NodeStatus(
                 node=self.settings.node,
@@ -84,6 +91,7 @@ class Status:
                 ),
                 pin_dir=str(self.settings.pin_dir),
                 digests={name: each.table.digest for name, each in wanted.services.items()},
+                shares=dict(shares),
                 unresolved=tuple(
                     f"{service}/{name}"
                     for (service, name), each in wanted.backends.items()

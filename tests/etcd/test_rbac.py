@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from lb.errors import StoreDenied
 from lb.lab.etcd import Etcd as Servers
 from lb.model import keys
 from lb.model.flows import FlowReport, Vantage
+from lb.model.objects import NodeStatus
 from lb.node.reporter import Reporter
+from lb.node.rollouts import Rollouts
 from lb.settings import Etcd
-from lb.store.base import Compare, Delete, Put, Store
+from lb.store.base import Compare, Delete, KeyValue, Put, Store
 from lb.store.opening import open_store
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +29,7 @@ USERS: dict[str, tuple[str, ...]] = {ADMIN: ("admin", ADMIN), "eve": ("reader", 
 USERS |= {f"lb-node-{name}": ("node", name) for name in ("n1", "n2")}
 USERS["lb-backend-web.b1"] = ("backend", "web", "b1")
 USERS |= {f"lb-ci-{name}": ("ci", name) for name in ("web", "dns")}
+USERS["lb-rollout-web"] = ("rollout", "web")
 
 
 def script(servers: Servers, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
@@ -72,26 +76,36 @@ ALL = [keys.CONFIG, WEB, DNS, B_WEB, B_DNS, keys.table("web"), RECORD]
 ALL += [f(name) for f in (keys.node, keys.votes, keys.member) for name in ("n1", "n2")]
 OBSERVED = {keys.observed(service, name) for service in ("web", "dns") for name in ("n1", "b1")}
 ALL += sorted(OBSERVED)
+ROLLOUT, ENDED = keys.rollout("web"), keys.ended_rollout("web", "1")
+ALL += [
+    ROLLOUT,
+    ENDED,
+    keys.rollout("dns"),
+    keys.ended_rollout("dns", "1"),
+    keys.ROLLOUT_LOCK,
+    keys.evidence("web"),
+]
+OF_NODES = {
+    *OBSERVED,
+    keys.table("web"),
+    RECORD,
+    WEB,
+    DNS,
+    ROLLOUT,
+    ENDED,
+    keys.ROLLOUT_LOCK,
+    keys.evidence("web"),
+}
+OF_NODES |= {keys.rollout("dns"), keys.ended_rollout("dns", "1"), WEB + "x"}
 MAY_WRITE = {
     ADMIN: {*ALL},
     "eve": set(),
-    "lb-node-n1": {
-        keys.node("n1"),
-        keys.votes("n1"),
-        keys.member("n1"),
-        keys.table("web"),
-        *OBSERVED,
-    },
-    "lb-node-n2": {
-        keys.node("n2"),
-        keys.votes("n2"),
-        keys.member("n2"),
-        keys.table("web"),
-        *OBSERVED,
-    },
     "lb-backend-web.b1": {keys.observed("web", "b1")},
-    "lb-ci-web": {WEB, B_WEB, RECORD},
-    "lb-ci-dns": {DNS, B_DNS, RECORD},
+    "lb-node-n1": {keys.node("n1"), keys.votes("n1"), keys.member("n1"), *OF_NODES},
+    "lb-node-n2": {keys.node("n2"), keys.votes("n2"), keys.member("n2"), *OF_NODES},
+    "lb-ci-web": {WEB, B_WEB, RECORD, ROLLOUT, ENDED},
+    "lb-ci-dns": {DNS, B_DNS, RECORD, keys.rollout("dns"), keys.ended_rollout("dns", "1")},
+    "lb-rollout-web": {ROLLOUT},
 }
 
 
@@ -143,6 +157,46 @@ def test_a_server_reads_of_its_own_service_only(guarded: Servers, tmp_path: Path
         reporter.leave()
         assert admin.get(keys.observed("web", "b1")) is None
         admin.commit([Delete(WEB), Delete(B_WEB), Delete(DNS)])
+
+
+def test_a_rollout_of_who_may_write_nothing_else(guarded: Servers, tmp_path: Path) -> None:
+    def run(user: str, *arguments: str) -> tuple[int, str]:
+        return lbctl(guarded, tmp_path, user, *arguments)
+
+    for arguments in (
+        ("service", "add", "web", "--vip", "198.51.100.1:80"),
+        ("backend", "add", "web", "b1", "203.0.113.1"),
+        ("backend", "add", "web", "c1", "203.0.113.2", "--pool", "canary"),
+    ):
+        code, said = run(ADMIN, *arguments)
+        assert code == 0, said
+    ci = "lb-rollout-web"
+    assert run(ci, "service", "set", "web", "--split", "stable=50,canary=50")[0] == 5
+    code, said = run(ci, "rollout", "start", "web", "--to", "canary", "--no-analysis", "--steps", "10")
+    assert code == 0, said
+    with opened(guarded, tmp_path, "lb-node-n1") as node:
+        status = NodeStatus(
+            node="n1", version="1", pid=1, started=0.0, revision=1 << 40, links=(), pin_dir="/"
+        )
+        node.commit([Put(keys.node("n1"), status.model_dump_json())])
+        running = Rollouts(node, "n1")
+        running.turn(time.monotonic())
+        assert '"canary":10' in (node.get(WEB) or KeyValue("", "", 0)).value
+        code, said = run(ci, "rollout", "status", "web")
+        assert (code, "baking" in said) == (0, True), said
+        # It can't write the split of before, so it asks for it.
+        running.start()
+        code, said = run(ci, "rollout", "abort", "web", "--wait", "--timeout", "30")
+        assert code == 0, said
+        assert "aborted" in said
+        running.stop()
+        assert '"split":{"stable":100.0}' in (node.get(WEB) or KeyValue("", "", 0)).value
+        node.commit([Delete(keys.node("n1"))])
+    # Who may write the service, too, needs nobody.
+    assert run("lb-ci-web", "rollout", "start", "web", "--to", "canary")[0] == 0
+    assert run("lb-ci-web", "rollout", "abort", "web")[0] == 0
+    assert run("eve", "rollout", "start", "web", "--to", "canary")[0] == 5
+    assert run(ADMIN, "service", "rm", "web", "--cascade")[0] == 0
 
 
 @pytest.mark.parametrize("user", [user for user in USERS if not user.startswith("lb-backend-")])

@@ -79,7 +79,7 @@ def create(lab: Lab, *services: dict[str, Any]) -> None:
 
 def remove_all(lab: Lab) -> None:
     """Back to an empty store."""
-    lab.lbctl("apply", "-f", "-", "--prune", "--wait", text="services: []")
+    lab.lbctl("apply", "-f", "-", "--prune", "--force", "--wait", text="services: []")
 
 
 def outcomes(lab: Lab) -> dict[str, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rolling import Runner
 
 from lb.cli import main
 from lb.model import keys
@@ -136,3 +137,17 @@ def nodes(store: Store):
     running = Nodes(store)
     yield running
     running.stop()
+
+
+@pytest.fixture
+def canary(web: Any) -> Any:
+    web.ok("backend", "add", "web", "c1", "203.0.113.9", "--pool", "canary")
+    return web
+
+
+@pytest.fixture
+def runner(store: Store, canary: Any, nodes: Any) -> Runner:
+    """A node that applies what is stored, and runs rollouts."""
+    assert canary.json("backend", "list", "web")
+    nodes.follow("n1")
+    return Runner(store)

@@ -194,4 +194,4 @@ def test_schema(lbctl, name):
 
 def test_unknown_schema(lbctl):
     result = lbctl("schema", "nope")
-    assert (result.code, "there are: manifest, service" in result.err) == (2, True)
+    assert (result.code, "there are: manifest, " in result.err) == (2, True)

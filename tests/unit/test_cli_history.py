@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from lb.cli import change, record
+from lb.cli import change
 from lb.cli.session import Session
+from lb.core import records
 from lb.errors import StoreUnavailable
 from lb.lab.etcd import Etcd
 from lb.model import keys
@@ -132,7 +133,7 @@ def test_history_of_one_service(web: Any) -> None:
 
 
 def test_the_history_is_bounded(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "MAX_RECORDS", 3)
+    monkeypatch.setattr(records, "MAX_RECORDS", 3)
     for weight in range(5):
         web.ok("backend", "weight", "web", "b1", str(weight))
     listed = web.json("history")
@@ -183,7 +184,7 @@ def test_what_can_not_be_rolled_back_to(
     assert web("rollback", str(newest + 100)).code == 3
     assert web("rollback", "0").code == 2
     with monkeypatch.context() as small:
-        small.setattr(record, "MAX_BYTES", 10)
+        small.setattr(records, "MAX_BYTES", 10)
         large = web.json("backend", "weight", "web", "b1", "9")["revision"]
     newest_record = web.json("history")[0]
     assert newest_record["changes"] is None

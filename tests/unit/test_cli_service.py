@@ -185,3 +185,23 @@ def test_a_backup_pool(lbctl):
     refused = lbctl("service", "set", "web", "--backup-pool", "stable")
     assert refused.code == 2
     assert "has a share in the split" in refused.err
+
+
+def test_a_split_by_hand(web):
+    web.ok("backend", "add", "web", "c1", "203.0.113.9", "--pool", "canary")
+    web.ok("service", "set", "web", "--split", "stable=95, canary=5%")
+    assert "canary" in web.ok("service", "show", "web").out
+    before = web.json("export")
+    for split in (
+        "stable=95",
+        "stable=95,canary=6",
+        "stable",
+        "stable=x",
+        "stable=50,stable=50",
+        "=1",
+        "",
+    ):
+        result = web("service", "set", "web", "--split", split)
+        assert result.code == 2, split
+        assert "split" in result.err
+    assert web.json("export") == before

@@ -1,0 +1,41 @@
+#!/bin/sh
+# A rollout from CI, in any shell: begin it, follow it to its end, leave reports, and exit with its code.
+#
+#   rollout.sh SERVICE POOL [options of `lbctl rollout start`]
+#
+# The store and who asks are in the environment, as for every lbctl: LB_STORE or LB_CONFIG, LB_ACTOR.
+# REPORTS: folder for rollout.md, rollout.xml (JUnit), rollout.html and rollout.json; "." if it isn't set.
+#
+# The nodes run the rollout. If this job is killed, it goes on; if it is started again while one is under way
+# to the same pool, it follows that one.
+set -u
+service=${1:?rollout.sh SERVICE POOL [options]}
+pool=${2:?rollout.sh SERVICE POOL [options]}
+shift 2
+reports=${REPORTS:-.}
+mkdir -p "$reports"
+
+refused=20 # docs/reference/exit-codes.md
+
+lbctl rollout start "$service" --to "$pool" "$@" --wait
+code=$?
+if [ "$code" = "$refused" ]; then
+	# Refused because one is under way already? Then it is ours if it goes to the same pool.
+	present=$(lbctl rollout report "$service" -o json 2>/dev/null |
+		python3 -c 'import json, sys
+found = json.load(sys.stdin)["rollout"]
+print(found["spec"]["pool"], found["status"]["phase"] not in ("promoted", "aborted"))')
+	if [ "$present" = "$pool True" ]; then
+		echo "following the rollout that is under way"
+		lbctl rollout wait "$service"
+		code=$?
+	else
+		exit "$code"
+	fi
+fi
+
+for form in md:md junit:xml html:html json:json; do
+	lbctl rollout report "$service" -o "${form%%:*}" >"$reports/rollout.${form##*:}"
+done
+[ -z "${GITHUB_STEP_SUMMARY:-}" ] || cat "$reports/rollout.md" >>"$GITHUB_STEP_SUMMARY"
+exit "$code"

@@ -1,0 +1,443 @@
+"""Rollouts: from what is asked, seen and measured to the next split of a service. Pure.
+
+Theory of operation. A rollout is one document. TABLE holds every transition; `decide()` looks which
+event has happened, and returns the document after it, and the split that has to be written *in the same
+transaction*, with both documents compared: so whoever runs it, two at once or one after the other, at
+whatever moment, each transition is made once. What the table can't say:
+
+- Of several events the one that comes first in `_event()` counts: what somebody else did to the service,
+  then an abort, then all other reasons to abort, then everything else.
+- An analysis looks again and again (lb/node/analyst.py writes what it says into the document). At any
+  look it may say "worse". That a step was good it says of the whole step, so not before its time is
+  over; if it can't tell then, more time may help, up to PATIENT_STEPS of it. Silence never promotes.
+- A *step* is the split that is written on the way into STEPPING. PAUSED goes back to STEPPING without
+  one: the step stays what it is, and its time begins anew, as the analysis needs a whole window.
+- A split is *applied* when every live node has applied the service's document, and there is one. A node
+  that is lost is waited for PATIENCE seconds; it may go on with the split that it knew, so the history
+  says its name. An abort has to be seen, too: no node's table holds a slot for the canary.
+- **A person wins.** If the service's split is another one than was written here, somebody else has
+  changed it: the rollout ends, and leaves the split as it is. All other edits (weights, drains, rules,
+  policies, or a split that is the same) are no reason to stop: only the split is written, into the
+  document that is there.
+- ABORTING has one way out, and nothing leads out of ABORTED and PROMOTED. The canary's share in the
+  split of before is 0 (`refusal()` insists on it), so after an abort it only falls, and stays 0.
+- A canary *can be used* while one of its backends takes flows and is not found unhealthy by most of the
+  live nodes that check it (the quorum of lb/core/quorum.py).
+
+Times are Unix seconds of whoever runs it, because they outlive the process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from lb.core import quorum
+from lb.core.health import State
+from lb.core.measures import default_analysis
+from lb.model.evidence import Outcome
+from lb.model.flows import Vantage
+from lb.model.objects import Backend, NodeStatus, Service
+from lb.model.rollout import (
+    HISTORY,
+    Ask,
+    Command,
+    Ending,
+    Phase,
+    Rollout,
+    RolloutSpec,
+    Transition,
+)
+
+PATIENCE = 5.0  # seconds for a lost node to come back: when etcd was away, all leases end at once
+PATIENT_STEPS = 2.0  # times the step's time, that "not enough data" may last after it
+LEAST_PATIENCE = 10.0  # seconds; nodes report every second
+TOLERANCE = 1e-6  # per cent; what the model allows a split to be off 100
+
+
+class Event(StrEnum):
+    """What happened. `decide()` sees it in what it is given."""
+
+    BEGUN = "a node takes it up, and the canary can be used"
+    REFUSED = "it can't be begun"
+    APPLIED = "every live node has applied the split"
+    TIME_UP = "the step's time is over; the verdict is awaited"
+    NEXT = "the step was good, and there is another"
+    GATED = "the step was good, and a person has to agree"
+    LAST = "the last step was good"
+    FAILED = "the analysis found the canary worse"
+    UNSURE = "the analysis could not tell"
+    UNHEALTHY = "no backend of the canary can be used"
+    LATE = "the deadline has passed"
+    PAUSE = "a person pauses it"
+    RESUME = "a person goes on with the same step"
+    STEP = "a person goes on to the next step"
+    PROMOTE = "a person promotes it"
+    ABORT = "a person aborts it"
+    OVERRIDDEN = "somebody else changed the split"
+    REMOVED = "the service is gone"
+    CLEARED = "every live node holds the split of before, without the canary"
+
+
+_UNDER_WAY = (Phase.STEPPING, Phase.BAKING, Phase.ANALYSING, Phase.GATE, Phase.PAUSED)
+_ABORTS = (Event.ABORT, Event.UNHEALTHY, Event.LATE)
+_LEFT = (Event.OVERRIDDEN, Event.REMOVED)  # the split is no longer ours
+
+# Everything that isn't here changes nothing.
+TABLE: Mapping[tuple[Phase, Event], Phase] = {
+    (Phase.PENDING, Event.BEGUN): Phase.STEPPING,
+    **{
+        (Phase.PENDING, event): Phase.ABORTED
+        for event in (Event.REFUSED, Event.ABORT, Event.LATE, Event.REMOVED)
+    },
+    (Phase.STEPPING, Event.APPLIED): Phase.BAKING,
+    (Phase.BAKING, Event.TIME_UP): Phase.ANALYSING,
+    **{
+        (phase, event): after
+        for phase in (Phase.BAKING, Phase.ANALYSING)
+        for event, after in (
+            (Event.NEXT, Phase.STEPPING),
+            (Event.GATED, Phase.GATE),
+            (Event.LAST, Phase.PROMOTING),
+            (Event.FAILED, Phase.ABORTING),
+        )
+    },
+    (Phase.ANALYSING, Event.UNSURE): Phase.ABORTING,
+    (Phase.GATE, Event.FAILED): Phase.ABORTING,
+    (Phase.PAUSED, Event.FAILED): Phase.ABORTING,
+    **{(phase, Event.PAUSE): Phase.PAUSED for phase in _UNDER_WAY if phase is not Phase.PAUSED},
+    (Phase.PAUSED, Event.RESUME): Phase.STEPPING,
+    **{(phase, Event.STEP): Phase.STEPPING for phase in _UNDER_WAY},
+    **{(phase, Event.PROMOTE): Phase.PROMOTING for phase in _UNDER_WAY},
+    (Phase.PROMOTING, Event.APPLIED): Phase.PROMOTED,
+    **{(phase, event): Phase.ABORTING for phase in (*_UNDER_WAY, Phase.PROMOTING) for event in _ABORTS},
+    **{
+        (phase, event): Phase.ABORTED
+        for phase in (*_UNDER_WAY, Phase.PROMOTING, Phase.ABORTING)
+        for event in _LEFT
+    },
+    (Phase.ABORTING, Event.CLEARED): Phase.ABORTED,
+}
+
+_ENDINGS = {
+    Event.REFUSED: Ending.REFUSED,
+    Event.FAILED: Ending.ANALYSIS,
+    Event.UNSURE: Ending.INCONCLUSIVE,
+    Event.UNHEALTHY: Ending.UNHEALTHY,
+    Event.LATE: Ending.DEADLINE,
+    Event.ABORT: Ending.PERSON,
+    Event.OVERRIDDEN: Ending.EDITED,
+    Event.REMOVED: Ending.REMOVED,
+}
+
+_ASKED = {
+    Command.PAUSE: Event.PAUSE,
+    Command.RESUME: Event.RESUME,
+    Command.STEP: Event.STEP,
+    Command.PROMOTE: Event.PROMOTE,
+    Command.ABORT: Event.ABORT,
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """What is known of a service at one moment. `version`: mod_revision of its document. `nodes`: the
+    live ones, as they report; `lost`: names of those that report no more."""
+
+    service: Service | None
+    version: int
+    backends: Sequence[Backend] = ()
+    nodes: Mapping[str, NodeStatus] = field(default_factory=dict)
+    lost: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A transition. `split` is what the service has to get in the same transaction; None = it stays."""
+
+    rollout: Rollout
+    event: Event
+    split: Mapping[str, float] | None = None
+
+
+def decide(rollout: Rollout, view: View, now: float, by: str) -> Decision | None:
+    """The next transition, if it is time for one. `by`: the node that asks."""
+    status = rollout.status
+    found = None if rollout.is_over else _event(rollout, view, now)
+    if found is None:
+        if status.ask is None or rollout.is_over:
+            return None
+        # It made sense when it was asked, but something else came first.
+        return Decision(asked(rollout, None), _ASKED[status.ask.command])
+    event, words = found
+    phase = TABLE[status.phase, event]
+    who = by
+    if status.ask and event is _event_asked(rollout):
+        who = status.ask.who
+        words = f"{status.ask.command} by {status.ask.who}" + (f": {words}" if words else "")
+    step, split = status.step, None
+    if phase is Phase.STEPPING and event is not Event.RESUME:
+        step += 1
+        split = split_at(status.before or _split(view), rollout.spec.pool, rollout.spec.steps[step - 1])
+    elif phase is Phase.PROMOTING:
+        step = len(rollout.spec.steps)
+        split = split_at(status.before or {}, rollout.spec.pool, 100.0)
+    elif phase is Phase.ABORTING:
+        split = dict(status.before or {})
+    changes: dict[str, Any] = {"phase": phase, "since": now, "step": step, "ask": None}
+    if phase in (Phase.STEPPING, Phase.ANALYSING):
+        changes |= {"judged": None, "reason": "", "looked": 0.0}
+    if split is not None:
+        changes |= {"wrote": split, "before": status.before or _split(view)}
+    if phase in (Phase.ABORTING, Phase.ABORTED) and status.ending is None:
+        changes |= {"ending": _ENDINGS[event], "words": words or event.value, "by": who}
+    is_new = split is not None and not same_split(split, _split(view))
+    told = Transition(
+        at=now,
+        phase=phase,
+        step=step,
+        words=words or event.value,
+        by=who,
+        split=split if is_new else None,
+        replaced=view.version if is_new else None,
+    )
+    changes["history"] = (*status.history, told)[-HISTORY:]
+    return Decision(_with(rollout, **changes), event, split if is_new else None)
+
+
+def _event(rollout: Rollout, view: View, now: float) -> tuple[Event, str] | None:
+    """What has happened that leads somewhere from here, in words if there is more to say."""
+    for event, words in _happened(rollout, view, now):
+        if (rollout.status.phase, event) in TABLE:
+            return event, words
+    return None
+
+
+def _happened(rollout: Rollout, view: View, now: float) -> Iterable[tuple[Event, str]]:
+    """All that can be seen, what matters most first."""
+    spec, status = rollout.spec, rollout.status
+    if view.service is None:
+        yield Event.REMOVED, ""
+        return
+    if status.wrote is not None and not same_split(status.wrote, view.service.split):
+        yield Event.OVERRIDDEN, f"somebody else changed the split to {describe(view.service.split)}"
+    asked = _event_asked(rollout)
+    if asked is Event.ABORT:
+        yield Event.ABORT, ""
+    if status.phase is Phase.PENDING and (why := refusal(spec, view.service, view.backends)):
+        yield Event.REFUSED, why
+    if _is_late(rollout, now):
+        yield Event.LATE, f"the deadline of {spec.deadline:g} s has passed"
+    usable = usable_backends(rollout, view)
+    if not usable:
+        yield Event.UNHEALTHY, f"no backend of pool {spec.pool} can be used"
+    if status.judged is Outcome.FAIL:
+        yield Event.FAILED, status.reason
+    if asked is not None:
+        yield asked, ""
+    if usable and view.nodes and (rollout.analysis or not spec.auto):
+        yield Event.BEGUN, ""
+    if _is_applied(rollout, view, now):
+        words = _without(view.lost)
+        if status.phase is not Phase.ABORTING:
+            yield Event.APPLIED, words
+        elif not holding(rollout, view.nodes):
+            yield Event.CLEARED, words
+    if status.phase is Phase.BAKING and now >= _bakes_until(rollout):
+        # The verdict that counts is one of the whole step, so it is not there yet.
+        yield (Event.TIME_UP if is_analysed(rollout) else _after_a_good_step(rollout)), ""
+    if status.phase is Phase.ANALYSING and status.judged is Outcome.PASS:
+        yield _after_a_good_step(rollout), status.reason
+    if status.phase is Phase.ANALYSING and now >= _patient_until(rollout):
+        yield Event.UNSURE, status.reason or "it could not be looked at"
+
+
+def _event_asked(rollout: Rollout) -> Event | None:
+    """At a gate to go on is to take the next step, and after the last step to promote."""
+    status = rollout.status
+    if status.ask is None:
+        return None
+    event = _ASKED[status.ask.command]
+    if event is Event.RESUME and status.phase is Phase.GATE:
+        event = Event.STEP
+    if event is Event.STEP and _is_last(rollout):
+        event = Event.PROMOTE
+    return event
+
+
+def _after_a_good_step(rollout: Rollout) -> Event:
+    if rollout.spec.gate:
+        return Event.GATED
+    return Event.LAST if _is_last(rollout) else Event.NEXT
+
+
+def _is_last(rollout: Rollout) -> bool:
+    return rollout.status.step >= len(rollout.spec.steps)
+
+
+def is_analysed(rollout: Rollout) -> bool:
+    """Does a verdict decide on its steps?"""
+    return rollout.spec.analysis is not None or rollout.spec.auto
+
+
+def may(rollout: Rollout, command: Command) -> bool:
+    """Does this command lead anywhere now?"""
+    ask = Ask(command=command, who="", when=0.0)
+    event = _event_asked(_with(rollout, ask=ask))
+    return event is not None and (rollout.status.phase, event) in TABLE
+
+
+def asked(rollout: Rollout, ask: Ask | None) -> Rollout:
+    """The document with a command in it, to be acted on; or without one."""
+    return _with(rollout, ask=ask)
+
+
+def due(rollout: Rollout, now: float) -> float:
+    """When time alone may bring an event, in Unix seconds; inf = never."""
+    moments = [_deadline(rollout)]
+    if rollout.status.phase is Phase.BAKING:
+        moments.append(_bakes_until(rollout))
+    if rollout.status.phase is Phase.ANALYSING:
+        moments.append(_patient_until(rollout))
+    moments.append(rollout.status.since + PATIENCE)
+    return min((each for each in moments if each > now), default=math.inf)
+
+
+def _bakes_until(rollout: Rollout) -> float:
+    return rollout.status.since + rollout.spec.every
+
+
+def _patient_until(rollout: Rollout) -> float:
+    """Until when a verdict is awaited: with little traffic some more of it may do."""
+    return rollout.status.since + max(PATIENT_STEPS * rollout.spec.every, LEAST_PATIENCE)
+
+
+def _deadline(rollout: Rollout) -> float:
+    spec = rollout.spec
+    return math.inf if spec.deadline is None else spec.when + spec.deadline
+
+
+def _is_late(rollout: Rollout, now: float) -> bool:
+    return now >= _deadline(rollout)
+
+
+# -- splits ----------------------------------------------------------------------------------------
+
+
+def split_at(before: Mapping[str, float], pool: str, share: float) -> dict[str, float]:
+    """The split in which this pool has its share, in per cent, and the others theirs of the rest, as
+    they had it before. Those are named with 0, so that the way back is one change."""
+    others = {name: each for name, each in before.items() if name != pool}
+    whole = sum(others.values()) or 1.0
+    left = 100.0 - share
+    # To the millionth of a per cent, which is what tables count in; the last one takes what is over.
+    found = {name: round(left * each / whole, 6) for name, each in others.items()}
+    if found:
+        largest = max(found, key=lambda name: (found[name], name))
+        found[largest] = round(left - sum(each for n, each in found.items() if n != largest), 6)
+    return {**found, pool: share}
+
+
+def same_split(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Do they give every pool the same share? A pool that isn't named has none."""
+    return all(
+        abs(one.get(pool, 0.0) - other.get(pool, 0.0)) <= TOLERANCE for pool in one.keys() | other.keys()
+    )
+
+
+def describe(split: Mapping[str, float]) -> str:
+    """For people: stable 95 %, canary 5 %."""
+    return ", ".join(f"{pool} {share:g} %" for pool, share in split.items())
+
+
+def _split(view: View) -> dict[str, float]:
+    return dict(view.service.split) if view.service else {}
+
+
+# -- what is there ---------------------------------------------------------------------------------
+
+
+def refusal(spec: RolloutSpec, service: Service, backends: Sequence[Backend]) -> str:
+    """Why it can't begin; empty if it can."""
+    inside = [each for each in backends if each.pool == spec.pool]
+    if not inside:
+        return f"pool {spec.pool!r} of service {service.name!r} has no backends"
+    if not any(each.takes_flows for each in inside):
+        return f"no backend of pool {spec.pool!r} takes new flows: all are drained, down or of weight 0"
+    if share := service.split.get(spec.pool):
+        return f"pool {spec.pool!r} has {share:g} % of the new flows already"
+    if service.backup == spec.pool:
+        return f"pool {spec.pool!r} is the service's backup"
+    if spec.auto and default_analysis(service.mode, service.protocol, Vantage.NODE) is None:
+        return f"nothing can be seen of {service.protocol} to judge it by"
+    return ""
+
+
+def usable_backends(rollout: Rollout, view: View) -> list[str]:
+    """The canary's backends that take flows, as far as people and checks are concerned. Before the first
+    step those that nobody has found healthy yet don't count."""
+    ballots = {name: quorum.reported(status) for name, status in view.nodes.items()}
+    suspected = quorum.suspects(ballots)
+    found = []
+    for backend in view.backends:
+        if backend.pool != rollout.spec.pool or not backend.takes_flows:
+            continue
+        path = f"{backend.service}/{backend.name}"
+        votes = quorum.electorate(ballots, suspected, path)
+        bad = sum(each.state is State.UNHEALTHY for each in votes)
+        is_new = not votes and any(path in status.health for status in view.nodes.values())
+        if 2 * bad <= len(votes) and not (is_new and rollout.status.phase is Phase.PENDING):
+            found.append(backend.name)
+    return found
+
+
+def late_nodes(view: View) -> list[str]:
+    """Live nodes that have not applied the service's document."""
+    return sorted(name for name, each in view.nodes.items() if each.revision < view.version)
+
+
+def holding(rollout: Rollout, nodes: Mapping[str, NodeStatus]) -> list[str]:
+    """Nodes whose table has slots for the canary."""
+    return sorted(
+        name
+        for name, status in nodes.items()
+        if status.shares.get(rollout.service, {}).get(rollout.spec.pool)
+    )
+
+
+def _is_applied(rollout: Rollout, view: View, now: float) -> bool:
+    patient = view.lost and now < rollout.status.since + PATIENCE
+    return bool(view.nodes) and not late_nodes(view) and not patient
+
+
+def _without(lost: Sequence[str]) -> str:
+    return f"not known of {', '.join(lost)}: lost" if lost else ""
+
+
+def awaits(rollout: Rollout, view: View) -> str:
+    """What has to happen next, for people."""
+    status, spec = rollout.status, rollout.spec
+    if status.phase is Phase.PENDING and view.nodes and usable_backends(rollout, view):
+        return "a look at what can be seen of the stable pool"
+    if status.phase is Phase.PENDING and view.nodes:
+        return f"a backend of pool {spec.pool} that can be used"
+    if rollout.is_over:
+        return ""
+    if not view.nodes:
+        return "a node: none is there to run it"
+    if status.phase in (Phase.STEPPING, Phase.PROMOTING, Phase.ABORTING):
+        late = late_nodes(view) or list(view.lost) or holding(rollout, view.nodes)
+        return f"node {', '.join(late)}" if late else ""
+    return {
+        Phase.BAKING: "the end of the step's time",
+        Phase.ANALYSING: "the verdict",
+        Phase.GATE: f"a person: lbctl rollout resume {rollout.service}, or abort",
+        Phase.PAUSED: f"a person: lbctl rollout resume {rollout.service}, or abort",
+    }.get(status.phase, "")
+
+
+def _with(rollout: Rollout, **changes: Any) -> Rollout:
+    return rollout.model_copy(update={"status": rollout.status.model_copy(update=changes)})

@@ -1,0 +1,156 @@
+"""Rollouts in the store: what a decision about one is made from, and how it is written.
+
+Nodes and `lbctl rollout abort` both come by here, so that a transition is the same whoever makes it:
+the document, the service's split, the record of it, and the copy of one that is over, in one
+transaction that compares the document and the service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from lb.core.records import name, recorded, surplus
+from lb.core.rollout import Decision, View, describe
+from lb.core.state import describe_error
+from lb.errors import UserError
+from lb.model import keys
+from lb.model.history import KeyChange
+from lb.model.objects import Backend, NodeStatus, Service
+from lb.model.rollout import KEPT, Rollout
+from lb.store.base import Compare, Delete, KeyValue, Put, Store
+
+D = TypeVar("D", Backend, NodeStatus)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A rollout's document as it is stored."""
+
+    rollout: Rollout
+    version: int  # mod_revision
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a decision is made from, and the service's document as text."""
+
+    view: View
+    service: str | None
+
+
+def parse(item: KeyValue) -> Found:
+    """Raises UserError for a document that is not valid, or not that of its key."""
+    try:
+        rollout = Rollout.model_validate_json(item.value)
+    except ValidationError as error:
+        raise _invalid(item.key, describe_error(error)) from None
+    if item.key not in (
+        keys.rollout(rollout.service),
+        keys.ended_rollout(rollout.service, rollout.id),
+    ):
+        raise _invalid(item.key, "it is not the document of this key")
+    return Found(rollout, item.mod_revision)
+
+
+def _invalid(key: str, what: str) -> UserError:
+    return UserError(f"{key}: {what}", hint="write a valid document there, or delete it")
+
+
+def find(store: Store, service: str) -> Found | None:
+    """The service's rollout, under way or the last one. Raises UserError, StoreUnavailable."""
+    item = store.get(keys.rollout(service))
+    return parse(item) if item else None
+
+
+def ended(store: Store, service: str) -> list[Rollout]:
+    """The service's rollouts that are over, the oldest first. What can't be read is left out."""
+    found = []
+    for item in store.read(keys.ended_rollout(service, "")).items:
+        try:
+            found.append(parse(item).rollout)
+        except UserError:
+            continue
+    return sorted(found, key=lambda each: each.id)
+
+
+def sight(store: Store, service: str) -> Sight:
+    """Everything that the rollout of a service depends on. The service is read first: what nodes say
+    that they have applied is then never older than it. Raises UserError if its document is not valid,
+    StoreUnavailable."""
+    item = store.get(keys.service(service))
+    try:
+        document = Service.model_validate_json(item.value) if item else None
+    except ValidationError as error:
+        raise _invalid(keys.service(service), describe_error(error)) from None
+    backends = _parsed(Backend, store.read(keys.backend(service, "")).items)
+    nodes = {each.node: each for each in _parsed(NodeStatus, store.read(keys.NODES).items)}
+    members = {each.key.removeprefix(keys.MEMBERS) for each in store.read(keys.MEMBERS).items}
+    view = View(
+        service=document,
+        version=item.mod_revision if item else 0,
+        backends=backends,
+        nodes=nodes,
+        lost=sorted(members - nodes.keys()),
+    )
+    return Sight(view, item.value if item else None)
+
+
+def _parsed(kind: type[D], items: Iterable[KeyValue]) -> list[D]:
+    found = []
+    for item in items:
+        try:
+            found.append(kind.model_validate_json(item.value))
+        except ValidationError:
+            continue  # quarantined; nodes say so
+    return found
+
+
+def commit(
+    store: Store,
+    found: Found,
+    seen: Sight,
+    decision: Decision,
+    *,
+    who: str,
+    tail: str,
+    now: float,
+    compares: Sequence[Compare] = (),
+) -> Found:
+    """Write a decision. `who` is it in the history of changes, `tail` makes the key of that record like
+    no other. Raises ConflictError if the rollout or the service was changed meanwhile (then nothing is
+    written), StoreUnavailable."""
+    rollout = decision.rollout
+    service = rollout.service
+    puts: list[Put | Delete] = [Put(keys.rollout(service), rollout.model_dump_json())]
+    if decision.split is not None and seen.view.service is not None:
+        after = Service.model_validate({**seen.view.service.model_dump(), "split": decision.split})
+        puts.append(Put(keys.service(service), after.model_dump_json()))
+        puts += _record(store, seen, after, decision, who, tail, now)
+    if rollout.is_over:
+        puts.append(Put(keys.ended_rollout(service, rollout.id), rollout.model_dump_json()))
+        old = sorted(each.key for each in store.read(keys.ended_rollout(service, "")).items)
+        puts += [Delete(key) for key in old[: max(0, len(old) + 1 - KEPT)]]
+    both = [
+        Compare(keys.rollout(service), found.version),
+        Compare(keys.service(service), seen.view.version),
+    ]
+    return Found(rollout, store.commit(puts, [*both, *compares]))
+
+
+def _record(
+    store: Store, seen: Sight, after: Service, decision: Decision, who: str, tail: str, now: float
+) -> list[Put | Delete]:
+    rollout = decision.rollout
+    status = rollout.status
+    key = keys.service(rollout.service)
+    change = KeyChange(key=key, before=seen.service, after=after.model_dump_json())
+    what = f"rollout {rollout.id}: {status.phase}, {describe(decision.split or {})} ({decision.event})"
+    record = recorded([change], who, what, now)
+    items = store.read(keys.HISTORY).items
+    newest = sorted(items, key=lambda each: (each.mod_revision, each.key), reverse=True)
+    old = surplus([each.key for each in newest])
+    return [Put(name(now, tail), record.model_dump_json()), *(Delete(each) for each in old)]

@@ -1,0 +1,197 @@
+"""Rollouts with a real kernel and real clients: what they get, and what is left after a crash."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from helpers import create, service
+from slots import Slots
+from sticky import CLIENTS, many_clients
+
+from lb.errors import ExitCode
+from lb.lab.faults import Server
+from lb.lab.lab import Lab
+from lb.lab.load import Client, Tally, finish
+from lb.lab.topology import VIP4
+
+# What is not waiting for a step's time: nodes apply a split in some ten milliseconds.
+ALLOWED = 5.0
+
+
+def pools(lab: Lab, **policies: Any) -> tuple[Slots, list[str]]:
+    """A service whose last two backends are the canary."""
+    entry = service(lab, "web", VIP4, **policies)
+    canary = [each["name"] for each in entry["backends"][2:]]
+    for backend in entry["backends"]:
+        backend["pool"] = "canary" if backend["name"] in canary else "stable"
+    create(lab, entry)
+    return Slots(lab), canary
+
+
+def start(lab: Lab, *arguments: str) -> None:
+    lab.lbctl("rollout", "start", "web", "--to", "canary", "--no-analysis", *arguments)
+
+
+def status(lab: Lab) -> dict[str, Any]:
+    shown: dict[str, Any] = json.loads(lab.lbctl("rollout", "status", "web", "-o", "json").stdout)
+    return shown["rollout"]
+
+
+def share(slots: Slots, canary: list[str]) -> float:
+    held = slots()
+    return 100 * sum(held[name] for name in canary) / 65536
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_promoted_with_traffic_and_no_client_goes_back(running: Lab) -> None:
+    _, canary = pools(running, affinity="client")
+    with many_clients(running) as web:
+        child = Client(running).start(2000, 6)
+        start(running, "--steps", "5,25,50,100", "--every", "1s")
+        on_it: set[Any] = set()
+        while True:
+            over = status(running)["status"]["phase"] in ("promoted", "aborted")
+            now = {client for client, name in web.ask().items() if name in canary}
+            assert on_it <= now
+            on_it = now
+            if over:
+                break
+        assert on_it == set(CLIENTS)
+    assert finish(child).failed == 0
+    ended = running.lbctl("rollout", "wait", "web", check=False)
+    assert ended.returncode == 0
+    written = [each["split"] for each in status(running)["status"]["history"] if each["split"]]
+    assert [each["canary"] for each in written] == [5, 25, 50, 100]
+    assert status(running)["nodes"][0]["share"] == 100
+
+
+def test_aborted_in_the_middle(running: Lab) -> None:
+    slots, canary = pools(running)
+    before = slots()
+    start(running, "--steps", "10,50,100", "--every", "1s")
+    until(lambda: share(slots, canary) > 49)
+    child = Client(running).start(500, 2)
+    began = time.monotonic()
+    running.lbctl("rollout", "abort", "web", "--wait")
+    assert share(slots, canary) == 0  # it is true when the command returns
+    assert time.monotonic() - began < ALLOWED
+    assert slots() == before
+    assert finish(child).failed == 0
+    ended = running.lbctl("rollout", "wait", "web", check=False)
+    assert ended.returncode == ExitCode.ROLLOUT_ABORTED
+    for _ in range(20):  # longer than a step
+        assert share(slots, canary) == 0
+        time.sleep(0.1)
+
+
+def test_lbd_killed_in_the_middle_of_a_step(running: Lab) -> None:
+    """Its lock goes with its lease; the next one goes on with the same step, and does none twice."""
+    slots, canary = pools(running)
+    start(running, "--steps", "10,50", "--every", "2s")
+    until(lambda: status(running)["status"]["phase"] == "baking")
+    running.kill_lbd(signal.SIGKILL)
+    assert share(slots, canary) == pytest.approx(10, abs=0.01)
+    running.start_lbd()
+    done = running.lbctl("rollout", "wait", "web", "--timeout", "40")
+    assert "promoted" in done.stdout
+    history = status(running)["status"]["history"]
+    assert [each["split"]["canary"] for each in history if each["split"]] == [10, 50, 100]
+    assert share(slots, canary) == 100
+
+
+def test_abort_while_no_lbd_runs(running: Lab) -> None:
+    slots, canary = pools(running)
+    start(running, "--steps", "10,100", "--every", "1h")
+    until(lambda: status(running)["status"]["phase"] == "baking")
+    running.kill_lbd(signal.SIGKILL)
+    running.lbctl("rollout", "abort", "web")
+    running.start_lbd()
+    until(lambda: status(running)["status"]["phase"] == "aborted")
+    assert share(slots, canary) == 0
+
+
+def test_a_canary_that_refuses_is_taken_back_by_health_checks(running: Lab) -> None:
+    health = {"check": {"kind": "tcp"}, "interval": 0.3, "fall": 2, "rise": 1, "timeout": 0.2}
+    slots, canary = pools(running, health=health)
+    slots.until(lambda held: all(held[name] for name in running.topology.backends[:2]))
+    start(running, "--steps", "20,100", "--every", "1h")
+    until(lambda: status(running)["status"]["phase"] == "baking")
+    try:
+        for name in canary:
+            running.run(name, ["ip", "link", "set", "back0", "down"])
+        ended = running.lbctl("rollout", "wait", "web", "--timeout", "20", check=False)
+        assert ended.returncode == ExitCode.ROLLOUT_UNHEALTHY
+        assert share(slots, canary) == 0
+    finally:
+        for name in canary:
+            running.run(name, ["ip", "link", "set", "back0", "up"])
+
+
+# Judged by what the node's kernel sees. In mode nat answers pass it.
+JUDGED = ("--steps", "20,60,100", "--every", "2s", "--deadline", "3m")
+METRICS = """\
+metrics:
+  - {name: failed_handshakes, min_samples: 5}
+  - {name: resets, min_samples: 5}
+  - {name: http_5xx, min_samples: 5}
+"""
+
+
+def begin(lab: Lab) -> None:
+    (lab.folder / "analysis.yaml").write_text(METRICS)
+    file = str(lab.folder / "analysis.yaml")
+    lab.lbctl("rollout", "start", "web", "--to", "canary", *JUDGED, "--analysis", file)
+
+
+def traffic_until_over(lab: Lab) -> tuple[str, Tally]:
+    """Requests until the rollout is over; how it ended, and what came of them."""
+    tally, client = Tally(), Client(lab)
+    for _ in range(30):
+        tally += client.run(600, 2)
+        found = status(lab)["status"]
+        if found["phase"] in ("promoted", "aborted"):
+            return found["ending"] or found["phase"], tally
+    raise AssertionError(status(lab))
+
+
+def test_a_good_canary_is_promoted_by_what_the_kernel_saw(running: Lab) -> None:
+    _, canary = pools(running, mode="nat")
+    begin(running)
+    ending, tally = traffic_until_over(running)
+    assert ending == "promoted", status(running)["status"]
+    assert tally.failed == 0
+    verdicts = status(running)["status"]["verdicts"]
+    assert {each["step"] for each in verdicts} == {1, 2, 3}
+    assert {each["verdict"]["outcome"] for each in verdicts} == {"pass"}
+    assert all(each["verdict"]["canary_samples"] >= 5 for each in verdicts)
+    assert set(tally.names) >= set(canary)
+
+
+def test_a_canary_that_answers_500_is_aborted(running: Lab) -> None:
+    slots, canary = pools(running, mode="nat")
+    servers = [Server(running, name) for name in canary]
+    for server in servers:
+        server.answer(500)
+    try:
+        begin(running)
+        ending, tally = traffic_until_over(running)
+    finally:
+        for server in servers:
+            server.answer(200)
+    assert ending == "analysis", status(running)["status"]
+    assert share(slots, canary) == 0
+    words = status(running)["status"]["words"]
+    assert "http_5xx" in words
+    assert tally.failed < 0.4 * tally.requests
+    assert running.lbctl("rollout", "wait", "web", check=False).returncode == ExitCode.ROLLOUT_WORSE

@@ -1,0 +1,530 @@
+"""`lbctl rollout`, and the nodes' side of it, on a real store, with a clock of ours and no kernel."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from rolling import Runner
+
+from lb.cli import rollout as commands
+from lb.cli import rollout_wait
+from lb.errors import ExitCode
+from lb.model import keys
+from lb.model.objects import Service
+from lb.model.rollout import KEPT, Phase, Rollout
+from lb.node import rollouts
+from lb.node.rollouts import LEASE_SECONDS, Rollouts
+from lb.store import rollouts as stored
+from lb.store.base import Delete, Put, Store
+from lb.store.opening import open_store
+
+STEPS = ("--to", "canary", "--steps", "10,100", "--every", "60s", "--no-analysis")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "ACTED_SECONDS", 0.0)
+
+
+def rollout(store: Store, service: str = "web") -> Rollout:
+    found = stored.find(store, service)
+    assert found is not None
+    return found.rollout
+
+
+def phase(store: Store) -> Phase:
+    return rollout(store).status.phase
+
+
+def split(store: Store) -> dict[str, float]:
+    item = store.get(keys.service("web"))
+    assert item is not None
+    return Service.model_validate_json(item.value).split
+
+
+def settle(runner: Runner) -> None:
+    """Until nothing happens by itself: the node has applied what was written."""
+    deadline = time.monotonic() + 10
+    while True:
+        before = rollout(runner.store)
+        if runner.turn() >= 1.0 and rollout(runner.store) == before:
+            present = stored.sight(runner.store, "web").view
+            if all(each.revision >= present.version for each in present.nodes.values()):
+                runner.turn()
+                if rollout(runner.store) == before:
+                    return
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_step_by_step_to_promoted(canary: Any, store: Store, runner: Runner) -> None:
+    begun = canary.json("rollout", "start", "web", *STEPS)
+    assert begun["rollout"]["status"]["phase"] == "pending"
+    settle(runner)
+    assert phase(store) is Phase.BAKING
+    assert split(store) == {"stable": 90, "canary": 10}
+    assert runner.live[-1] == {"web"}
+    assert canary.json("status")["rollouts"] == {"web": "step 1 of 2, baking"}
+    assert "rollout   web to pool canary: step 1 of 2" in canary.ok("status").out
+    assert 0 < runner.turn(50) < 10.1  # then the step's time is over
+    runner.turn(10)
+    assert split(store) == {"stable": 0, "canary": 100}
+    settle(runner)
+    runner.turn(60)
+    settle(runner)
+    assert phase(store) is Phase.PROMOTED
+    assert split(store) == {"stable": 0, "canary": 100}
+    assert runner.live[-1] == frozenset()
+    shown = canary.ok("rollout", "status", "web").out
+    assert "promoted" in shown
+    assert canary.ok("rollout", "wait", "web").code == 0
+    # It is on record who changed the split, and the way back is one change.
+    records = canary.json("history")
+    assert [each["who"] for each in records[:2]] == ["lbd@n1", "lbd@n1"]
+    assert "rollout" in records[0]["what"]
+    canary.ok("service", "set", "web", "--split", "stable=100,canary=0")
+    # Nothing that belongs to a rollout is something that nodes have to apply.
+    assert store.get(keys.ROLLOUT_LOCK) is None
+
+
+def test_abort_needs_no_node(canary: Any, store: Store, runner: Runner, nodes: Any) -> None:
+    canary.ok("rollout", "start", "web", *STEPS)
+    settle(runner)
+    assert split(store)["canary"] == 10
+    nodes.stop()  # nobody is left to run anything
+    result = canary.json("rollout", "abort", "web")
+    assert result["rollout"]["status"]["phase"] == "aborting"
+    assert split(store) == {"stable": 100}
+    assert canary.ok("rollout", "abort", "web").code == 0  # as often as you like
+    assert canary("rollout", "wait", "web", "--timeout", "0.1").code == ExitCode.ROLLOUT_GOES_ON
+    nodes.put("n1", store.read(keys.ROOT).revision)
+    runner.turn()
+    assert phase(store) is Phase.ABORTED
+    ended = canary("rollout", "wait", "web", "-o", "json")
+    assert ended.code == ExitCode.ROLLOUT_ABORTED
+    assert ended.json["error"]["kind"] == "RolloutAborted"
+    assert ended.json["rollout"]["status"]["ending"] == "person"
+
+
+def test_abort_waits_for_kernels_that_hold_the_canary(
+    canary: Any, store: Store, runner: Runner, nodes: Any
+) -> None:
+    canary.ok("rollout", "start", "web", *STEPS)
+    settle(runner)
+    nodes.stop()
+    canary.ok("rollout", "abort", "web")
+    revision = store.read(keys.ROOT).revision
+    nodes.put("n1", revision, shares={"web": {"stable": 90.0, "canary": 10.0}})
+    runner.turn()
+    assert phase(store) is Phase.ABORTING
+    shown = canary.json("rollout", "status", "web")["rollout"]
+    assert shown["nodes"] == [{"node": "n1", "state": "applied", "share": 10.0}]
+    assert shown["awaits"] == "node n1"
+    nodes.put("n1", revision, shares={"web": {"stable": 100.0}})
+    runner.turn()
+    assert phase(store) is Phase.ABORTED
+
+
+@pytest.mark.usefixtures("quick")
+def test_pause_resume_step_promote(canary: Any, store: Store, runner: Runner) -> None:
+    canary.ok("rollout", "start", "web", *STEPS, "--deadline", "1h")
+    assert canary("rollout", "pause", "web").code == ExitCode.ROLLOUT_REFUSED  # nothing to pause yet
+    settle(runner)
+    asked = canary("rollout", "pause", "web")
+    assert asked.code == 0
+    assert "no node has acted on it yet" in asked.err
+    assert phase(store) is Phase.BAKING
+    runner.turn()
+    assert phase(store) is Phase.PAUSED
+    runner.turn(600)
+    assert phase(store) is Phase.PAUSED
+    assert canary("rollout", "wait", "web").code == ExitCode.ROLLOUT_PAUSED
+    canary.ok("rollout", "resume", "web")
+    settle(runner)
+    assert (phase(store), rollout(store).status.step) == (Phase.BAKING, 1)
+    assert canary("rollout", "resume", "web").code == ExitCode.ROLLOUT_REFUSED
+    canary.ok("rollout", "step", "web")
+    settle(runner)
+    assert (phase(store), split(store)["canary"]) == (Phase.BAKING, 100)
+    canary.ok("rollout", "promote", "web")
+    settle(runner)
+    assert phase(store) is Phase.PROMOTED
+    who = {each.by for each in rollout(store).status.history}
+    assert len(who) == 2  # the node, and the person
+    assert canary("rollout", "promote", "web").code == ExitCode.ROLLOUT_REFUSED
+    over = canary("rollout", "abort", "web")
+    assert over.code == ExitCode.ROLLOUT_REFUSED
+    assert "lbctl service set web --split stable=100" in over.err
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_gate_waits_for_a_person(canary: Any, store: Store, runner: Runner) -> None:
+    canary.ok("rollout", "start", "web", *STEPS, "--manual-gate")
+    settle(runner)
+    runner.turn(60)
+    assert phase(store) is Phase.GATE
+    waited = canary("rollout", "wait", "web", "-o", "json")
+    assert waited.code == ExitCode.ROLLOUT_PAUSED
+    assert waited.json["rollout"]["status"]["phase"] == "gate"
+    canary.ok("rollout", "resume", "web")
+    settle(runner)
+    assert rollout(store).status.step == 2
+
+
+def test_the_deadline(canary: Any, store: Store, runner: Runner) -> None:
+    canary.ok("rollout", "start", "web", *STEPS, "--manual-gate", "--deadline", "10m")
+    settle(runner)
+    runner.turn(60)
+    assert phase(store) is Phase.GATE
+    runner.turn(541)
+    settle(runner)
+    assert split(store) == {"stable": 100}
+    assert canary("rollout", "wait", "web").code == ExitCode.ROLLOUT_EXPIRED
+
+
+def test_a_canary_that_falls_ill_is_taken_back_at_once(
+    canary: Any, store: Store, runner: Runner, nodes: Any
+) -> None:
+    canary.ok("rollout", "start", "web", *STEPS)
+    settle(runner)
+    nodes.stop()
+    ill = {"web/c1": {"state": "unhealthy", "since": 0.0, "share": 0.0}}
+    nodes.put("n1", 0, health=ill)
+    runner.turn()
+    assert (phase(store), split(store)) == (Phase.ABORTING, {"stable": 100})
+    nodes.put("n1", store.read(keys.ROOT).revision, health=ill)
+    runner.turn()
+    assert canary("rollout", "wait", "web").code == ExitCode.ROLLOUT_UNHEALTHY
+    refused = canary("rollout", "start", "web", *STEPS)
+    assert refused.code == ExitCode.ROLLOUT_REFUSED
+    assert "unhealthy" in refused.err
+
+
+# --- others ---------------------------------------------------------------------------------------
+
+
+def test_lbctl_leaves_a_split_to_its_rollout(
+    canary: Any, store: Store, runner: Runner, tmp_path: Any
+) -> None:
+    canary.ok("rollout", "start", "web", *STEPS)
+    settle(runner)
+    (tmp_path / "web.yaml").write_text("services: [{name: web, vip: 10.0.0.1, port: 80, backends: [],"
+                                       " split: {stable: 50, canary: 50}}]")  # fmt: skip
+    for arguments in (
+        ("service", "set", "web", "--split", "stable=50,canary=50"),
+        ("apply", "-f", str(tmp_path / "web.yaml")),
+        ("service", "rm", "web", "--cascade"),
+    ):
+        refused = canary(*arguments)
+        assert refused.code == ExitCode.CONFLICT
+        assert "lbctl rollout abort web" in refused.err
+        assert "--force" in refused.err
+    assert split(store)["canary"] == 10
+    # What isn't about the split is nobody's business but theirs, and the rollout goes on.
+    canary.ok("service", "set", "web", "--window", "60")
+    canary.ok("backend", "weight", "web", "b1", "5")
+    settle(runner)
+    runner.turn(60)
+    assert rollout(store).status.step == 2
+    item = store.get(keys.service("web"))
+    assert item is not None
+    assert Service.model_validate_json(item.value).window == 60
+
+
+def test_whoever_forces_a_split_has_the_last_word(canary: Any, store: Store, runner: Runner) -> None:
+    canary.ok("rollout", "start", "web", *STEPS)
+    settle(runner)
+    canary.ok("service", "set", "web", "--split", "stable=50,canary=50", "--force")
+    settle(runner)
+    assert split(store) == {"stable": 50, "canary": 50}
+    assert canary("rollout", "wait", "web").code == ExitCode.ROLLOUT_OVERRIDDEN
+    assert "stable 50 %, canary 50 %" in canary.ok("rollout", "status", "web").out
+
+
+def test_a_service_that_goes(canary: Any, store: Store, runner: Runner) -> None:
+    canary.ok("rollout", "start", "web", *STEPS)
+    settle(runner)
+    canary.ok("service", "rm", "web", "--cascade", "--force")
+    runner.turn()
+    assert phase(store) is Phase.ABORTED
+    assert store.get(keys.service("web")) is None
+    assert canary("rollout", "wait", "web").code == ExitCode.ROLLOUT_OVERRIDDEN
+
+
+# --- refused --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("nope", *STEPS), 3, "no service 'nope'"),
+        (("web", "--to", "canari"), 3, "did you mean 'canary'"),
+        (("web", "--to", "stable"), 20, "has 100 % of the new flows already"),
+        (("web", "--to", "canary", "--steps", "5,1"), 2, "5"),
+        (("web", "--to", "canary", "--steps", "50,101"), 2, "100"),
+        (("web", "--to", "canary", "--steps", "0,5"), 2, "0"),
+        (("web", "--to", "canary", "--steps", "a"), 2, "--steps"),
+        (("web", "--to", "canary", "--steps", ""), 2, "--steps"),
+        (("web", "--to", "canary", "--every", "soon"), 2, "--every: 'soon' is not a duration"),
+        (("web", "--to", "canary", "--every", "0"), 2, "every"),
+        (("web", "--to", "canary", "--deadline", "-5"), 2, "--deadline"),
+        (("web", "--to", "canary", "--notify", "ftp://x"), 2, "notify"),
+        (("web", "--to", "canary", "--timeout", "x"), 2, "--timeout"),
+        (("web",), 2, "--to"),
+    ],
+)
+def test_what_is_refused(
+    canary: Any, store: Store, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    before = store.read(keys.ROOT)
+    result = canary("rollout", "start", *arguments, "-o", "json")
+    assert result.code == code, result
+    assert words in result.err
+    assert result.json["error"]["exit_code"] == code
+    assert store.read(keys.ROOT) == before
+
+
+def test_a_pool_that_takes_nothing(canary: Any) -> None:
+    canary.ok("backend", "drain", "web", "c1")
+    result = canary("rollout", "start", "web", *STEPS)
+    assert result.code == ExitCode.ROLLOUT_REFUSED
+    assert "takes new flows" in result.err
+
+
+def test_one_rollout_at_a_time(canary: Any, store: Store, runner: Runner) -> None:
+    canary.ok("rollout", "start", "web", *STEPS)
+    for _ in range(2):  # begun or not
+        second = canary("rollout", "start", "web", *STEPS, "-o", "json")
+        assert second.code == ExitCode.ROLLOUT_REFUSED
+        assert "has a rollout already" in second.err
+        assert second.json["rollout"]["id"] == rollout(store).id
+        settle(runner)
+    canary.ok("rollout", "abort", "web")
+    assert canary("rollout", "start", "web", *STEPS).code == ExitCode.ROLLOUT_REFUSED
+    settle(runner)
+    canary.ok("rollout", "start", "web", *STEPS)
+
+
+def test_without_a_rollout(canary: Any) -> None:
+    for name in ("status", "watch", "wait", "pause", "resume", "step", "promote", "abort"):
+        result = canary("rollout", name, "web")
+        assert result.code == ExitCode.NOT_FOUND
+        assert "lbctl rollout start web" in result.err
+    assert canary.json("rollout", "history", "web") == []
+    assert canary("rollout", "history", "nope").code == ExitCode.NOT_FOUND
+
+
+# --- runners --------------------------------------------------------------------------------------
+
+
+def test_two_runners_do_each_step_once(canary: Any, store: Store, runner: Runner) -> None:
+    other = Runner(store, "n2")
+    canary.ok("rollout", "start", "web", *STEPS)
+    for _ in range(3):
+        runner.turn()
+        other.turn()
+    assert rollout(store).status.step == 1
+    assert {each.by for each in rollout(store).status.history} == {"n1"}
+    # n1 is gone: its lock goes with its lease, and n2 goes on where it was.
+    settle(runner)
+    runner.rollouts._lock.give_up()
+    other.now = runner.now
+    other.turn(60)
+    settle(other)
+    history = rollout(store).status.history
+    assert [each.step for each in history if each.split] == [1, 2]
+    assert history[-1].by == "n2"
+    # n1 was only slow. What it still believes to be its lock is no longer; nothing is done twice.
+    runner.turn(60)
+    assert [each.step for each in rollout(store).status.history if each.split] == [1, 2]
+
+
+def test_a_lock_that_was_lost_stops_its_holder_in_the_middle(
+    canary: Any, store: Store, runner: Runner
+) -> None:
+    canary.ok("rollout", "start", "web", *STEPS)
+    settle(runner)
+    before = rollout(store)
+    store.commit([Delete(keys.ROLLOUT_LOCK)])
+    store.commit([Put(keys.ROLLOUT_LOCK, "somebody else's")])
+    assert runner.turn(60) < LEASE_SECONDS
+    assert rollout(store) == before
+
+
+def test_documents_that_make_no_sense(canary: Any, store: Store, runner: Runner) -> None:
+    store.commit([Put(keys.rollout("other"), "{}"), Put(keys.rollout("x"), "no json")])
+    canary.ok("rollout", "start", "web", *STEPS)
+    settle(runner)
+    assert phase(store) is Phase.BAKING
+    result = canary("rollout", "status", "other")
+    assert result.code == ExitCode.USAGE
+    assert "rollouts/other" in result.err
+
+
+def test_a_plain_document_is_enough(store: Store, runner: Runner) -> None:
+    """What docs/reference/etcd.md tells other programs to write."""
+    spec = {"pool": "canary", "steps": [20], "every": "1s", "when": time.time()}
+    document = {"service": "web", "id": "deploy-42", "spec": spec}
+    store.commit([Put(keys.rollout("web"), json.dumps(document))])
+    settle(runner)
+    assert split(store) == {"stable": 80, "canary": 20}
+
+
+def test_history_is_kept_and_bounded(canary: Any, store: Store, runner: Runner) -> None:
+    for number in range(KEPT + 3):
+        document = {
+            "service": "web",
+            "id": f"r-{number:03}",
+            "spec": {"pool": "canary", "steps": [20], "every": 1, "when": time.time()},
+        }
+        store.commit([Put(keys.rollout("web"), json.dumps(document))])
+        runner.turn()
+        canary.ok("rollout", "abort", "web")
+        settle(runner)
+    listed = canary.json("rollout", "history", "web")
+    assert [each["id"] for each in listed] == [f"r-{n:03}" for n in range(KEPT + 2, 2, -1)]
+    assert "r-022" in canary.ok("rollout", "history", "web").out
+
+
+# --- waiting --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def running(machine: Any, nodes: Any, canary: Any) -> Iterator[Rollouts]:
+    """A node whose rollouts run by themselves."""
+    assert canary.json("backend", "list", "web")
+    nodes.follow("n1")
+    with open_store(str(machine / "store.db")) as own:
+        found = Rollouts(own, "n1")
+        found.start()
+        yield found
+        found.stop()
+
+
+@pytest.mark.usefixtures("running")
+def test_start_and_wait(canary: Any) -> None:
+    result = canary.ok("rollout", "start", "web", "--to", "canary", "--steps", "1,100", "--every",
+                       "200ms", "--no-analysis", "--wait", "--timeout", "30")  # fmt: skip
+    lines = result.out.splitlines()
+    assert "has begun" in lines[0]
+    phases = [line.split()[1] for line in lines[1:-1]]
+    assert phases == ["stepping", "baking", "stepping", "baking", "promoting", "promoted"]
+    assert "step 1/2  stable 99 %, canary 1 %" in lines[1]
+    assert lines[-1] == "web: promoted"
+    assert canary.ok("rollout", "watch", "web").out.count("\n") == 6
+
+
+@pytest.mark.usefixtures("running")
+def test_wait_says_json_and_nothing_else_on_stdout(canary: Any) -> None:
+    result = canary("rollout", "start", "web", "--to", "canary", "--steps", "1", "--every", "100ms",
+                    "--no-analysis", "--wait", "-o", "json")  # fmt: skip
+    assert result.code == 0
+    assert result.json["rollout"]["status"]["phase"] == "promoted"
+    assert "promoting" in result.err
+
+
+@pytest.mark.usefixtures("running")
+def test_wait_ends_in_time_and_may_be_called_again(canary: Any) -> None:
+    canary.ok("rollout", "start", "web", *STEPS)
+    result = canary("rollout", "wait", "web", "--timeout", "300ms", "-o", "json")
+    assert result.code == ExitCode.ROLLOUT_GOES_ON
+    assert result.json["error"]["kind"] == "RolloutGoesOn"
+    ended = canary("rollout", "abort", "web", "--wait", "--timeout", "30")
+    assert ended.code == 0
+    assert "aborted" in ended.out
+    assert canary("rollout", "wait", "web").code == ExitCode.ROLLOUT_ABORTED
+
+
+@pytest.mark.usefixtures("running")
+def test_commands_are_acted_on_before_they_return(canary: Any) -> None:
+    canary.ok("rollout", "start", "web", *STEPS)
+    deadline = time.monotonic() + 10
+    while canary("rollout", "pause", "web").code:  # not begun yet
+        assert time.monotonic() < deadline
+    assert "paused" in canary.ok("rollout", "status", "web").out
+    assert "step" in canary.ok("rollout", "resume", "web").out
+
+
+def test_waiting_for_a_rollout_after_which_another_began(
+    canary: Any, store: Store, runner: Runner
+) -> None:
+    canary.ok("rollout", "start", "web", *STEPS)
+    settle(runner)
+    first = rollout(store).id
+    canary.ok("rollout", "abort", "web")
+    settle(runner)
+    canary.ok("rollout", "start", "web", *STEPS)
+    assert rollout_wait.read(store, "web", first).status.phase is Phase.ABORTED
+
+
+def test_the_thread_ends_and_leaves_the_lock(canary: Any, store: Store, running: Rollouts) -> None:
+    canary.ok("rollout", "start", "web", *STEPS)
+    deadline = time.monotonic() + 10
+    while store.get(keys.ROLLOUT_LOCK) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    running.stop()
+    assert store.get(keys.ROLLOUT_LOCK) is None
+    assert not [each for each in threading.enumerate() if each.name == "rollouts"]
+
+
+# --- notifications --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def posts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What is posted; how that is done, and tried again, is tests/unit/test_hook.py's affair."""
+    found: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        rollouts, "post", lambda url, text: found.append({"url": url, **json.loads(text)})
+    )
+    return found
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_each_transition_is_posted(
+    canary: Any, store: Store, runner: Runner, posts: list[dict[str, Any]]
+) -> None:
+    canary.ok("rollout", "start", "web", *STEPS, "--notify", "http://hooks.test/x")
+    settle(runner)
+    canary.ok("rollout", "abort", "web")  # by this process, and told by the node
+    settle(runner)
+    wait_for(lambda: len(posts) == 4)
+    assert [each["number"] for each in posts] == [0, 1, 2, 3]
+    assert [each["phase"] for each in posts] == ["stepping", "baking", "aborting", "aborted"]
+    assert posts[0]["split"] == {"stable": 90, "canary": 10}
+    assert posts[2]["ending"] == "person"
+    assert {each["url"] for each in posts} == {"http://hooks.test/x"}
+    for _ in range(3):
+        runner.turn(5)
+    assert len(posts) == 4
+    assert phase(store) is Phase.ABORTED
+
+
+def test_after_a_takeover_the_last_transition_is_posted_again(
+    canary: Any, store: Store, runner: Runner, posts: list[dict[str, Any]]
+) -> None:
+    other = Runner(store, "n2")
+    canary.ok("rollout", "start", "web", *STEPS, "--notify", "http://hooks.test/x")
+    settle(runner)
+    other.turn()
+    wait_for(lambda: len(posts) == 2)
+    runner.rollouts._lock.give_up()
+    other.now = runner.now
+    other.turn(60)
+    settle(other)
+    wait_for(lambda: len(posts) == 5)
+    assert [(each["number"], each["node"]) for each in posts] == [
+        (0, "n1"), (1, "n1"), (1, "n2"), (2, "n2"), (3, "n2"),
+    ]  # fmt: skip
