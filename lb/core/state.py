@@ -182,7 +182,7 @@ def advance(state: DesiredState, revision: int, changes: Iterable[Change]) -> De
     touched: set[str] = set()
     try:
         for key, text, version in changes:
-            if key.startswith(keys.BESIDE) and not key.startswith(keys.MEMBERS):
+            if key.startswith((keys.HISTORY, keys.OBSERVED, keys.ROLLOUTS)):
                 pass  # what was changed, seen or planned: nothing to apply
             elif text is None:
                 return None

@@ -30,7 +30,6 @@ from lb.lab import nginx
 from lb.lab.faults import Server
 from lb.lab.fleet import Fleet
 from lb.lab.lab import Lab
-from lb.lab.load import Client, Tally
 from lb.lab.node import Node, program
 from lb.lab.shell import LabError, environment, in_namespace, wait_until
 from lb.lab.topology import VIP4
@@ -40,23 +39,35 @@ from lb.model.rollout import RolloutLock
 sys.path.insert(0, str(Path(__file__).parents[1] / "lab"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "fleet"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from field import Field
+from field import Field, Requests
 from helpers import create, service
 from simulated import Scenario, share_aborted
 from sticky import CLIENTS, many_clients
 
 STEPS = ("--steps", "20,50,100", "--every", "4s", "--deadline", "4m")
-REQUESTS, SECONDS = 500, 2  # of one run of the client
-MOST_RUNS = 60
-BASE_LATENCY = 0.020  # of all servers, where the canary is slower
-METRICS = """\
+RATE = 150  # requests a second: of a pace of its own, so that no server has more to do than it can
+PATIENCE = 150.0
+LOOK = 0.5
+# Of all servers where latency is judged: large beside what a busy machine adds.
+BASE_LATENCY = 0.1
+FAILURES = """\
 metrics:
   - {name: failed_handshakes, min_samples: 20}
   - {name: resets, min_samples: 20}
   - {name: unserved, min_samples: 20}
   - {name: http_5xx, min_samples: 20}
-  - {name: first_byte_p95, min_samples: 20}
 """
+# On the fleet answers go by the nodes (mode dsr): what can be told from the client's side.
+ONE_WAY = """\
+metrics:
+  - {name: failed_handshakes, min_samples: 20}
+  - {name: unserved, min_samples: 20}
+"""
+METRICS = {
+    "failures": FAILURES,
+    "one-way": ONE_WAY,
+    "latency": FAILURES + "  - {name: first_byte_p95, min_samples: 20}\n",
+}
 FALSE_ALARMS = 0.01
 DETECTION = 0.95
 
@@ -110,11 +121,14 @@ class Stage:
 
     place: Lab | Fleet
     score: Score
-    client: Client = field(init=False)
 
     def __post_init__(self) -> None:
-        self.client = Client(self.place, connections=16)
-        (self.place.folder / "analysis.yaml").write_text(METRICS)
+        for name, text in METRICS.items():
+            self.analysis(name).write_text(text)
+
+    def analysis(self, name: str) -> Path:
+        """The file of these metrics."""
+        return self.place.folder / f"{name}.yaml"
 
     @property
     def canary(self) -> list[str]:
@@ -130,10 +144,10 @@ class Stage:
 
     @property
     def mode(self) -> str:
-        return "nat" if isinstance(self.place, Lab) else "fullnat"
+        return "nat" if isinstance(self.place, Lab) else "dsr"
 
-    def start(self) -> None:
-        file = str(self.place.folder / "analysis.yaml")
+    def start(self, metrics: str = "failures") -> None:
+        file = str(self.analysis(metrics))
         self.place.lbctl("rollout", "start", "web", "--to", "canary", *STEPS, "--analysis", file)
 
     def status(self) -> dict[str, Any]:
@@ -149,40 +163,67 @@ class Stage:
         wait_until("lbctl rollout status", told, timeout=60)
         return found[-1]
 
-    def drive(
-        self, each: Callable[[dict[str, Any]], None] = lambda _: None
-    ) -> tuple[dict[str, Any], Tally]:
-        """Requests until it is over; `each` hears how far it is after each run."""
-        tally = Tally()
-        for _ in range(MOST_RUNS):
-            tally += self.client.run(REQUESTS, SECONDS)
-            found = self.status()
-            each(found)
-            if found["status"]["phase"] in ("promoted", "aborted"):
-                return found, tally
-        raise LabError(f"the rollout did not end: {found['status']['phase']}")
+    def drive(self, each: Hear = lambda _: None, begin: str = "") -> tuple[dict[str, Any], Requests]:
+        """Requests until it is over; `each` hears how far it is, again and again. `begin`: with these
+        metrics, once there is traffic; else it has begun."""
+        with self.traffic() as requests:
+            if begin:
+                self.start(begin)
+            deadline = time.monotonic() + PATIENCE
+            while True:
+                found = self.status()
+                each(found)
+                if found["status"]["phase"] in ("promoted", "aborted"):
+                    break
+                if time.monotonic() > deadline:
+                    raise LabError(f"the rollout did not end: {found['status']['phase']}")
+                time.sleep(LOOK)
+        return found, requests
+
+    @contextmanager
+    def traffic(self) -> Iterator[Requests]:
+        """Requests at a steady pace; what came of them is known after the block."""
+        found = Requests()
+        script = Path(__file__).parents[1] / "fleet" / "asking.py"
+        argv = [sys.executable, str(script), str(VIP4), "80", str(RATE)]
+        child = subprocess.Popen(
+            in_namespace(self.place.namespace("client"), argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment(),
+            text=True,
+        )
+        try:
+            assert child.stdout
+            if not child.stdout.readline():
+                raise LabError("the client ended at once")
+            yield found
+            found.take(child.communicate(timeout=30)[0])  # the end of its input ends it
+        finally:
+            child.kill()
+            child.wait()
 
     def held(self, found: dict[str, Any]) -> list[float]:
         """The canary's share in the kernels of all live nodes."""
         return [each["share"] for each in found["nodes"] if each["state"] != "lost"]
 
 
-def report(name: str, found: dict[str, Any], tally: Tally, more: str = "") -> None:
+def report(name: str, found: dict[str, Any], tally: Requests, more: str = "") -> None:
     status = found["status"]
     why = f" ({status['ending']}: {status['words'][:150]})" if status["ending"] else ""
     print(
-        f"{name}: {status['phase']} at step {status['step']}{why}; {tally.requests:,} requests,"
+        f"{name}: {status['phase']} at step {status['step']}{why}; {tally.total:,} requests,"
         f" {tally.failed} failed{more}",
         flush=True,
     )
 
 
-def good(stage: Stage, name: str, found: dict[str, Any], tally: Tally, more: str = "") -> None:
+def good(stage: Stage, name: str, found: dict[str, Any], tally: Requests, more: str = "") -> None:
     """It has to be promoted, each split written once, and no request lost."""
     score = stage.score
     report(name, found, tally, more)
     score.promoted.append(found["status"]["phase"] == "promoted")
-    written = [each["split"]["canary"] for each in found["status"]["history"] if each["split"]]
+    written = [each["split"].get("canary", 0) for each in found["status"]["history"] if each["split"]]
     if written != [20, 50, 100]:
         score.fail(f"{name}: the splits that were written are {written}")
     if tally.failed:
@@ -191,7 +232,7 @@ def good(stage: Stage, name: str, found: dict[str, Any], tally: Tally, more: str
         score.fail(f"{name}: kernels hold {stage.held(found)}")
 
 
-def bad(stage: Stage, name: str, found: dict[str, Any], tally: Tally, slow: bool = False) -> None:
+def bad(stage: Stage, name: str, found: dict[str, Any], tally: Requests, slow: bool = False) -> None:
     """It has to be aborted because of what was seen, and nothing of it is left."""
     score = stage.score
     status = found["status"]
@@ -199,10 +240,10 @@ def bad(stage: Stage, name: str, found: dict[str, Any], tally: Tally, slow: bool
     if slow:
         seen = [each["verdict"] for each in status["verdicts"]]
         suffered += sum(v["canary_samples"] for v in seen if v["metric"] == "first_byte_p95")
-    share = suffered / max(tally.requests, 1)
+    share = suffered / max(tally.total, 1)
     report(name, found, tally, f"; {100 * share:.1f} % suffered")
     score.aborted.append(status["ending"] in ("analysis", "unhealthy"))
-    score.requests += tally.requests
+    score.requests += tally.total
     score.suffered += suffered
     if any(stage.held(found)):
         score.fail(f"{name}: kernels still hold {stage.held(found)}")
@@ -229,6 +270,18 @@ def lab_scenes(stage: Stage) -> dict[str, Callable[[], None]]:
     def servers() -> list[Server]:
         return [Server(lab, name) for name in stage.canary]
 
+    def is_good() -> None:
+        stage.begin()
+        every = [Server(lab, name) for name in lab.topology.backends]
+        for server in every:
+            server.slow_down(BASE_LATENCY)
+        try:
+            found, tally = stage.drive(begin="latency")
+        finally:
+            for server in every:
+                server.hurry()
+        good(stage, "good canary", found, tally)
+
     def sticky() -> None:
         stage.begin(affinity="client")
         with many_clients(lab) as web:
@@ -241,12 +294,7 @@ def lab_scenes(stage: Stage) -> dict[str, Callable[[], None]]:
                 back += len(on_it - now)
                 on_it.update(now)
 
-            # Of four addresses that the client draws from, a step may have none: judge it by flows.
-            stage.begin(affinity="flow")
-            stage.start()
-            found, tally = stage.drive()
-            good(stage, "good canary", found, tally)
-            stage.begin(affinity="client")
+            # With one address the client is on one side: there is nothing to judge.
             lab.lbctl("rollout", "start", "web", "--to", "canary", *STEPS[:4], "--no-analysis")
             found, tally = stage.drive(watch)
             good(stage, "sticky clients", found, tally, f"; {back} of {len(CLIENTS)} went back")
@@ -257,8 +305,7 @@ def lab_scenes(stage: Stage) -> dict[str, Callable[[], None]]:
         def scene() -> None:
             stage.begin()
             with broken(servers(), does):
-                stage.start()
-                found, tally = stage.drive()
+                found, tally = stage.drive(begin="failures")
             bad(stage, name, found, tally)
 
         return scene
@@ -268,8 +315,7 @@ def lab_scenes(stage: Stage) -> dict[str, Callable[[], None]]:
         for server in servers():
             server.refuse()
         try:
-            stage.start()
-            found, tally = stage.drive()
+            found, tally = stage.drive(begin="failures")
         finally:
             for server in servers():
                 server.accept()
@@ -281,8 +327,7 @@ def lab_scenes(stage: Stage) -> dict[str, Callable[[], None]]:
         for server in every:
             server.slow_down(BASE_LATENCY * (1.3 if server.name in stage.canary else 1.0))
         try:
-            stage.start()
-            found, tally = stage.drive()
+            found, tally = stage.drive(begin="latency")
         finally:
             for server in every:
                 server.hurry()
@@ -299,8 +344,7 @@ def lab_scenes(stage: Stage) -> dict[str, Callable[[], None]]:
                     server.stop()
 
         try:
-            stage.start()
-            found, tally = stage.drive(kill)
+            found, tally = stage.drive(kill, "failures")
         finally:
             for server in servers():
                 server.mend()
@@ -316,15 +360,19 @@ def lab_scenes(stage: Stage) -> dict[str, Callable[[], None]]:
             server._slow = next(each._slow for each in every if each.name == server.name)
         took = [BASE_LATENCY]
 
+        due = [time.monotonic()]
+
         def decay(_: dict[str, Any]) -> None:
+            if time.monotonic() < due[0]:
+                return
+            due[0] = time.monotonic() + 3.0
             took[0] *= 1.15
             for server in decaying:
                 server.hurry()
                 server.slow_down(took[0])
 
         try:
-            stage.start()
-            found, tally = stage.drive(decay)
+            found, tally = stage.drive(decay, "latency")
         finally:
             for server in decaying:
                 server.hurry()
@@ -334,6 +382,7 @@ def lab_scenes(stage: Stage) -> dict[str, Callable[[], None]]:
         bad(stage, "leaks", found, tally, slow=True)
 
     return {
+        "good": is_good,
         "sticky": sticky,
         "500": failing("answers 500", lambda server: server.answer(500)),
         "resets": failing("resets connections", lambda server: server.answer(nginx.RESETS)),
@@ -360,9 +409,7 @@ def fleet_scenes(stage: Stage) -> dict[str, Callable[[], None]]:
         stage.begin()
         first = fleet.nodes[0]
         arguments = ["rollout", "start", "web", "--to", "canary", *STEPS, "--wait", "--analysis"]
-        argv = in_namespace(
-            first.name, [*program("lbctl"), *arguments, str(fleet.folder / "analysis.yaml")]
-        )
+        argv = in_namespace(first.name, [*program("lbctl"), *arguments, str(stage.analysis("one-way"))])
         job = subprocess.Popen(argv, env=environment(first.lb_environment), stdout=subprocess.DEVNULL)
         said: list[str] = []
         killed: list[Node] = []
@@ -402,10 +449,15 @@ def fleet_scenes(stage: Stage) -> dict[str, Callable[[], None]]:
 
     def fails() -> None:
         stage.begin()
-        with broken([Server(fleet, name) for name in stage.canary], lambda s: s.answer(500)):  # type: ignore[arg-type]
-            stage.start()
-            found, tally = stage.drive()
-        bad(stage, "answers 500, on the fleet", found, tally)
+        servers = [Server(fleet, name) for name in stage.canary]  # type: ignore[arg-type]
+        for server in servers:
+            server.refuse()
+        try:
+            found, tally = stage.drive(begin="one-way")
+        finally:
+            for server in servers:
+                server.accept()
+        bad(stage, "refuses, on the fleet", found, tally)
 
     return {"killed": killed, "fails": fails}
 
