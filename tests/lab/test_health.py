@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import trustme
-from helpers import create, held, service
+from helpers import create, held, outcomes, service
 from slots import Slots
 
 from lb.lab.faults import Server
@@ -281,7 +281,10 @@ def test_established_connections_stay_or_are_reset(first: Server) -> None:
                 assert [connections.ask()[n] for n in at] == [first.name] * len(at)
             else:
                 began = time.monotonic()
+                told = outcomes(lab)["reject_rst"]
                 answers = connections.ask()
+                # By the node itself: no other server saw a packet of theirs.
+                assert outcomes(lab)["reject_rst"] - told == len(at)
                 assert {answers[n] for n in at} == {"![Errno 104] Connection reset by peer"}
                 assert time.monotonic() - began < 2  # at once: it is frozen still
                 first.thaw()
