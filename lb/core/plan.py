@@ -160,7 +160,7 @@ def in_force(service: Service, tables: Mapping[str, Table]) -> Table:
 def is_observed(service: Service, *, is_judged: bool = False) -> bool:
     """Is counted what becomes of the service's connections: because somebody wants that, or because it
     `is_judged` by it?"""
-    return service.observe or is_judged
+    return service.observe or is_judged or bool(service.health and service.health.passive)
 
 
 @dataclass(frozen=True)

@@ -280,13 +280,11 @@ def test_established_connections_stay_or_are_reset(first: Server) -> None:
                 first.thaw()  # it may have been a pause: nobody has noticed
                 assert [connections.ask()[n] for n in at] == [first.name] * len(at)
             else:
-                began = time.monotonic()
                 told = outcomes(lab)["reject_rst"]
                 answers = connections.ask()
-                # By the node itself: no other server saw a packet of theirs.
+                # By the node itself: their server is frozen still, and no other saw a packet.
                 assert outcomes(lab)["reject_rst"] - told == len(at)
                 assert {answers[n] for n in at} == {"![Errno 104] Connection reset by peer"}
-                assert time.monotonic() - began < 2  # at once: it is frozen still
                 first.thaw()
         slots.until(lambda held: held[first.name] > 0)
 

@@ -101,9 +101,9 @@ def choose_backend(
     moving = past if past is not None and past.closes > world.clock else None
     # Nobody saw it begin, and it doesn't begin now: it is older than the move. Where each datagram is
     # remembered, one that isn't begins a flow.
-    if packet.proto == TCP and not packet.begins and not packet.quoted:
-        if _is_over(key, past=moving, world=world):
-            return Choice(None, resets=True)
+    goes_on = packet.proto == TCP and not packet.begins and not packet.quoted
+    if goes_on and _is_over(key, moving, world):
+        return Choice(None, resets=True)
     older = packet.quoted or (not packet.begins and (packet.proto == TCP or not always))
     chosen = _place(own, moving if older else None, world)
     # What is known already must not say something else later.
