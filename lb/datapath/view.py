@@ -261,9 +261,7 @@ class KernelView:
     def _resets(self, flow: layout.Flow) -> bool:
         found = self._maps.backends.get(index_key(flow.backend)) or b""
         backend = layout.Backend.from_buffer_copy(found)
-        return backend.generation == flow.generation and bool(
-            backend.flags & layout.BackendFlag.RESETS
-        )
+        return backend.generation == flow.generation and bool(backend.flags & layout.BackendFlag.RESETS)
 
     def _tracked(
         self, service: int, client: Address, client_port: int, vip_port: int, why: list[str]

@@ -478,8 +478,8 @@ FOREVER = 2**63
 def test_clients_of_a_backend_that_failed_are_told(
     kernels: dict[str, Kernel], table: Map, hook: str, version: int, how: str
 ) -> None:
-    """`established: reset`: whatever the policy for a service without a backend. What begins a connection
-    goes to another one."""
+    """`established: reset`: whatever the policy for a service without a backend. What begins a
+    connection goes to another one."""
     always = how == "remembered"
     world = one_service(
         version,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +19,13 @@ from lb.lab.topology import VIP4
 
 BASE = 3.0
 HEALTH = {"check": {"kind": "none"}, "passive": {"failures": 5, "base": BASE}}
+
+
+BREAK: dict[str, Callable[[Server], None]] = {
+    "refuses": Server.stop,
+    "resets": lambda server: server.answer(nginx.RESETS),
+    "frozen": Server.freeze,
+}
 
 
 @pytest.fixture
@@ -48,7 +55,7 @@ def test_who_fails_for_clients_is_ejected_and_tried_again(first: Server, mode: s
     wait_until("what was seen", lambda: found(lab, first.name).get("state") == "healthy")
     assert slots() == before
     run = Client(lab).start(4000, 8)
-    {"refuses": first.stop, "resets": lambda: first.answer(nginx.RESETS), "frozen": first.freeze}[fault]()
+    BREAK[fault](first)
     slots.until(lambda held: held[first.name] == 0)
     assert sum(slots().values()) == 65536
     wait_until("the report", lambda: found(lab, first.name).get("ejection"))

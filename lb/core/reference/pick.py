@@ -114,8 +114,8 @@ def choose_backend(
 
 
 def _is_over(key: FlowKey, past: Past | None, world: World) -> bool:
-    """Has the flow's backend failed, so that clients are told? That which is remembered counts, else that
-    which the slot had."""
+    """Has the flow's backend failed, so that clients are told? That which is remembered counts, else
+    that which the slot had."""
     remembered = [flow for flow in (world.conntrack.get(key), world.embryonic.get(key)) if flow]
     if remembered:
         found = [world.backends.get(flow.backend) for flow in remembered]
