@@ -13,7 +13,6 @@ from lb.probe import tls
 from lb.probe.base import MAX_ANSWER, Attempt, Failed, Target, excerpt
 from lb.probe.tcp import connection
 
-
 _END = h11.EndOfMessage()
 
 
