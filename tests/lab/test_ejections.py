@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
-from helpers import create, service
+from helpers import create, found, service
 from slots import Slots
 
 from lb.lab import nginx
@@ -32,12 +30,6 @@ def first(running: Lab) -> Iterator[Server]:
     server = Server(running, "backend1")
     yield server
     server.mend()
-
-
-def found(lab: Lab, backend: str) -> dict[str, Any]:
-    [node] = json.loads(lab.lbctl("status", "-o", "json").stdout)["nodes"]
-    health: dict[str, Any] = node["health"].get(f"web/{backend}", {})
-    return health
 
 
 @pytest.mark.parametrize(("mode", "fault"), [("nat", "resets"), ("fullnat", "refuses")])

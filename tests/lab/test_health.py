@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import trustme
-from helpers import create, held, outcomes, service
+from helpers import create, found, held, outcomes, service
 from slots import Slots
 
 from lb.lab.faults import Server
@@ -42,13 +42,6 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
     client.sendto(b"hello", (address, int(port)))
     print(client.recv(1000).decode())
 """
-
-
-def found(lab: Lab, backend: str, name: str = "web") -> dict[str, Any]:
-    """What the node says of a backend's health."""
-    [node] = json.loads(lab.lbctl("status", "-o", "json").stdout)["nodes"]
-    health: dict[str, Any] = node["health"][f"{name}/{lab.namespace(backend)}"]
-    return health
 
 
 def web(lab: Lab, **health: Any) -> Slots:
