@@ -24,6 +24,8 @@
 #include "lb_fragment.h"
 #include "lb_quic.h"
 #include "lb_fullnat.h"
+#include "lb_histogram.h"
+#include "lb_watch.h"
 #include "lb_nat.h"
 
 /* Reads a frame. 0 = a TCP segment or a whole datagram. */

@@ -25,6 +25,7 @@ from lb.model.objects import (
     Backend,
     Mode,
     Problem,
+    Protocol,
     Service,
     TableDocument,
     table_path,
@@ -50,6 +51,7 @@ class WantedBackend:
     usable: bool  # established flows may go on here
     next_hop: NextHop | None
     quic_id: int | None = None  # the server's, in connection IDs
+    resets: bool = False  # not usable, and clients of its TCP flows are told
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def in_force(service: Service, tables: Mapping[str, Table]) -> Table:
 def is_observed(service: Service, *, is_judged: bool = False) -> bool:
     """Is counted what becomes of the service's connections: because somebody wants that, or because it
     `is_judged` by it?"""
-    return service.observe or is_judged
+    return service.observe or is_judged or bool(service.health and service.health.passive)
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,7 @@ def plan_service(
             port=GUE_PORT if service.mode is Mode.GUE else backend.port or service.one_port or 0,
             usable=backend.admin is not Admin.DOWN and backend.name not in verdict.resets,
             next_hop=hop,
+            resets=backend.name in verdict.resets and service.protocol is Protocol.TCP,
             quic_id=None if backend.quic_id is None else int(backend.quic_id, 16),
         )
     # No traffic before the way to a backend is known.

@@ -44,7 +44,8 @@ def backend(wanted: WantedBackend, generation: int) -> bytes:
         addr=(ctypes.c_uint8 * 16)(*layout.address_bytes(wanted.address)),
         generation=generation,
         port=socket.htons(wanted.port),
-        flags=layout.BackendFlag.USABLE if wanted.usable else 0,
+        flags=(layout.BackendFlag.USABLE if wanted.usable else 0)
+        | (layout.BackendFlag.RESETS if wanted.resets else 0),
     )
     hop = wanted.next_hop
     if hop:

@@ -42,6 +42,7 @@ class BackendFlag(IntFlag):
 
     USABLE = 1
     RESOLVED = 2
+    RESETS = 4
 
 
 class Has(IntFlag):

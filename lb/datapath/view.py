@@ -258,6 +258,11 @@ class KernelView:
         backend = layout.Backend.from_buffer_copy(self._maps.backends.get(index_key(number)) or b"")
         return backend.generation == generation and bool(backend.flags & layout.BackendFlag.USABLE)
 
+    def _resets(self, flow: layout.Flow) -> bool:
+        found = self._maps.backends.get(index_key(flow.backend)) or b""
+        backend = layout.Backend.from_buffer_copy(found)
+        return backend.generation == flow.generation and bool(backend.flags & layout.BackendFlag.RESETS)
+
     def _tracked(
         self, service: int, client: Address, client_port: int, vip_port: int, why: list[str]
     ) -> int:
@@ -272,7 +277,8 @@ class KernelView:
         flow = layout.Flow.from_buffer_copy(found)
         name = self._backend_name(flow.backend)
         if not self._is_usable(flow.backend, flow.generation):
-            why.append("its conntrack entry names a backend that is gone or down: placed anew")
+            over = " (in the middle of a connection: reset)" if self._resets(flow) else ""
+            why.append(f"its conntrack entry names a backend that is gone or down: placed anew{over}")
             return 0
         why.append(f"it has a conntrack entry ({state}) that keeps it on {name}")
         return int(flow.backend)

@@ -268,8 +268,8 @@ class Initial(StrEnum):
 class Established(StrEnum):
     """What becomes of the flows of a backend that gets unhealthy.
 
-    keep: they stay; it may recover. reset: they are placed anew with their next packet, so a UDP flow
-    goes on with another server, and a TCP one is reset by it, because it doesn't know the connection.
+    keep: they stay; it may recover. reset: the kernel answers the next packet of a TCP connection with a
+    reset, so that the client connects again at once; a UDP flow goes on with another server.
     """
 
     KEEP = "keep"
@@ -342,8 +342,8 @@ class Health(Document):
     )
     established: Established | None = Field(
         default=None,
-        description="Flows of a backend that got unhealthy: keep, or reset = placed anew; none = keep"
-        " for TCP, reset for UDP.",
+        description="Flows of a backend that got unhealthy: keep; or reset = TCP connections are reset,"
+        " UDP flows placed anew; none = keep for TCP, reset for UDP.",
     )
 
     passive: Passive | None = Field(

@@ -36,6 +36,7 @@ from lb.model.objects import ClusterConfig, Problem, TableDocument
 from lb.node import metrics
 from lb.node.checks import Checks
 from lb.node.drains import Drains
+from lb.node.ejections import Reading
 from lb.node.follower import Follower
 from lb.node.happenings import (
     ChecksDone,
@@ -275,7 +276,8 @@ class Daemon:
             return True
         self._share_if_due(now)
         self.status.report_health_if_due(now)
-        self.observing.look_if_due(now)
+        if self.observing.look_if_due(now):
+            self._see()
         if self.kernel.remembers and self._sweep.is_due(now):
             if self.kernel.is_stirred and (quiet := self.kernel.calm()):
                 log.info("quiet slots=%d", quiet)
@@ -453,6 +455,12 @@ class Daemon:
         found = {key: self.kernel.numbers(key) for key in self.checks.via_vip}
         wanted = {key: numbers for key, numbers in found.items() if numbers is not None}
         self.probe_path.update(wanted, self.attachment.interfaces)
+
+    def _see(self) -> None:
+        """What became of clients' connections may speak against a backend."""
+        for name, report in self.observing.reports.items():
+            reading = Reading(name, report.epoch, report.backends)
+            self._verdicts_changed |= self.checks.see(reading)
 
     def _forget_beginnings(self, fallen: Collection[BackendKey]) -> None:
         """A SYN that is sent again, or comes from the same port as one that failed, would follow it to

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lb.model.health import Health
@@ -38,6 +38,8 @@ class Target:
     address: Address
     health: Health
     exec_dir: Path = DEFAULT_EXEC_DIR
+    # What a kind of check works out once, by names of its own.
+    kept: dict[str, object] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def host(self) -> str:

@@ -13,6 +13,8 @@ from lb.probe import tls
 from lb.probe.base import MAX_ANSWER, Attempt, Failed, Target, excerpt
 from lb.probe.tcp import connection
 
+_END = h11.EndOfMessage()
+
 
 async def ask(target: Target, attempt: Attempt) -> str:
     """Raises Failed, OSError."""
@@ -32,8 +34,12 @@ async def _exchange(
 ) -> str:
     async with connection(target, attempt, context, name) as (reader, writer):
         peer = _Peer(reader)
-        writer.write(peer.http.send(_request(check, target)) or b"")
-        writer.write(peer.http.send(h11.EndOfMessage()) or b"")
+        request = target.kept.get("request")
+        if not isinstance(request, h11.Request):  # to make and validate it takes a tenth of a check
+            request = target.kept["request"] = _request(check, target)
+        # There is no body, so the end of the message sends nothing.
+        writer.write(peer.http.send(request) or b"")
+        peer.http.send(_END)
         answer = await peer.next()
         while isinstance(answer, h11.InformationalResponse):  # others come before the final one
             answer = await peer.next()

@@ -329,6 +329,8 @@ def backend_struct(backend: Backend) -> layout.Backend:
     flags = layout.BackendFlag(0)
     if backend.usable:
         flags |= layout.BackendFlag.USABLE
+    if backend.resets:
+        flags |= layout.BackendFlag.RESETS
     if backend.resolved:
         flags |= layout.BackendFlag.RESOLVED
     return layout.Backend(

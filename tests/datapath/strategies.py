@@ -171,13 +171,15 @@ def backends(draw: st.DrawFn, version: int, mode: Mode) -> Backend:
     ifindex = draw(st.sampled_from([INGRESS, netns.B, netns.C, UNREACHED]))
     if mode in TUNNELS:
         version = draw(st.sampled_from([4, 6]))
+    usable = draw(st.sampled_from([True] * 6 + [False]))
     return Backend(
         ip_address(draw(st.sampled_from(REALS[version]))),
         GUE_PORT if mode is Mode.GUE else draw(st.sampled_from(BACKEND_PORTS)),
         source=ip_address(SOURCES[version]) if mode in (*TUNNELS, Mode.FULLNAT) else None,
         mtu=draw(st.sampled_from([0, 0, 9000, 1500, 1400, 700, 700, 300])),
         generation=draw(st.integers(1, 3)),
-        usable=draw(st.sampled_from([True] * 6 + [False])),
+        usable=usable,
+        resets=not usable and draw(st.booleans()),
         resolved=draw(st.sampled_from([True] * 5 + [False])),
         ifindex=ifindex,
         dmac=bytes([2, 0, 0, 0, 3, draw(st.integers(1, 9))]),

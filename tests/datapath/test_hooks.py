@@ -23,11 +23,14 @@ from scapy.packet import Packet
 from lb.core import flowhash
 from lb.core.reference import (
     Backend,
+    Binding,
     Client,
     Endpoint,
+    Flow,
     FlowKey,
     NatBack,
     Outcome,
+    Past,
     Rule,
     Sender,
     Service,
@@ -464,3 +467,46 @@ def test_answers_to_health_checks_via_the_vip_are_for_the_kernel(
         assert not harness.compare(kernels[hook], packet, expected, seen)
         outcomes += seen.outcomes
     assert outcomes == [Outcome.PASS_NOT_OURS, Outcome.REPLY_REDIRECT]
+
+
+FOREVER = 2**63
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("how", ["remembered", "older than the move", "bound"])
+def test_clients_of_a_backend_that_failed_are_told(
+    kernels: dict[str, Kernel], table: Map, hook: str, version: int, how: str
+) -> None:
+    """`established: reset`: whatever the policy for a service without a backend. What begins a
+    connection goes to another one."""
+    always = how == "remembered"
+    world = one_service(
+        version,
+        mode=Mode.FULLNAT if how == "bound" else Mode.DSR,
+        tracking=Tracking.ALWAYS if always else Tracking.MOVING,
+        no_backend=NoBackend.DROP,
+    )
+    source = ip_address(REALS[version].format(9))
+    backends = {n: replace(each, source=source) for n, each in world.backends.items()}
+    backends[1] = replace(backends[1], usable=False, resets=True)
+    key = FlowKey(ip_address(CLIENTS[version]), 1, 4000, 80)
+    pasts = harness.Pasts((Past(1, FOREVER),)) if how == "older than the move" else harness.Pasts()
+    world = replace(
+        world,
+        backends=backends,
+        tables={1: np.full(65536, 2, dtype=np.uint32)},
+        conntrack={key: Flow(1, 1, 0)} if always else {},
+        bindings={key: Binding(source, 1, 1, 0, 5000)} if how == "bound" else {},
+        pasts={1: pasts},
+    )
+    kernels[hook].install(world)
+    harness.fill_table(table, world.tables[1], pasts)
+    outcomes = []
+    for flags in ("A", "S"):
+        packet = frame(TCP(sport=4000, dport=80, flags=flags, seq=7, ack=9), version)
+        expected, seen = process(packet, INGRESS, world), kernels[hook].run(packet, INGRESS)
+        assert not harness.compare(kernels[hook], packet, expected, seen)
+        outcomes += seen.outcomes
+        kernels[hook].install(world)
+    assert outcomes == [Outcome.REJECT_RST, Outcome.FORWARD_REDIRECT]

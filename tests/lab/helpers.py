@@ -93,3 +93,10 @@ def backend_node(lab: Lab, backend: str, *arguments: str) -> str:
     pins = ["--pin-dir", str(lab.folder / backend / "bpf" / "lb")]
     command = [*program("lbctl"), "backend-node", *arguments, *pins]
     return run(in_namespace(backend, command), env=environment(lab.lb_environment)).stdout
+
+
+def found(lab: Lab, backend: str, name: str = "web") -> dict[str, Any]:
+    """What the node says of a backend's health; empty while it says nothing."""
+    [node] = json.loads(lab.lbctl("status", "-o", "json").stdout)["nodes"]
+    health: dict[str, Any] = node["health"].get(f"{name}/{lab.namespace(backend)}", {})
+    return health

@@ -6,10 +6,9 @@ import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
-from helpers import backend_node, create, service
+from helpers import backend_node, create, found, service
 from slots import Slots
 
 from lb.lab.lab import Lab
@@ -28,12 +27,6 @@ HEALTH = {
     "rise": 1,
     "timeout": 0.4,
 }
-
-
-def found(lab: Lab, name: str, backend: str) -> dict[str, Any]:
-    [node] = json.loads(lab.lbctl("status", "-o", "json").stdout)["nodes"]
-    health: dict[str, Any] = node["health"][f"{name}/{backend}"]
-    return health
 
 
 @contextmanager
@@ -80,7 +73,7 @@ def test_a_check_goes_the_way_of_clients_packets(
         return
     with broken(lab, mode, one):
         Slots(lab).until(lambda held: held[one] == 0 and all(held[each] for each in others))
-        assert found(lab, "web", one)["error"] == "no connection in 0.4 s"
+        assert found(lab, one)["error"] == "no connection in 0.4 s"
         straight = f"http://{lab.topology.back_addresses(one)[0]}/"
         assert json.loads(lab.lbctl("check", straight, "-o", "json").stdout)[0]["passed"]
         assert lab.lbctl("check", f"web/{one}", check=False).returncode == 1

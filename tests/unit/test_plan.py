@@ -27,6 +27,7 @@ def planned(
     mode: Mode = Mode.DSR,
     admin: Admin = Admin.UP,
     verdict: Verdict = Verdict(),  # noqa: B008 - frozen
+    protocol: Protocol = Protocol.TCP,
     **hops: NextHop,
 ) -> Wanted:
     """A service with two backends, of which b1 has this admin state."""
@@ -36,7 +37,8 @@ def planned(
         )
         for name, address in ADDRESSES.items()
     }
-    service = Service(name="web", vip=ip_address("198.51.100.100"), port=80, mode=mode)
+    vip = ip_address("198.51.100.100")
+    service = Service(name="web", vip=vip, port=80, mode=mode, protocol=protocol)
     state = DesiredState(config=ClusterConfig(seed=SEED), services={"web": service}, backends=backends)
     next_hops = {ADDRESSES[name]: hop for name, hop in hops.items()}
     bases = {"web": base_table(service, state.backends_of("web"), None, 0)}
@@ -95,6 +97,11 @@ def test_an_unhealthy_backend_gets_no_slot_and_keeps_its_flows() -> None:
     reset = Health(established="reset")
     wanted = planned(verdict=judged(bad, reset), b1=hop(), b2=hop())
     assert not wanted.backends["web", "b1"].usable
+    assert wanted.backends["web", "b1"].resets  # the kernel tells the clients
+    assert not wanted.backends["web", "b2"].resets
+    wanted = planned(protocol=Protocol.UDP, verdict=judged(bad, reset), b1=hop(), b2=hop())
+    assert not wanted.backends["web", "b1"].usable
+    assert not wanted.backends["web", "b1"].resets
 
 
 def test_a_backend_in_slow_start_gets_its_part() -> None:

@@ -220,15 +220,16 @@ static __always_inline int send_error(lb_ctx *ctx, const struct lb_packet *p, __
 	return send_answer(ctx, p, outcome);
 }
 
-/* Nobody takes this packet: because no backend is usable or (`full`) no port of ours is free. */
+/* Nobody takes this packet: because no backend is usable, (`full`) no port of ours is free, or (`resets`) that
+ * of its connection has failed, which clients are told whatever the policy for the first case. */
 static __always_inline int refuse(lb_ctx *ctx, const struct lb_packet *p, const struct lb_service *svc,
-				  int full)
+				  int full, int resets)
 {
 	__u32 otherwise = full ? LB_DROP_NAT_FULL : LB_DROP_NO_BACKEND;
 	__u32 rst = full ? LB_REJECT_NAT_FULL : LB_REJECT_RST;
 	__u32 unreach = full ? LB_REJECT_NAT_FULL : LB_REJECT_UNREACH;
 
-	if (svc->no_backend == LB_NO_BACKEND_DROP || p->fragment || !source_is_unicast(p))
+	if ((svc->no_backend == LB_NO_BACKEND_DROP && !resets) || p->fragment || !source_is_unicast(p))
 		return drop(p, otherwise);
 	if (p->proto == IPPROTO_TCP)
 		return reject_tcp(ctx, p, rst, otherwise);

@@ -120,6 +120,7 @@ enum lb_no_backend { LB_NO_BACKEND_REJECT = 0, LB_NO_BACKEND_DROP = 1 };
 /* backend.flags */
 #define LB_BACKEND_USABLE 0x1   /* tracked flows may go on here (up, weight 0 or draining) */
 #define LB_BACKEND_RESOLVED 0x2 /* ifindex and MACs are known */
+#define LB_BACKEND_RESETS 0x4   /* not usable, and its established TCP flows are answered with a reset */
 
 /* Every packet ends in exactly one outcome, and every drop names its reason.
  * Append only: the numbers are indexes of the pinned counter map. */

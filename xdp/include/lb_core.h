@@ -117,7 +117,7 @@ static __always_inline int serve(lb_ctx *ctx, struct lb_packet *p, struct lb_pac
 	lb_forget(choice.is_new, p->bytes);
 	count_stats(lb_service_stats, id, p, choice.is_new);
 	if (choice.backend == LB_SLOT_EMPTY)
-		return q->quoted ? drop(p, LB_DROP_NO_BACKEND) : refuse(ctx, p, svc, full);
+		return q->quoted ? drop(p, LB_DROP_NO_BACKEND) : refuse(ctx, p, svc, full, choice.resets);
 	count_stats(lb_backend_stats, choice.backend, p, choice.is_new);
 	if (svc->patience)
 		observe_client(ctx, q, svc, id, choice.backend, choice.is_new);

@@ -91,6 +91,7 @@ static __always_inline struct lb_choice choose_binding(lb_ctx *ctx, const struct
 	struct lb_flow_key key = {};
 	struct lb_past past = {};
 	struct lb_binding *held;
+	__u8 held_resets = 0;
 	__u32 id;
 
 	__builtin_memcpy(key.client, p->src, sizeof(key.client));
@@ -113,10 +114,15 @@ static __always_inline struct lb_choice choose_binding(lb_ctx *ctx, const struct
 			return choice;
 		/* The way back of an ended flow is left to lbd: late packets of the old connection may
 		 * come. */
+		held_resets = !!does_reset(id, held->generation);
 		bpf_map_delete_elem(lb_bindings, &key);
 	}
-	if (p->quoted || (p->proto == IPPROTO_TCP && !p->begins))
+	if (p->quoted)
 		return choice;
+	if (p->proto == IPPROTO_TCP && !p->begins) {
+		choice.resets = held_resets;
+		return choice;
+	}
 	id = named;
 	if (id == LB_SLOT_EMPTY)
 		id = flow_word(svc, service, p, &past) & LB_SLOT_BACKEND;

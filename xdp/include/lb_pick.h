@@ -15,12 +15,14 @@ static __always_inline int is_translated(const struct lb_service *svc)
 /* What is known of a flow. */
 #define LB_KNOWN_CONNTRACK 0x1
 #define LB_KNOWN_EMBRYONIC 0x2
+#define LB_KNOWN_RESETS 0x4 /* its backend is none any more, and clients are to be told */
 
 /* An id, not a pointer: LLVM likes to select between pointers with arithmetic that the verifier
  * refuses, and looking an array up again costs about 1 ns. */
 struct lb_choice {
 	__u32 backend; /* LB_SLOT_EMPTY: none is usable */
 	__u8 is_new;   /* this packet begins a flow */
+	__u8 resets;   /* of a flow that its backend no longer takes: the client is told */
 };
 
 /* What a slot that moved lately remembers. */
@@ -121,6 +123,16 @@ static __always_inline int is_usable(__u32 id, __u32 generation)
 	return backend->flags & LB_BACKEND_USABLE;
 }
 
+/* The same for a backend that has failed: are clients told that their flows there are over? */
+static __always_inline int does_reset(__u32 id, __u32 generation)
+{
+	struct lb_backend *backend = bpf_map_lookup_elem(lb_backends, &id);
+
+	if (!backend || (generation && backend->generation != generation))
+		return 0;
+	return backend->flags & LB_BACKEND_RESETS;
+}
+
 static __always_inline void touch(struct lb_flow *flow)
 {
 	__u32 now = bpf_jiffies64();
@@ -143,13 +155,18 @@ static __always_inline __u32 follow(struct lb_flow_key *key, const struct lb_pac
 				touch(flow);
 			return flow->backend;
 		}
+		if (does_reset(flow->backend, flow->generation))
+			*known |= LB_KNOWN_RESETS;
 	}
 	flow = bpf_map_lookup_elem(lb_embryonic, key);
 	if (!flow)
 		return LB_SLOT_EMPTY;
 	*known |= LB_KNOWN_EMBRYONIC;
-	if (!is_usable(flow->backend, flow->generation))
+	if (!is_usable(flow->backend, flow->generation)) {
+		if (does_reset(flow->backend, flow->generation))
+			*known |= LB_KNOWN_RESETS;
 		return LB_SLOT_EMPTY;
+	}
 	if (p->quoted)
 		return flow->backend;
 	if (p->begins) { /* sent again */
@@ -226,6 +243,12 @@ static __always_inline struct lb_choice choose_backend(const struct lb_service *
 	 * is remembered, one that isn't begins a flow. */
 	older = p->quoted ||
 		(!p->begins && (p->proto == IPPROTO_TCP || svc->tracking == LB_TRACK_MOVING));
+	/* In the middle of a connection, whose backend has failed: so that the client begins anew at once. */
+	if (p->proto == IPPROTO_TCP && !p->begins && !p->quoted &&
+	    (known ? known & LB_KNOWN_RESETS : past.moving && does_reset(past.origin, 0))) {
+		choice.resets = 1;
+		return choice;
+	}
 	if (older && past.moving && is_usable(past.origin, 0))
 		choice.backend = past.origin;
 	else if (is_usable(own, 0))

@@ -34,6 +34,7 @@ class Bound:
     binding: Binding | None = None
     is_new: bool = False
     is_full: bool = False  # there was no port for it
+    resets: bool = False  # see Choice
     bindings: Mapping[FlowKey, Binding | None] = field(default_factory=dict)
     translations: Mapping[Translated, Client | None] = field(default_factory=dict)
 
@@ -46,6 +47,7 @@ def choose_binding(
     key = FlowKey(packet.source, number, packet.sport, packet.dport)
     held = world.bindings.get(key)
     gone: dict[FlowKey, Binding | None] = {}
+    resets = False
     if held is not None:
         ended = packet.begins and packet.proto == TCP and bool(held.state & _ENDED)
         owner = world.backends.get(held.backend)
@@ -59,8 +61,9 @@ def choose_binding(
             return Bound(None)
         # The way back of an ended flow is left to lbd: late packets of the old connection may come.
         gone = {key: None}
+        resets = owner is not None and owner.resets and owner.generation == held.generation
     if packet.quoted or (packet.proto == TCP and not packet.begins):
-        return Bound(None, bindings=gone)
+        return Bound(None, bindings=gone, resets=resets)
     own = named or slot_for(packet, number, service, world)[0]
     backend = world.backends.get(own)
     if own == EMPTY or backend is None or not backend.usable:

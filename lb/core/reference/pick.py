@@ -28,6 +28,7 @@ class Choice:
     is_new: bool = False  # it begins a flow
     conntrack: Written = field(default_factory=dict)
     embryonic: Written = field(default_factory=dict)
+    resets: bool = False  # of a flow that its backend no longer takes: the client is told
 
 
 def find_service(packet: Packet, world: World) -> int | None:
@@ -100,6 +101,9 @@ def choose_backend(
     moving = past if past is not None and past.closes > world.clock else None
     # Nobody saw it begin, and it doesn't begin now: it is older than the move. Where each datagram is
     # remembered, one that isn't begins a flow.
+    goes_on = packet.proto == TCP and not packet.begins and not packet.quoted
+    if goes_on and _is_over(key, moving, world):
+        return Choice(None, resets=True)
     older = packet.quoted or (not packet.begins and (packet.proto == TCP or not always))
     chosen = _place(own, moving if older else None, world)
     # What is known already must not say something else later.
@@ -107,6 +111,20 @@ def choose_backend(
     if chosen is None or packet.quoted or not (always or moving or known_before):
         return Choice(chosen, is_new=chosen is not None and not older)
     return _remember(key, chosen, older, packet, world)
+
+
+def _is_over(key: FlowKey, past: Past | None, world: World) -> bool:
+    """Has the flow's backend failed, so that clients are told? That which is remembered counts, else
+    that which the slot had."""
+    remembered = [flow for flow in (world.conntrack.get(key), world.embryonic.get(key)) if flow]
+    if remembered:
+        found = [world.backends.get(flow.backend) for flow in remembered]
+        return any(
+            owner is not None and owner.resets and owner.generation == flow.generation
+            for flow, owner in zip(remembered, found, strict=True)
+        )
+    origin = world.backends.get(past.origin) if past else None
+    return origin is not None and origin.resets
 
 
 def _renamed(key: FlowKey, named: int, world: World) -> Choice:

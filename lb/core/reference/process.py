@@ -118,7 +118,7 @@ def _serve(
         choice = Choice(first.backend if world.backends[first.backend].usable else None)
     elif service.mode is Mode.FULLNAT:
         bound = choose_binding(flow, number, service, named, world)
-        choice = Choice(bound.backend, bound.is_new)
+        choice = Choice(bound.backend, bound.is_new, resets=bound.resets)
     else:
         choice = choose_backend(flow, number, service, named, world)
     stats = Stats(packets=1, bytes=len(packet.frame), flows=int(choice.is_new))
@@ -126,7 +126,7 @@ def _serve(
         if flow.quoted:
             refused = _drop(packet.frame, Outcome.DROP_NO_BACKEND)
         else:
-            refused = _refuse(packet, service, is_full=bound.is_full)
+            refused = _refuse(packet, service, is_full=bound.is_full, resets=choice.resets)
         return replace(refused, bindings=bound.bindings, service=(number, stats))
     result = _forward(packet, flow, service, choice.backend, bound.binding, world)
     return replace(
@@ -221,10 +221,10 @@ def _senders(packet: Packet, service: Service, result: Result, world: World) -> 
     return {} if world.senders.get(packet.source) == sender else {packet.source: sender}
 
 
-def _refuse(packet: Packet, service: Service, *, is_full: bool) -> Result:
-    """Nobody takes it: no backend is usable or (fullnat) no port is free. The client is told, unless the
-    policy or good manners forbid it."""
-    silent = service.no_backend is NoBackend.DROP
+def _refuse(packet: Packet, service: Service, *, is_full: bool, resets: bool) -> Result:
+    """Nobody takes it: no backend is usable, (fullnat) no port is free, or that of its connection has
+    failed. The client is told, unless the policy (not in the last case) or good manners forbid it."""
+    silent = service.no_backend is NoBackend.DROP and not resets
     dropped = _drop(packet.frame, Outcome.DROP_NAT_FULL if is_full else Outcome.DROP_NO_BACKEND)
     # RFC 9293, MUST-63, for TCP as RFC 1122, 3.2.2, for ICMP.
     if silent or packet.fragment or not answer.is_one_host(packet.source):

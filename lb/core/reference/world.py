@@ -65,6 +65,7 @@ class Backend:
     smac: bytes = bytes(6)
     source: Address | None = None  # ours, on the way there; tunnels only
     mtu: int = 0  # of the way there; 0 = not known
+    resets: bool = False  # not usable, and clients of its TCP flows are told
 
 
 @dataclass(frozen=True, slots=True)
