@@ -62,6 +62,22 @@ check-fleet: root venv ## What can happen to a fleet, with traffic flowing (minu
 check-rollout: root venv ## Rollouts of good and bad canaries, for real (minutes; the last line says PASS or FAIL)
 	@$(BIN)/python -m tests.checks.rollout
 
+.PHONY: test-kernel
+test-kernel: root deps-kernels venv ## Run the tests under another kernel in a virtual machine: KERNEL=6.1
+	@$(BIN)/python -m tests.kernels $(or $(KERNEL),6.1)
+
+.PHONY: test-kernels
+test-kernels: root deps-kernels venv ## The same under all: 5.10, 6.1, 6.12, the newest; writes docs/reference/kernels.md
+	@$(BIN)/python -m tests.kernels all
+
+.PHONY: test-fresh
+test-fresh: root deps-kernels venv ## Do in a fresh Debian 12 what the README tells a newcomer
+	@$(BIN)/python -m tests.kernels.fresh
+
+.PHONY: check-kernels
+check-kernels: root deps-kernels venv ## All of that (an hour without KVM; the last line says PASS or FAIL)
+	@$(BIN)/python -m tests.checks.kernels
+
 .PHONY: test-packets
 test-packets: root venv ## Compare kernel and model on PACKETS=200000 packets for each mode (hours)
 	@for mode in dsr nat ipip gue fullnat; do \
@@ -91,6 +107,10 @@ fmt: venv ## Put the Python code into shape
 .PHONY: deps
 deps: ## Install the Debian packages that are missing
 	@lb/lab/install.sh
+
+.PHONY: deps-kernels
+deps-kernels: ## Install the Debian packages that test-kernel, test-fresh and check-kernels need besides
+	@lb/lab/install.sh kernels
 
 # A virtual environment of another Python, or of another place (its programs hold its path), or
 # without a Python, is made anew.

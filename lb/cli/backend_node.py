@@ -53,6 +53,7 @@ def attach(
     VIPs replace those of an earlier call. A server that has tunnel devices doesn't need it.
     """
     from lb.datapath import decap
+    from lb.datapath.release import OTHER_FAMILY
 
     vips = [words.address(text, "--vip") for text in vip]
     with _netlink() as ip:
@@ -62,6 +63,8 @@ def attach(
                 f"{missing} is no address of this machine yet, so the kernel won't take its packets:"
                 f" ip addr add {missing}/{missing.max_prefixlen} dev lo"
             )
+        if not OTHER_FAMILY.is_here():
+            note(f"{OTHER_FAMILY.what}: from Linux {OTHER_FAMILY.words} on; here {OTHER_FAMILY.instead}")
     _show(session, pin_dir)
 
 
@@ -138,11 +141,15 @@ def _show(session: Session, pin_dir: Path) -> None:
         {
             "interfaces": list(found.interfaces),
             "vips": [str(vip) for vip in found.vips],
+            "other_family": found.other_family,
             "counters": {
                 name: {"packets": packets, "bytes": size} for name, (packets, size) in counters.items()
             },
         },
-        f"attached to {', '.join(found.interfaces)} for {', '.join(map(str, found.vips))}",
+        f"attached to {', '.join(found.interfaces)} for {', '.join(map(str, found.vips))}"
+        + (
+            "" if found.other_family else "; not between IPv4 and IPv6, for which this kernel is too old"
+        ),
         Table(
             ("OUTCOME", "PACKETS", "BYTES"),
             [(name, number(packets), number(size)) for name, (packets, size) in counters.items()],

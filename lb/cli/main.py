@@ -20,6 +20,7 @@ from lb.cli import (
     declarative,
     flows,
     history,
+    import_,
     node,
     record,
     replay,
@@ -50,6 +51,7 @@ app.add_typer(backend_node.app, name="backend-node")
 app.add_typer(flows.app, name="flows")
 app.add_typer(analysis.app, name="analysis")
 app.add_typer(node.app, name="node")
+app.add_typer(import_.app, name="import")
 status.register(app)
 trace.register(app)
 replay.register(app)

@@ -398,7 +398,7 @@ class Map(Object):
 
     def array(self) -> bytes:
         """All values of an array map in order of their index, with one system call where the kernel
-        has batches (5.6)."""
+        has batches (5.6; per CPU 5.13)."""
         out = ctypes.create_string_buffer(self.user_value_size * self.max_entries)
         indexes = ctypes.create_string_buffer(4 * self.max_entries)
         position = ctypes.create_string_buffer(4)
@@ -406,7 +406,8 @@ class Map(Object):
         result = _libbpf().bpf_map_lookup_batch(
             self.fd, None, position, indexes, out, ctypes.byref(count), None
         )
-        if result < 0 and count.value != self.max_entries:
+        # "No further entry" is the end of a whole answer. Without batches `count` is left as it was.
+        if result < 0 and (-result if result < -1 else ctypes.get_errno()) != errno.ENOENT:
             return b"".join(
                 self.get(index.to_bytes(4, sys.byteorder)) or b"" for index in range(self.max_entries)
             )

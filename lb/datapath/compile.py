@@ -11,15 +11,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from lb.datapath import headers, sources
 from lb.errors import DatapathError
 
 
-def load(hook: str, pin_dir: Path, pin_to: Path, name: str = "lb") -> dict[str, int]:
+def load(
+    hook: str, pin_dir: Path, pin_to: Path, name: str = "lb", defines: Sequence[str] = ()
+) -> dict[str, int]:
     """Compile a program for `hook` against the maps pinned in `pin_dir` and pin it at `pin_to`. `name`
-    is that of its file and of its function.
+    is that of its file and of its function; `defines` are NAME=VALUE for the compiler.
 
     Returns {"instructions": N}. Raises DatapathError with the compiler's or verifier's words.
     """
@@ -29,6 +32,7 @@ def load(hook: str, pin_dir: Path, pin_to: Path, name: str = "lb") -> dict[str, 
         "maps": str(pin_dir / "maps"),
         "pin_to": str(pin_to),
         "headers": str(headers.find().path),
+        "defines": list(defines),
     }
     child = subprocess.run(
         [sys.executable, "-m", "lb.datapath.compile"],
@@ -80,6 +84,7 @@ def _main() -> None:
         # Headers of 6.12 use an attribute that clang 14 does not know.
         "-Wno-ignored-attributes",
         *(f"-DLB_FD_{name.upper()}={each.fd}" for name, each in pinned.items()),
+        *(f"-D{define}" for define in request["defines"]),
     ]
     name = request["name"]
     module = BPF(text=(source / f"{name}.c").read_text(), cflags=flags)

@@ -19,6 +19,7 @@ from lb.datapath import attach, compile, layout, sources
 from lb.datapath.bpf import Map, MapType, Program
 from lb.datapath.encode import index_key
 from lb.datapath.lifecycle import ensure_bpf_fs
+from lb.datapath.release import OTHER_FAMILY
 from lb.errors import DatapathError
 from lb.model.objects import Address
 
@@ -38,11 +39,13 @@ class DecapOutcome(IntEnum):
 
 @dataclass(frozen=True)
 class Decapsulation:
-    """What is attached on this machine. `counters` are packets and bytes per outcome."""
+    """What is attached on this machine. `counters` are packets and bytes per outcome; `other_family`:
+    does this kernel let it open IPv4 in IPv6, and IPv6 in IPv4?"""
 
     interfaces: tuple[str, ...]
     vips: tuple[Address, ...]
     counters: dict[DecapOutcome, tuple[int, int]]
+    other_family: bool
 
 
 def attach_to(
@@ -94,7 +97,7 @@ def look(ip: IPRoute, pin_dir: Path = DEFAULT_PINS) -> Decapsulation:
         key=lambda vip: (vip.version, int(vip)),
     )
     counters = {each: _sum(maps["decap_stats"], each) for each in DecapOutcome}
-    return Decapsulation(interfaces, tuple(vips), counters)
+    return Decapsulation(interfaces, tuple(vips), counters, OTHER_FAMILY.is_here())
 
 
 def _maps(pin_dir: Path) -> dict[str, Map]:

@@ -25,6 +25,7 @@ from lb.datapath import compile, layout
 from lb.datapath.bpf import Map, Program
 from lb.datapath.kernel import read_owners
 from lb.datapath.maps import Maps, MapSpec, specs
+from lb.datapath.release import XDP_REPLAY
 from lb.errors import DatapathError
 from lb.model import keys
 from lb.settings import Hook, Limits
@@ -70,6 +71,11 @@ class Replay:
     def send(self, frame: bytes, ifindex: int) -> Replayed:
         """One frame, as if it had come in by this interface. Flows that it begins are remembered for the
         next ones. Raises DatapathError if the kernel refuses to run it."""
+        if self.hook is Hook.XDP and not XDP_REPLAY.is_here():
+            raise DatapathError(
+                f"{XDP_REPLAY.what} needs Linux {XDP_REPLAY.words} or newer",
+                hint=f"{XDP_REPLAY.instead}; `lbctl trace` says where a flow goes",
+            )
         if len(frame) < _SHORTEST:
             return Replayed("pass", "pass_not_ours", None, None, None)
         before = self._counters()

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Install what lb needs from Debian, if it is missing. A second run changes and downloads nothing.
-# Used by `make deps` and by the virtual machines of vagrant/.
+# Used by `make deps` and by the virtual machines of vagrant/. `install.sh kernels` installs what it takes to
+# boot other kernels (tests/kernels), too.
 set -eu
 
 # Debian leaves the sbin folders out of a user's PATH.
@@ -27,6 +28,7 @@ want_command etcd etcd-server
 want_command etcdctl etcd-client
 want_command haproxy haproxy
 want_command wrk wrk
+[ -e /etc/services ] || missing="$missing netbase" # wrk looks "http" up there; small images lack it
 want_command openssl openssl
 want_command curl curl
 want_command ip iproute2
@@ -43,6 +45,17 @@ want_command openssl openssl
 want_command sysctl procps
 want_command nsenter util-linux
 want_command mount mount
+if [ "${1:-}" = kernels ]; then
+	want_command qemu-system-x86_64 qemu-system-x86
+	want_package busybox-static # the initramfs has no libraries
+	want_command cpio cpio
+	want_command depmod kmod
+	want_command xz xz-utils
+	want_command zstd zstd
+	want_command debootstrap debootstrap
+	want_command ipvsadm ipvsadm
+	want_command tc iproute2
+fi
 
 # BCC compiles against kernel headers: those of the running kernel, or those of Debian's kernel.
 kernel=$(uname -r)

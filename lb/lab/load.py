@@ -12,7 +12,7 @@ from math import ceil
 from pathlib import Path
 
 from lb.lab.base import Namespaces
-from lb.lab.shell import LabError
+from lb.lab.shell import PATIENCE, LabError
 from lb.lab.topology import VIP4
 
 SCRIPT = Path(__file__).with_name("count_names.lua")
@@ -115,7 +115,7 @@ def finish(run: subprocess.Popen[str]) -> Tally:
     # Before it counts, wrk makes a connection to try the address, and waits for it as long as the
     # kernel tries, which is minutes.
     try:
-        output, _ = run.communicate(timeout=30)
+        output, _ = run.communicate(timeout=30 * PATIENCE)
     except subprocess.TimeoutExpired:
         raise LabError("wrk did not end: nobody answers the client's first SYN") from None
     if run.returncode:

@@ -13,6 +13,10 @@ from lb.errors import LbError, NotFoundError
 
 Completed = subprocess.CompletedProcess[str]
 
+# How many times longer than usual everything may take: for machines that are translated, not run (the
+# virtual machines of tests/kernels without KVM).
+PATIENCE = float(os.environ.get("LB_PATIENCE", "1"))
+
 # Debian leaves the sbin folders out of a user's PATH, and `su` keeps it so.
 SEARCH_PATH = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
 
@@ -42,7 +46,8 @@ def run(
     check: bool = True,
     timeout: float = 60,
 ) -> Completed:
-    """Run to the end, with `text` as its input. Raises LabError with all that it said."""
+    """Run to the end, with `text` as its input. Raises LabError with all that it said, or after
+    `timeout` seconds (times PATIENCE)."""
     try:
         done = subprocess.run(
             argv,
@@ -51,13 +56,13 @@ def run(
             env=env or environment(),
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=timeout * PATIENCE,
             check=False,
         )
     except FileNotFoundError:
         raise NotFoundError(f"{argv[0]} is not installed", hint="run: sudo make deps") from None
     except subprocess.TimeoutExpired:
-        raise LabError(f"{' '.join(argv)}: no end after {timeout:g} s") from None
+        raise LabError(f"{' '.join(argv)}: no end after {timeout * PATIENCE:g} s") from None
     if check and done.returncode:
         said = "\n".join(part.strip() for part in (done.stdout, done.stderr) if part.strip())
         raise LabError(f"{' '.join(argv)}: exit status {done.returncode}\n{said}")
@@ -65,16 +70,16 @@ def run(
 
 
 def wait_until(what: str, condition: Callable[[], bool], *, timeout: float = 10) -> None:
-    """Ask until the condition holds. Raises LabError after `timeout` seconds."""
+    """Ask until the condition holds. Raises LabError after `timeout` seconds (times PATIENCE)."""
     retrying = Retrying(
-        stop=stop_after_delay(timeout),
+        stop=stop_after_delay(timeout * PATIENCE),
         wait=wait_fixed(0.02),
         retry=retry_if_result(lambda holds: not holds),
     )
     try:
         retrying(condition)
     except RetryError:
-        raise LabError(f"waited {timeout:g} s in vain for {what}") from None
+        raise LabError(f"waited {timeout * PATIENCE:g} s in vain for {what}") from None
 
 
 def tail(log: Path, lines: int = 20) -> str:

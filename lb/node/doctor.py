@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
@@ -15,14 +14,13 @@ from pathlib import Path
 from pyroute2 import IPRoute
 
 from lb.core.state import DesiredState, parse
-from lb.datapath import attach, headers, lifecycle, sources
+from lb.datapath import attach, headers, lifecycle, release, sources
 from lb.errors import LbError
 from lb.model import keys
 from lb.model.objects import Mode
 from lb.settings import Settings
 from lb.store.opening import is_shared, open_store
 
-LEAST_KERNEL = (5, 10)
 _A_DAY = 86400.0
 
 
@@ -50,15 +48,16 @@ def run(settings: Settings) -> list[Check]:
 def _machine(_settings: Settings) -> Iterator[Check]:
     root = os.geteuid() == 0
     yield Check("root", root, "running as root" if root else "not root", "" if root else "use sudo")
-    release = platform.release()
-    numbers = re.match(r"(\d+)\.(\d+)", release)
-    version = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+    is_new = release.version() >= release.LEAST
     yield Check(
         "kernel",
-        version >= LEAST_KERNEL,
-        f"Linux {release}",
-        "" if version >= LEAST_KERNEL else "lb needs Linux 5.10 or newer",
+        is_new,
+        f"Linux {platform.release()}",
+        "" if is_new else f"lb needs Linux {'.'.join(map(str, release.LEAST))} or newer",
     )
+    for feature in release.FEATURES:
+        if not feature.is_here():
+            yield Check("kernel", None, f"too old for: {feature.what}", f"instead: {feature.instead}")
     jit = _sysctl("net/core/bpf_jit_enable")
     yield Check(
         "jit",

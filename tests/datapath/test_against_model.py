@@ -38,7 +38,9 @@ from .harness import Kernel
 from .strategies import CLOSED, INGRESS, MAX_TABLES, ONLY_MODE, OPEN, Scene, damaged_copies, encounters
 
 PACKETS = int(os.environ.get("LB_PACKETS", "0"))
-FIXED_PACKETS = 12000
+ENOUGH = 12000
+# A virtual machine without KVM has time for fewer of them (tests/kernels).
+FIXED_PACKETS = int(os.environ.get("LB_FIXED_PACKETS", ENOUGH))
 COPIES = 2  # damaged ones, of each frame
 PACKETS_PER_SCENE = 45  # at least, on average
 
@@ -238,6 +240,6 @@ def test_kernel_does_what_the_model_says(kernels: dict[str, Kernel], record_prop
     if PACKETS:
         assert {*outcomes, Outcome.DROP_NO_SPACE} == set(Outcome)
         assert min(reached.values()) > total // 3000
-    else:
+    elif FIXED_PACKETS >= ENOUGH:
         assert len(outcomes) > len(Outcome) * 3 // 4
         assert sum(map(bool, reached.values())) > len(reached) * 3 // 4

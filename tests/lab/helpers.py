@@ -35,8 +35,10 @@ class Held:
 
 
 @contextmanager
-def held(lab: Lab, address: Address, count: int, first_port: int = 0) -> Iterator[Held]:
-    argv = [sys.executable, str(HELD), str(address), "80", str(count), str(first_port)]
+def held(
+    lab: Lab, address: Address, count: int, first_port: int = 0, *, port: int = 80
+) -> Iterator[Held]:
+    argv = [sys.executable, str(HELD), str(address), str(port), str(count), str(first_port)]
     child = subprocess.Popen(
         ["nsenter", f"--net=/run/netns/{lab.topology.client}", *argv],
         stdin=subprocess.PIPE,

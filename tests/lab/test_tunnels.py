@@ -10,6 +10,7 @@ import pytest
 from helpers import backend_node, create, held, outcomes, service
 from transfers import forget_path_mtu
 
+from lb.datapath.release import OTHER_FAMILY
 from lb.lab.lab import Lab
 from lb.lab.shell import LabError
 from lb.lab.topology import VIP4, VIP6
@@ -32,6 +33,8 @@ def test_every_pair_of_families_reaches_every_backend(
             service(lab, "web6", VIP6, mode=mode, via=via),
         )
         for vip in (VIP4, VIP6):
+            if via != vip.version and not OTHER_FAMILY.is_here():
+                continue  # its kernel refuses; tunnel devices do (test_tunnel_devices.py)
             with held(lab, vip, 40) as connections:
                 answers = connections.ask()
                 assert set(answers) == everybody

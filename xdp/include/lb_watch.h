@@ -53,7 +53,7 @@ static __always_inline void count_event(struct lb_totals *totals, __u32 event)
 static __always_inline void count_status(lb_ctx *ctx, const struct lb_packet *p, struct lb_totals *totals)
 {
 	__u8 *line = ctx_data(ctx) + at_l4(p) + (p->l4_bytes & 0x3c);
-	__u32 class;
+	__u64 class; /* the register as it is: Linux 5.10's verifier bounds no copy by the check of another */
 
 	lb_keep(line);
 	if (line + 10 > (__u8 *)ctx_data_end(ctx))
@@ -61,7 +61,8 @@ static __always_inline void count_status(lb_ctx *ctx, const struct lb_packet *p,
 	if ((line[0] ^ 'H') | (line[1] ^ 'T') | (line[2] ^ 'T') | (line[3] ^ 'P') | (line[4] ^ '/') |
 	    (line[5] ^ '1') | (line[6] ^ '.') | (line[8] ^ ' '))
 		return;
-	class = line[9] - '1';
+	class = (__u64)line[9] - '1';
+	lb_keep(class);
 	if (class < LB_EVENT_HTTP_5XX - LB_EVENT_HTTP_1XX + 1)
 		count_event(totals, LB_EVENT_HTTP_1XX + class);
 }
