@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -53,9 +54,9 @@ def elsewhere(version: int) -> Address:
     return ip_address("203.0.113.9" if version == 4 else "2001:db8:2::9")
 
 
-def world() -> tuple[DesiredState, Observed]:
-    """The services with their backends, and the ways there: RETURNED modes back out of the interface
-    that the packet came by (XDP_TX), the translating ones out of the other one (XDP_REDIRECT)."""
+def world(returned: Collection[Mode] = RETURNED) -> tuple[DesiredState, Observed]:
+    """The services with their backends, and the ways there: modes in `returned` back out of the interface that
+    the packet came by (XDP_TX), the others out of the other one (XDP_REDIRECT)."""
     services: dict[str, Service] = {}
     backends: dict[BackendKey, Backend] = {}
     hops: dict[Address, NextHop] = {}
@@ -68,7 +69,7 @@ def world() -> tuple[DesiredState, Observed]:
             mode=target.mode,
             tracking=target.tracking,
         )
-        out = INGRESS if target.mode in RETURNED else OTHER
+        out = INGRESS if target.mode in returned else OTHER
         for i in range(1, BACKENDS + 1):
             address = ip_address(
                 f"10.99.{number}.{i}" if target.version == 4 else f"2001:db8:99:{number:x}::{i:x}"

@@ -35,7 +35,8 @@ from bench.load import (
 from bench.netns import INGRESS, namespace
 from bench.rows import Options, Row, interleaved, row
 from lb.core import ids, slots
-from lb.core.plan import plan
+from lb.core.plan import Observed, plan
+from lb.core.state import DesiredState
 from lb.datapath import layout
 from lb.datapath.bpf import possible_cpus
 from lb.datapath.encode import index_key
@@ -81,12 +82,12 @@ class Case:
 class Session:
     """One loaded balancer, and each case's place in its flows."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, world: tuple[DesiredState, Observed]) -> None:
         self.bench = bench
         self._next: dict[tuple[str, str], int] = {}
         self._inserted = uniform_flows()
         self._walked = shuffled(self._inserted, (1, SOME))
-        self._state, self._observed = frames.world()
+        self._state, self._observed = world
         self._bases = Bases()
         self._apply()
         self._ids = {uid: number for number, uid in read_owners(bench.maps.service_owners).items()}
@@ -352,7 +353,7 @@ def run(options: Options) -> list[Row]:
     found: list[Row] = []
     with pinned(), namespace():
         with load(Limits()) as bench:
-            session = Session(bench)
+            session = Session(bench, frames.world())
             found += measure(session, [*flow_cases(1), *other_cases()], options)
             found += measure(session, flow_cases(SOME), options)
             found += observation(session, options)
@@ -361,7 +362,7 @@ def run(options: Options) -> list[Row]:
                 found += measure(session, [case], options)
         # Twice as many entries as flows: a full LRU evicts by approximation.
         with load(Limits(conntrack=2 * FLOWS, embryonic=2 * FLOWS)) as bench:
-            session = Session(bench)
+            session = Session(bench, frames.world())
             for case in chosen(flow_cases(FLOWS), options):
                 session.forget()
                 found += measure(session, [case], options)
