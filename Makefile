@@ -58,6 +58,10 @@ check-health: root venv ## Servers that fail for real, next to HAProxy (minutes;
 check-fleet: root venv ## What can happen to a fleet, with traffic flowing (minutes; the last line says PASS or FAIL)
 	@$(BIN)/python -m tests.checks.fleet
 
+.PHONY: check-bench
+check-bench: root venv ## How fast it is against its goals (minutes; the last line says PASS or FAIL)
+	@$(BIN)/python -m tests.checks.bench
+
 .PHONY: test-packets
 test-packets: root venv ## Compare kernel and model on PACKETS=200000 packets for each mode (hours)
 	@for mode in dsr nat ipip gue fullnat; do \
@@ -65,7 +69,7 @@ test-packets: root venv ## Compare kernel and model on PACKETS=200000 packets fo
 	|| exit 1; done
 
 .PHONY: bench
-bench: root venv ## Measure (SUITES="slots packet control checks fleet" QUICK=1)
+bench: root venv ## Measure (SUITES="slots packet live requests control checks fleet" QUICK=1)
 	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(SUITES)
 
 .PHONY: bench-compare

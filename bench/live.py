@@ -1,11 +1,13 @@
-"""Suite `live`: frames that travel. A generator (BPF_PROG_TEST_RUN, BPF_F_TEST_XDP_LIVE_FRAMES) writes each frame
-anew and sends it over a veth pair to what is measured; what that sends on is counted by a program at the other end,
-and dropped. All of it runs on one CPU: split over two, the figures are unstable.
+"""Suite `live`: frames that travel. A generator (BPF_PROG_TEST_RUN, BPF_F_TEST_XDP_LIVE_FRAMES) writes
+each frame anew and sends it over a veth pair to what is measured; what that sends on is counted by a
+program at the other end, and dropped. All of it runs on one CPU: split over two,
+the figures are unstable.
 
     far end of INGRESS ──▶ INGRESS: what is measured ──▶ OTHER ──▶ far end of OTHER
     (generator; sink for XDP_TX)                                   (sink)
 
-Ratios are to a program that parses, swaps the MAC addresses and redirects, with as many flows in the same round.
+Ratios are to a program that parses, swaps the MAC addresses and redirects, with as many flows in the
+same round. HAProxy and nginx are not here: they answer whole connections (suite `requests`).
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ from pyroute2 import IPRoute
 
 from bench import frames
 from bench.frames import Target
-from bench.load import FLOWS, LIVE, Bench, BenchRun, load, shuffled, uniform_flows
+from bench.load import LIVE, Bench, BenchRun, load, shuffled, uniform_flows
 from bench.netns import INGRESS, OTHER, namespace
-from bench.packet import SOME, Session, pinned
+from bench.packet import MANY_LABEL, SOME, Session, pinned
 from bench.rows import Options, Row, interleaved, row
 from lb.datapath.bpf import Program, _check, _libbpf, _TestRunOpts
 from lb.datapath.encode import index_key
@@ -35,7 +37,6 @@ from lb.settings import Limits
 SUITE = "live"
 FLOOR = "redirect floor"
 NFTABLES = "nftables DNAT"
-MANY = {1: "1 flow", SOME: "10 k flows", FLOWS: "1 M flows"}
 LEAST = 0.99  # share of the frames that has to arrive
 STRAYS = 10  # frames of somebody else: the kernel looks for IPv6 neighbours
 
@@ -58,7 +59,7 @@ class Case:
     @property
     def label(self) -> str:
         """Of the row."""
-        return f"{MANY[self.flows]}: {self.what}"
+        return f"{MANY_LABEL[self.flows]}: {self.what}"
 
     @property
     def key(self) -> str:
@@ -67,7 +68,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """All of them: in each number of flows the floors, what is measured with that many, and the peers."""
+    """The floors and the peers, and lb: by the number of flows, and mode by mode."""
     dsr, ipip = (Target(mode, 4, Tracking.MOVING) for mode in (Mode.DSR, Mode.IPIP))
     tcp4 = "IPv4 TCP"
     found = [
@@ -83,7 +84,7 @@ def cases() -> list[Case]:
         Case("lb", "dsr IPv4 TCP, tracking always", 1, Target(Mode.DSR, 4, Tracking.ALWAYS)),
         Case("lb", "dsr IPv6 TCP", 1, Target(Mode.DSR, 6, Tracking.MOVING)),
     ]
-    for flows in MANY:
+    for flows in MANY_LABEL:
         found += [Case(FLOOR, tcp4, flows, dsr)]
         found += [Case("lb", f"{each.mode} {tcp4}", flows, each) for each in (dsr, ipip)]
     return found
@@ -136,7 +137,9 @@ class Road:
         _send(self._bench.programs["bench_generate"], _frame(case), self._far[INGRESS], frames_to_send)
         seconds, arrived = time.perf_counter() - start, self._sunk() - before
         if not LEAST * frames_to_send <= arrived <= frames_to_send + STRAYS:
-            raise DatapathError(f"bench: {case.label}, {case.peer}: {arrived} of {frames_to_send} arrived")
+            raise DatapathError(
+                f"bench: {case.label}, {case.peer}: {arrived} of {frames_to_send} arrived"
+            )
         return arrived / seconds
 
     def _sunk(self) -> int:

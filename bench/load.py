@@ -99,8 +99,9 @@ def empty(table: Map) -> None:
 
 @contextmanager
 def load(limits: Limits, programs: Sequence[str] = PROGRAMS) -> Iterator[Bench]:
-    """Compile wrapper.c against the balancer's headers and new, unpinned maps, and load these programs of it
-    ("tc" is the balancer at that hook). Compiles in this process: BCC and LLVM stay in its memory."""
+    """Compile wrapper.c against the balancer's headers and new, unpinned maps, and load these programs
+    of it ("tc" is the balancer at that hook). Compiles in this process: BCC and LLVM stay in its memory.
+    """
     maps = Maps.create(limits)
     runs = Map.create(MapType.ARRAY, "bench_runs", 4, ctypes.sizeof(BenchRun), 1)
     flows = Map.create(MapType.ARRAY, "bench_flows", 4, FLOW.itemsize * FLOWS, 1)

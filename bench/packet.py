@@ -52,6 +52,8 @@ SUITE = "packet"
 PROGRAM_OF = {"empty wrapper": "bench_empty", "parse + swap + TX": "bench_swap", "lb": "bench_lb"}
 FLOOR = "parse + swap + TX"
 SOME = 10_000
+MANY_LABEL = {1: "1 flow", SOME: "10 k flows", FLOWS: "1 M flows"}
+SIZES = ((1, 10), (10, 10), (100, 10), (1000, 10), (1, 100), (1, 1000))  # services, backends of each
 TOLERATED = 0.01  # share of packets that may find their LRU entry evicted, or still there
 
 # struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
@@ -75,8 +77,7 @@ class Case:
     @property
     def label(self) -> str:
         """Of the row."""
-        many = {1: "1 flow", SOME: "10 k flows", FLOWS: "1 M flows"}
-        return f"{many[self.flows]}: {self.name}"
+        return f"{MANY_LABEL[self.flows]}: {self.name}"
 
 
 class Session:
@@ -332,6 +333,23 @@ def observation(session: Session, options: Options) -> list[Row]:
     return found
 
 
+def growth(bench: Bench, options: Options, sizes: Sequence[tuple[int, int]] = SIZES) -> list[Row]:
+    """What a packet to one service costs while there are more and more services and backends."""
+    found: list[Row] = []
+    for services, backends in sizes:
+        session = Session(bench, frames.grown(services, backends))
+        case = Case(
+            name=f"dsr IPv4 TCP, {services:,} services of {backends:,} backends",
+            frame=frames.tcp(frames.GROWN),
+            version=4,
+            verdict=XDP_TX,
+            service="service-0",
+        )
+        cases = [case, replace(case, flows=FLOWS)] if services == 1 else [case]
+        found += measure(session, cases, options)
+    return found
+
+
 def chosen(cases: Sequence[Case], options: Options) -> list[Case]:
     """Warming 1 M flows takes a second for each case."""
     return [each for each in cases if not options.quick or "dsr IPv4 TCP" in each.name]
@@ -368,4 +386,5 @@ def run(options: Options) -> list[Row]:
                 found += measure(session, [case], options)
             session.forget()
             found += while_slots_move(session, options)
+            found += growth(bench, options, SIZES[:3] if options.quick else SIZES)
     return found

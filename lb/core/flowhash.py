@@ -7,8 +7,8 @@ The hash chains SplitMix64's finaliser over what it absorbs:
 
     h = seed[0]
     h = mix(h ^ word)          IPv6: for each 64-bit word of the client's address, in network order
-    h = mix(h ^ ports)         source port << 16 | destination port, or 0 with affinity `client`; and in IPv4
-                               the client's address << 32
+    h = mix(h ^ ports)         source port << 16 | destination port, or 0 with affinity `client`;
+                               and in IPv4 the client's address << 32
     slot = mix(h ^ seed[1]) & 0xffff
 
 All are numbers, not bytes in memory, so that machines of either byte order agree.
