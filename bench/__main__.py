@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import checks, control, fleet, live, packet, report, requests, rows, slots
+from bench import checks, control, daemon, fleet, live, packet, report, requests, rows, slots
 from bench.rows import RESULTS, Options, Row, row
 from lb.errors import LbError
 
@@ -20,10 +20,11 @@ SUITES: dict[str, Callable[[Options], list[Row]]] = {
     "live": live.run,
     "requests": requests.run,
     "control": control.run,
+    "daemon": daemon.run,
     "checks": checks.run,
     "fleet": fleet.run,
 }
-NEED_ROOT = {"packet", "live", "requests", "control", "fleet"}
+NEED_ROOT = {"packet", "live", "requests", "control", "daemon", "fleet"}
 
 
 def main() -> int:

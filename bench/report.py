@@ -29,6 +29,7 @@ _PROSE = {
     " ratio to the *redirect floor* of as many flows in the same round. lb redirects in all modes.",
     "requests": "wrk with 16 connections, one nginx, everything on this machine; ...x is the ratio to"
     " the direct path. CPU is of the whole machine, less that of processes that are none of the lab's.",
+    "daemon": "A real lbd in the lab, with three services of four backends.",
     "checks": "Health checks: lbd's parts in one process, one nginx on the loopback. late_p99 is by how"
     " much 99 of 100 checks began late at most.",
     "fleet": "Three nodes: lbd, etcd (three members) and kernels in namespaces of this machine, seen at"

@@ -101,7 +101,8 @@ class Field:
         names = {"vip": VIP4, "server": self._server, "folder": folder, "module": STREAM_MODULE}
         (folder / "haproxy.cfg").write_text(_HAPROXY.format(**names, port=PORT[HAPROXY]))
         lab.popen("node1", ["haproxy", "-db", "-f", str(folder / "haproxy.cfg")])
-        lab.run("node1", ["nft", _NFTABLES.format(**names, port=PORT[NFTABLES])])
+        (folder / "nftables.conf").write_text(_NFTABLES.format(**names, port=PORT[NFTABLES]))
+        lab.run("node1", ["nft", "-f", str(folder / "nftables.conf")])
         if STREAM_MODULE.exists():
             (folder / "stream.conf").write_text(_NGINX.format(**names, port=PORT[NGINX]))
             command = ["nginx", "-e", f"{folder}/stream.log", "-p", str(folder)]
