@@ -78,6 +78,10 @@ test-fresh: root deps-kernels venv ## Do in a fresh Debian 12 what the README te
 check-kernels: root deps-kernels venv ## All of that (an hour without KVM; the last line says PASS or FAIL)
 	@$(BIN)/python -m tests.checks.kernels
 
+.PHONY: check-bench
+check-bench: root venv ## How fast it is against its goals (minutes; the last line says PASS or FAIL)
+	@$(BIN)/python -m tests.checks.bench
+
 .PHONY: test-packets
 test-packets: root venv ## Compare kernel and model on PACKETS=200000 packets for each mode (hours)
 	@for mode in dsr nat ipip gue fullnat; do \
@@ -85,7 +89,7 @@ test-packets: root venv ## Compare kernel and model on PACKETS=200000 packets fo
 	|| exit 1; done
 
 .PHONY: bench
-bench: root venv ## Measure (SUITES="slots packet control checks fleet" QUICK=1)
+bench: root venv ## Measure (SUITES="slots packet live requests control daemon checks fleet" QUICK=1)
 	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(SUITES)
 
 .PHONY: bench-compare

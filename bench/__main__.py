@@ -10,18 +10,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import checks, control, fleet, packet, report, rows, slots
+from bench import checks, control, daemon, fleet, live, packet, report, requests, rows, slots
 from bench.rows import RESULTS, Options, Row, row
 from lb.errors import LbError
 
 SUITES: dict[str, Callable[[Options], list[Row]]] = {
     "slots": slots.run,
     "packet": packet.run,
+    "live": live.run,
+    "requests": requests.run,
     "control": control.run,
+    "daemon": daemon.run,
     "checks": checks.run,
     "fleet": fleet.run,
 }
-NEED_ROOT = {"packet", "control", "fleet"}
+NEED_ROOT = {"packet", "live", "requests", "control", "daemon", "fleet"}
 
 
 def main() -> int:
@@ -35,7 +38,7 @@ def main() -> int:
     if unknown := set(suites) - SUITES.keys():
         parser.error(f"no suite is called {', '.join(sorted(unknown))}; there are: {', '.join(SUITES)}")
     if NEED_ROOT.intersection(suites) and os.geteuid():
-        parser.error("packet, control and fleet load programs and maps into the kernel: run as root")
+        parser.error(f"{', '.join(sorted(NEED_ROOT))} load programs into the kernel: run as root")
     options = Options(quick=chosen.quick)
     found: list[Row] = []
     load = [os.getloadavg()[0]]

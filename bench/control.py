@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 
+from bench.daemon import resident
 from bench.rows import Options, Row, interleaved, row, stopwatch
 from lb.core import ids, slots
 from lb.core.nexthop import NextHop
@@ -162,12 +163,6 @@ def memory_of(each: Map) -> int:
     return 0
 
 
-def resident() -> float:
-    """Memory of this process, in MB (VmRSS)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
-
-
 def memory(node: Node, services: int) -> list[Row]:
     """Of all maps with their tables, as /proc/self/fdinfo states it (memlock)."""
     maps = {name: memory_of(each) for name, each in node.kernel.maps}
@@ -184,7 +179,7 @@ def memory(node: Node, services: int) -> list[Row]:
     found = [row(SUITE, f"{where}, {name}", PEER, "MB", [size / 1e6]) for name, size in parts.items()]
     return [
         *found,
-        row(SUITE, f"memory of the process: {services:,} services", PEER, "MB", [resident()]),
+        row(SUITE, f"memory of the process: {services:,} services", PEER, "MB", [resident(os.getpid())]),
     ]
 
 

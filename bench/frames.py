@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -15,6 +16,7 @@ from lb.core.state import BackendKey, DesiredState
 from lb.model.objects import Address, Backend, ClusterConfig, Mode, Protocol, Service, Tracking
 
 PORT = 80
+GROWN = ip_address("198.18.0.1")
 BACKENDS = 10  # of each service
 LENGTH = 8 * WORDS
 RETURNED = (Mode.DSR, Mode.IPIP, Mode.GUE)
@@ -53,9 +55,9 @@ def elsewhere(version: int) -> Address:
     return ip_address("203.0.113.9" if version == 4 else "2001:db8:2::9")
 
 
-def world() -> tuple[DesiredState, Observed]:
-    """The services with their backends, and the ways there: RETURNED modes back out of the interface
-    that the packet came by (XDP_TX), the translating ones out of the other one (XDP_REDIRECT)."""
+def world(returned: Collection[Mode] = RETURNED) -> tuple[DesiredState, Observed]:
+    """The services with their backends, and the ways there: modes in `returned` back out of the
+    interface that the packet came by (XDP_TX), the others out of the other one (XDP_REDIRECT)."""
     services: dict[str, Service] = {}
     backends: dict[BackendKey, Backend] = {}
     hops: dict[Address, NextHop] = {}
@@ -68,7 +70,7 @@ def world() -> tuple[DesiredState, Observed]:
             mode=target.mode,
             tracking=target.tracking,
         )
-        out = INGRESS if target.mode in RETURNED else OTHER
+        out = INGRESS if target.mode in returned else OTHER
         for i in range(1, BACKENDS + 1):
             address = ip_address(
                 f"10.99.{number}.{i}" if target.version == 4 else f"2001:db8:99:{number:x}::{i:x}"
@@ -80,6 +82,25 @@ def world() -> tuple[DesiredState, Observed]:
             hops[address] = NextHop(out, MAC[out], _NEIGHBOUR, source=own)
     config = ClusterConfig(seed="000102030405060708090a0b0c0d0e0f")
     state = DesiredState(config=config, services=services, backends=backends)
+    return state, Observed(hops, frozenset({INGRESS, OTHER}))
+
+
+def grown(services: int, backends: int) -> tuple[DesiredState, Observed]:
+    """So many services of so many backends each, mode dsr; the one at GROWN is measured."""
+    found: dict[str, Service] = {}
+    members: dict[BackendKey, Backend] = {}
+    hops: dict[Address, NextHop] = {}
+    for number in range(services):
+        name = f"service-{number}"
+        found[name] = Service(
+            name=name, vip=GROWN + number, port=PORT, mode=Mode.DSR, tracking=Tracking.MOVING
+        )
+        for i in range(backends):
+            address = ip_address(f"10.{128 + number // 250}.{number % 250}.0") + i
+            members[name, f"b{i}"] = Backend(service=name, name=f"b{i}", address=address)
+            hops[address] = NextHop(INGRESS, MAC[INGRESS], _NEIGHBOUR)
+    config = ClusterConfig(seed="000102030405060708090a0b0c0d0e0f")
+    state = DesiredState(config=config, services=found, backends=members)
     return state, Observed(hops, frozenset({INGRESS, OTHER}))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.netns import MAC
+from bench.netns import MAC, OTHER
 from lb.datapath import headers, layout, sources
 from lb.datapath.bpf import Map, MapType, Program, _libbpf
 from lb.datapath.encode import index_key
@@ -24,6 +24,7 @@ from lb.settings import Limits
 
 WORDS, FLOWS, VERDICTS = 10, 1 << 20, 8
 PROGRAMS = ("bench_empty", "bench_swap", "bench_lb")
+LIVE = ("bench_generate", "bench_sink", "bench_live_tx", "bench_live_redirect", "bench_live_lb")
 XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = 1, 2, 3, 4
 
 
@@ -47,6 +48,7 @@ class Bench:
     maps: Maps
     runs: Map
     flows: Map
+    sunk: Map
     programs: Mapping[str, Program]
     kernel: Kernel
 
@@ -96,13 +98,18 @@ def empty(table: Map) -> None:
 
 
 @contextmanager
-def load(limits: Limits) -> Iterator[Bench]:
-    """Compile wrapper.c against the balancer's headers and new, unpinned maps. Compiles in this
-    process: BCC and LLVM stay in its memory."""
+def load(limits: Limits, programs: Sequence[str] = PROGRAMS) -> Iterator[Bench]:
+    """Compile wrapper.c against the balancer's headers and new, unpinned maps, and load these programs
+    of it ("tc" is the balancer at that hook). Compiles in this process: BCC and LLVM stay in its memory.
+    """
     maps = Maps.create(limits)
     runs = Map.create(MapType.ARRAY, "bench_runs", 4, ctypes.sizeof(BenchRun), 1)
     flows = Map.create(MapType.ARRAY, "bench_flows", 4, FLOW.itemsize * FLOWS, 1)
-    programs = _compile({**dict(maps), "bench_runs": runs, "bench_flows": flows})
+    sunk = Map.create(MapType.ARRAY, "bench_sunk", 4, 8, 1)
+    every = {**dict(maps), "bench_runs": runs, "bench_flows": flows, "bench_sunk": sunk}
+    loaded = _compile(every, "xdp", [name for name in programs if name != "tc"])
+    if "tc" in programs:
+        loaded |= _compile(every, "tc", ["lb"])
     for index, mac in MAC.items():
         maps.egress.put(index_key(index), index_key(index))
         link = layout.Link(ifindex=index, master=index, mac=(ctypes.c_uint8 * 6)(*mac))
@@ -110,29 +117,31 @@ def load(limits: Limits) -> Iterator[Bench]:
     kernel = Kernel(maps)
     kernel.adopt()
     try:
-        yield Bench(maps, runs, flows, programs, kernel)
+        yield Bench(maps, runs, flows, sunk, loaded, kernel)
     finally:
-        for each in (*programs.values(), runs, flows, *(each for _, each in maps)):
+        for each in (*loaded.values(), runs, flows, sunk, *(each for _, each in maps)):
             each.close()
 
 
-def _compile(maps: Mapping[str, Map]) -> dict[str, Program]:
+def _compile(maps: Mapping[str, Map], hook: str, names: Sequence[str]) -> dict[str, Program]:
     os.environ["BCC_KERNEL_SOURCE"] = str(headers.find().path)
     from bcc import BPF  # reads the environment
 
     top = sources.directory()
     flags = [
         f"-I{top / 'xdp/include'}",
-        f"-I{top / 'xdp'}",
+        f"-I{top / hook}",
+        f"-DBENCH_OTHER={OTHER}",
         "-Wno-ignored-attributes",
         *(f"-DLB_FD_{name.upper()}={each.fd}" for name, each in maps.items()),
     ]
-    source = Path(__file__).with_name("wrapper.c").read_text()
+    path = top / "tc/lb.c" if hook == "tc" else Path(__file__).with_name("wrapper.c")
+    kind = BPF.SCHED_CLS if hook == "tc" else BPF.XDP
     try:
-        module = BPF(text=source, cflags=flags)
-        loaded = {name: module.load_func(name, BPF.XDP) for name in PROGRAMS}
+        module = BPF(text=path.read_text(), cflags=flags)
+        loaded = {name: module.load_func(name, kind) for name in names}
     except Exception as error:
         raise DatapathError(
-            f"bench/wrapper.c: {error}", hint="what the compiler or the verifier said is above"
+            f"{path.name}: {error}", hint="what the compiler or the verifier said is above"
         ) from error
-    return {name: Program(os.dup(each.fd)) for name, each in loaded.items()}
+    return {name if hook == "xdp" else hook: Program(os.dup(each.fd)) for name, each in loaded.items()}

@@ -35,7 +35,8 @@ from bench.load import (
 from bench.netns import INGRESS, namespace
 from bench.rows import Options, Row, interleaved, row
 from lb.core import ids, slots
-from lb.core.plan import plan
+from lb.core.plan import Observed, plan
+from lb.core.state import DesiredState
 from lb.datapath import layout
 from lb.datapath.bpf import possible_cpus
 from lb.datapath.encode import index_key
@@ -51,6 +52,8 @@ SUITE = "packet"
 PROGRAM_OF = {"empty wrapper": "bench_empty", "parse + swap + TX": "bench_swap", "lb": "bench_lb"}
 FLOOR = "parse + swap + TX"
 SOME = 10_000
+MANY_LABEL = {1: "1 flow", SOME: "10 k flows", FLOWS: "1 M flows"}
+SIZES = ((1, 10), (10, 10), (100, 10), (1000, 10), (1, 100), (1, 1000))  # services, backends of each
 TOLERATED = 0.01  # share of packets that may find their LRU entry evicted, or still there
 
 # struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
@@ -74,19 +77,18 @@ class Case:
     @property
     def label(self) -> str:
         """Of the row."""
-        many = {1: "1 flow", SOME: "10 k flows", FLOWS: "1 M flows"}
-        return f"{many[self.flows]}: {self.name}"
+        return f"{MANY_LABEL[self.flows]}: {self.name}"
 
 
 class Session:
     """One loaded balancer, and each case's place in its flows."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, world: tuple[DesiredState, Observed]) -> None:
         self.bench = bench
         self._next: dict[tuple[str, str], int] = {}
         self._inserted = uniform_flows()
         self._walked = shuffled(self._inserted, (1, SOME))
-        self._state, self._observed = frames.world()
+        self._state, self._observed = world
         self._bases = Bases()
         self._apply()
         self._ids = {uid: number for number, uid in read_owners(bench.maps.service_owners).items()}
@@ -331,6 +333,23 @@ def observation(session: Session, options: Options) -> list[Row]:
     return found
 
 
+def growth(bench: Bench, options: Options, sizes: Sequence[tuple[int, int]] = SIZES) -> list[Row]:
+    """What a packet to one service costs while there are more and more services and backends."""
+    found: list[Row] = []
+    for services, backends in sizes:
+        session = Session(bench, frames.grown(services, backends))
+        case = Case(
+            name=f"dsr IPv4 TCP, {services:,} services of {backends:,} backends",
+            frame=frames.tcp(frames.GROWN),
+            version=4,
+            verdict=XDP_TX,
+            service="service-0",
+        )
+        cases = [case, replace(case, flows=FLOWS)] if services == 1 else [case]
+        found += measure(session, cases, options)
+    return found
+
+
 def chosen(cases: Sequence[Case], options: Options) -> list[Case]:
     """Warming 1 M flows takes a second for each case."""
     return [each for each in cases if not options.quick or "dsr IPv4 TCP" in each.name]
@@ -352,7 +371,7 @@ def run(options: Options) -> list[Row]:
     found: list[Row] = []
     with pinned(), namespace():
         with load(Limits()) as bench:
-            session = Session(bench)
+            session = Session(bench, frames.world())
             found += measure(session, [*flow_cases(1), *other_cases()], options)
             found += measure(session, flow_cases(SOME), options)
             found += observation(session, options)
@@ -361,10 +380,11 @@ def run(options: Options) -> list[Row]:
                 found += measure(session, [case], options)
         # Twice as many entries as flows: a full LRU evicts by approximation.
         with load(Limits(conntrack=2 * FLOWS, embryonic=2 * FLOWS)) as bench:
-            session = Session(bench)
+            session = Session(bench, frames.world())
             for case in chosen(flow_cases(FLOWS), options):
                 session.forget()
                 found += measure(session, [case], options)
             session.forget()
             found += while_slots_move(session, options)
+            found += growth(bench, options, SIZES[:3] if options.quick else SIZES)
     return found

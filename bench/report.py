@@ -19,11 +19,17 @@ _PROSE = {
     "packet": "ns per packet by BPF_PROG_TEST_RUN on one pinned CPU. Before each call a wrapper writes"
     " the 80-byte frame anew from a template, and the flow from a table (bench/wrapper.c); its cost is"
     " the *empty wrapper*, and is part of all figures. ...x is the ratio to *parse + swap + TX*,"
-    " the median of the rounds. `dsr` goes back out of the interface it came in by (XDP_TX), `nat`"
-    " out of another (XDP_REDIRECT). Flows are uniform, walked in another order than inserted;"
-    " conntrack has 131,072 entries, and 2 M where 1 M flows are known. That packets met the"
-    " verdict, and flows were known or new as stated, is checked by the programs' own counters."
+    " the median of the rounds. `dsr`, `ipip` and `gue` go back out of the interface they came in"
+    " by (XDP_TX), `nat` and `fullnat` out of another (XDP_REDIRECT). Flows are uniform, walked in"
+    " another order than inserted; conntrack has 131,072 entries, and 2 M where 1 M flows are"
+    " known. That packets met the verdict, and flows were known or new as stated, is checked by the"
+    " programs' own counters."
     " Nothing is sent.",
+    "live": "Frames that travel over veth pairs, generator and all on one CPU, in Mpps; ...x is the"
+    " ratio to the *redirect floor* of as many flows in the same round. lb redirects in all modes.",
+    "requests": "wrk with 16 connections, one nginx, everything on this machine; ...x is the ratio to"
+    " the direct path. CPU is of the whole machine, less that of processes that are none of the lab's.",
+    "daemon": "A real lbd in the lab, with three services of four backends.",
     "checks": "Health checks: lbd's parts in one process, one nginx on the loopback. late_p99 is by how"
     " much 99 of 100 checks began late at most.",
     "fleet": "Three nodes: lbd, etcd (three members) and kernels in namespaces of this machine, seen at"

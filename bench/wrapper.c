@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Programs for suite `packet`. BPF_PROG_TEST_RUN hands a program, from its second run on, the packet
+/* Programs for the suites `packet` and `live`. BPF_PROG_TEST_RUN hands a program, from its second run on, the packet
  * that it changed itself; so each of these first writes the frame anew from a template and the flow
  * from a table, then calls what is measured inline, and undoes any adjust_head.
  *
@@ -36,6 +36,7 @@ struct bench_flows {
 
 #define bench_run_map LB_MAP(LB_FD_BENCH_RUNS)   /* array[1] of bench_run */
 #define bench_flow_map LB_MAP(LB_FD_BENCH_FLOWS) /* array[1] of bench_flows */
+#define bench_sunk_map LB_MAP(LB_FD_BENCH_SUNK)  /* array[1] of u64: frames that came to a sink */
 
 static __always_inline struct bench_run *restore(struct xdp_md *ctx)
 {
@@ -117,4 +118,78 @@ int bench_lb(struct xdp_md *ctx)
 	if (after != before)
 		bpf_xdp_adjust_head(ctx, (int)after - (int)before);
 	return finish(run, verdict);
+}
+
+/* For suite `live`, on frames that travel: the generator, what is measured on the other end of its link, and the
+ * sinks behind that. */
+
+/* The kernel's own forwarding checks the header's sum; the source address in it changes from frame to frame. */
+static __always_inline void write_header_sum(void *data)
+{
+	struct iphdr *ip = data + sizeof(struct ethhdr);
+	const __u32 *word = (void *)ip;
+
+	ip->check = 0;
+	/* Halves of it were just written. */
+	asm volatile("" : "+r"(word) : : "memory");
+	ip->check = csum_fold32(csum_fold64(csum_u32s(word, sizeof(*ip) / 4)));
+}
+
+int bench_generate(struct xdp_md *ctx)
+{
+	struct bench_run *run = restore(ctx);
+	void *data = (void *)(long)ctx->data;
+
+	if (!run || data + BENCH_WORDS * 8 > (void *)(long)ctx->data_end)
+		return XDP_ABORTED;
+	if (!run->ipv6)
+		write_header_sum(data);
+	return XDP_TX;
+}
+
+/* Ends a frame's way, and counts it. */
+int bench_sink(struct xdp_md *ctx)
+{
+	__u32 zero = 0;
+	__u64 *sunk = bpf_map_lookup_elem(bench_sunk_map, &zero);
+
+	if (sunk)
+		__sync_fetch_and_add(sunk, 1);
+	return XDP_DROP;
+}
+
+static __always_inline int swap_live(struct xdp_md *ctx, int verdict)
+{
+	struct lb_packet p = {};
+	struct ethhdr *eth;
+	__u8 mac[ETH_ALEN];
+
+	p.ifindex = ctx->ingress_ifindex;
+	p.bytes = ctx_bytes(ctx);
+	if (parse_packet(ctx_data(ctx), ctx_data_end(ctx), &p) != LB_PARSED)
+		return XDP_PASS;
+	eth = ctx_data(ctx);
+	if ((void *)(eth + 1) > ctx_data_end(ctx))
+		return XDP_ABORTED;
+	__builtin_memcpy(mac, eth->h_dest, ETH_ALEN);
+	__builtin_memcpy(eth->h_dest, eth->h_source, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, mac, ETH_ALEN);
+	return verdict;
+}
+
+int bench_live_tx(struct xdp_md *ctx)
+{
+	return swap_live(ctx, XDP_TX);
+}
+
+int bench_live_redirect(struct xdp_md *ctx)
+{
+	int verdict = swap_live(ctx, XDP_REDIRECT);
+
+	return verdict == XDP_REDIRECT ? bpf_redirect_map(lb_egress, BENCH_OTHER, 0) : verdict;
+}
+
+int bench_live_lb(struct xdp_md *ctx)
+{
+	return balance(ctx);
 }

@@ -93,7 +93,7 @@ static __always_inline int ctx_push(lb_ctx *ctx, struct lb_packet *p, const __u3
 		to = (void *)(eth + 1);
 		if ((void *)to + bytes > ctx_data_end(ctx))
 			return -1;
-		eth->h_proto = type;
+		*ethertype_of(eth) = type;
 	} else {
 		if (ctx_resize_head(ctx, bytes))
 			return -1;

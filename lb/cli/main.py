@@ -33,6 +33,7 @@ from lb.cli import (
 )
 from lb.cli.output import Format, report
 from lb.errors import ExitCode, LbError
+from lb.store.ending import leave
 
 app = typer.Typer(
     name="lbctl",
@@ -150,7 +151,7 @@ def asked_format(arguments: Sequence[str]) -> Format:
 
 def main() -> NoReturn:
     """Entry point."""
-    sys.exit(run(sys.argv[1:]))
+    leave(run(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ reference model say what the kernel does.
 The hash chains SplitMix64's finaliser over what it absorbs:
 
     h = seed[0]
-    h = mix(h ^ word)          for each 64-bit word of the client's address: one for IPv4,
-                               two for IPv6, in network order
-    h = mix(h ^ ports)         source port << 16 | destination port; 0 with affinity `client`
+    h = mix(h ^ word)          IPv6: for each 64-bit word of the client's address, in network order
+    h = mix(h ^ ports)         source port << 16 | destination port, or 0 with affinity `client`;
+                               and in IPv4 the client's address << 32
     slot = mix(h ^ seed[1]) & 0xffff
 
 All are numbers, not bytes in memory, so that machines of either byte order agree.
@@ -45,11 +45,13 @@ def mix(x: int) -> int:
 
 def slot(seed: Seed, client: Address, sport: int, dport: int, affinity: Affinity) -> int:
     """The slot of a packet from `client`:`sport` to port `dport` of the VIP."""
-    words = [int(client)] if client.version == 4 else [int(client) >> 64, int(client) & _MASK64]
+    last = sport << 16 | dport if affinity is Affinity.FLOW else 0
     h = seed[0]
-    for word in words:
-        h = mix(h ^ word)
-    h = mix(h ^ (sport << 16 | dport if affinity is Affinity.FLOW else 0))
+    if client.version == 4:
+        last |= int(client) << 32
+    else:
+        h = mix(mix(h ^ int(client) >> 64) ^ int(client) & _MASK64)
+    h = mix(h ^ last)
     return mix(h ^ seed[1]) % SLOTS
 
 
@@ -81,10 +83,11 @@ def slots(
     `clients` has one row per packet: the IPv4 address as a number (shape `(n,)`), or the upper and
     the lower half of the IPv6 address (shape `(n, 2)`).
     """
-    columns = [clients] if clients.ndim == 1 else [clients[:, 0], clients[:, 1]]
     h = np.full(len(clients), seed[0], dtype=np.uint64)
-    for words in columns:
-        h = mix_words(h ^ words.astype(np.uint64))
+    if clients.ndim == 1:
+        h ^= clients.astype(np.uint64) << np.uint64(32)
+    else:
+        h = mix_words(mix_words(h ^ clients[:, 0].astype(np.uint64)) ^ clients[:, 1].astype(np.uint64))
     if affinity is Affinity.FLOW:
         h ^= sports.astype(np.uint64) << np.uint64(16) | dports.astype(np.uint64)
     h = mix_words(h)

@@ -272,7 +272,8 @@ class Lookup(ctypes.Structure):
     """struct lb_lookup."""
 
     _fields_ = (
-        ("key", Endpoint),
+        ("addr", ctypes.c_uint8 * 16),
+        ("what", ctypes.c_uint32),
         ("edition", ctypes.c_uint32),
         ("service", ctypes.c_uint32),
         ("backend", ctypes.c_uint32),

@@ -8,10 +8,11 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from pyroute2 import IPRoute
@@ -25,6 +26,7 @@ from lb.model.objects import Problem
 from lb.node.daemon import Daemon
 from lb.node.happenings import Audit, Stop
 from lb.settings import Hook, Settings
+from lb.store.ending import leave
 from lb.store.opening import open_store
 
 log = logging.getLogger("lbd")
@@ -134,7 +136,7 @@ def keep_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Entry point: errors become one line and an exit code."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="lbd: %(message)s", force=True)
     try:
@@ -143,9 +145,15 @@ def main() -> None:
         sys.stderr.write(f"lbd: error: {error.message}\n")
         if error.hint:
             sys.stderr.write(f"hint: {error.hint}\n")
-        sys.exit(error.exit_code)
+        leave(error.exit_code)
     except KeyboardInterrupt:
-        sys.exit(ExitCode.INTERNAL)
+        leave(ExitCode.INTERNAL)
+    except SystemExit as end:  # how Typer ends
+        leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+    except BaseException:  # noqa: BLE001 - a bug; a process that hangs would not be started again
+        traceback.print_exc()
+        leave(ExitCode.INTERNAL)
+    leave(ExitCode.OK)
 
 
 if __name__ == "__main__":

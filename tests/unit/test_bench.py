@@ -18,12 +18,14 @@ from bench import (
     control,
     fleet,
     frames,
+    live,
     load,
     netns,
     packet,
     paper,
     plot,
     report,
+    requests,
     rows,
     shares,
     slots,
@@ -35,6 +37,7 @@ from lb.core.conflicts import conflicts
 from lb.core.plan import plan
 from lb.core.reference.parse import Packet, parse
 from lb.node.planning import Bases
+from tests.checks import bench as check
 
 PRIME = 1009
 
@@ -322,7 +325,7 @@ def test_the_frames_are_what_they_are_called() -> None:
 
 def test_the_world_is_one_that_lb_accepts() -> None:
     """No service contradicts another, and all backends can be reached."""
-    for state, observed in (frames.world(), control.fleet(3)):
+    for state, observed in (frames.world(), frames.grown(3, 300), control.fleet(3)):
         by_path = {f"{b.service}/{b.name}": b for b in state.backends.values()}
         assert not conflicts(state.services, by_path, {}, {})
         wanted = plan(state, observed, Bases().update(state))
@@ -355,3 +358,46 @@ def test_cases_have_names_of_their_own() -> None:
         *packet.other_cases(),
     ]
     assert len({case.label for case in cases}) == len(cases)
+
+
+# -- live, requests, the check -----------------------------------------------------------------
+
+
+def test_live_cases_have_a_floor_of_as_many_flows() -> None:
+    cases = live.cases()
+    assert len({case.key for case in cases}) == len(cases)
+    assert {case.flows for case in cases} == {c.flows for c in cases if c.peer == live.FLOOR}
+    found = {case.key: [2.0e6, 1.0e6, 3.0e6] for case in cases}
+    slow = next(case for case in cases if case.peer == live.NFTABLES)
+    found[slow.key] = [1.0e6, 0.1e6, 1.5e6]
+    made = {(row.case, row.peer): row for row in live.rows_of(cases, found)}
+    assert made[slow.label, slow.peer].ratio_to_floor == 0.5  # of 0.5, 0.1, 0.5: round by round
+    assert made[slow.label, slow.peer].median == 1.0
+
+
+def test_cpu_over_direct_is_taken_round_by_round() -> None:
+    def runs(*cpu: float) -> list[requests.Run]:
+        return [requests.Run(100, 1, 2, each) for each in cpu]
+
+    found = {
+        (requests.DIRECT, requests.KEEP): runs(1.0, 2.0, 3.0),
+        (requests.DSR, requests.KEEP): runs(1.5, 2.5, 9.0),
+    }
+    assert requests.over_direct(found, requests.DSR, requests.KEEP) == 0.5
+    made = {(row.section, row.peer): row for row in requests.rows_of(found)}
+    assert made["CPU over direct for 10,000 requests", requests.DSR].median == 0.5
+    assert made["answers", requests.DSR].ratio_to_floor == 1
+
+
+def test_the_check_fails_unless_every_goal_is_met_and_measured() -> None:
+    met = {**check.AT_MOST, **check.AT_LEAST}
+    assert check.Found(met).missed() == []
+    line = check.Found(met).line()
+    assert line.startswith("check-bench: PASS hit_vs_floor=2.44 newflow_vs_hit=1.51 ")
+    assert line.endswith("live_vs_redirect=0.75 live_vs_nft=4.00 cpu_over_direct_vs_haproxy=0.20")
+    for name in check.AT_MOST:
+        assert check.Found({**met, name: met[name] * 1.01}).missed() == [name]
+        assert check.Found({**met, name: float("nan")}).missed() == [name]
+    for name in check.AT_LEAST:
+        assert check.Found({**met, name: met[name] * 0.99}).missed() == [name]
+    assert "FAIL hit_vs_floor=none" in check.Found({}).line()

@@ -94,7 +94,7 @@ def test_a_bug_is_one_line(lbctl, monkeypatch):
     def broken(_session):
         raise KeyError("surprise")
 
-    monkeypatch.setattr("lb.cli.session.Session.state", broken)
+    monkeypatch.setattr("lb.cli.session.Session.snapshot", broken)
     result = lbctl("status", "-o", "json")
     assert result.code == ExitCode.INTERNAL
     assert result.json["error"]["kind"] == "InternalError"

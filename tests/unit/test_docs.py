@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import typer
 
+from bench.__main__ import SUITES
 from lb import settings as settings_module
 from lb.cli.main import app as lbctl_app
 from lb.datapath import headers, layout, replay
@@ -30,7 +31,8 @@ from lb.settings import Checks, Etcd, Hook, Limits, Metrics, Observation, Settin
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 PROGRAMS = {"lbctl": typer.main.get_command(lbctl_app), "lbd": typer.main.get_command(lbd_app)}
-MAKE_VARIABLES = {"MODE": set(Mode), "HOOK": set(Hook)}
+MAKE_VARIABLES = {"MODE": set(Mode), "HOOK": set(Hook), "SUITES": set(SUITES), "QUICK": {"1"}}
+MAKE_FILES = {"OLD", "NEW"}
 
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 SEPARATORS = frozenset(";|&()")
@@ -126,7 +128,9 @@ def check_make(words: list[str]) -> None:
     for word in words[1:]:
         variable, equals, value = word.partition("=")
         if equals and variable in MAKE_VARIABLES:
-            assert value in MAKE_VARIABLES[variable], word
+            assert set(value.split()) <= MAKE_VARIABLES[variable], word
+        elif equals and variable in MAKE_FILES:
+            assert value.endswith(".json"), word
         else:
             assert word in targets(), f"no target {word!r}"
 

@@ -4,13 +4,13 @@
 #ifndef LB_CORE_H
 #define LB_CORE_H
 
-static __always_inline void count_stats(void *map, __u32 id, const struct lb_packet *p, int is_new)
+static __always_inline void count_stats(void *map, __u32 id, __u32 bytes, int is_new)
 {
 	struct lb_stats *stats = bpf_map_lookup_elem(map, &id);
 
 	if (stats) {
 		stats->packets++;
-		stats->bytes += p->bytes;
+		stats->bytes += bytes;
 		stats->flows += is_new;
 	}
 }
@@ -36,7 +36,7 @@ static __always_inline int forward(lb_ctx *ctx, struct lb_packet *p, const struc
 
 	if (!backend)
 		return drop(p, LB_DROP_NO_BACKEND);
-	if (!may_hop(ctx, p))
+	if (!may_hop(p))
 		return drop(p, LB_DROP_TTL);
 	/* Except in nat and fullnat it still is addressed to the VIP: the kernel would answer for it, or send it in
 	 * circles. lbd has the kernel resolve the next hop. */
@@ -62,7 +62,7 @@ static __always_inline int forward(lb_ctx *ctx, struct lb_packet *p, const struc
 		return pass(p, LB_PASS_UNRESOLVED);
 	outcome = backend->ifindex == p->ifindex ? LB_FORWARD_TX : LB_FORWARD_REDIRECT;
 	if (take_hop(ctx, p) || leave_vlan(ctx, p, backend->ifindex) ||
-	    (is_tunnel(svc) && tunnel_push(ctx, p, svc, backend)))
+	    (more && tunnel_push(ctx, p, svc, backend, more)))
 		return drop(p, LB_DROP_NO_SPACE);
 	return emit(ctx, p, backend->ifindex, backend->dmac, backend->smac, outcome);
 }
@@ -106,6 +106,7 @@ static __always_inline int serve(lb_ctx *ctx, struct lb_packet *p, struct lb_pac
 {
 	struct lb_binding binding = {};
 	struct lb_choice choice;
+	__u32 bytes = p->bytes;
 	int full = 0;
 
 	if (p->later)
@@ -114,11 +115,11 @@ static __always_inline int serve(lb_ctx *ctx, struct lb_packet *p, struct lb_pac
 		choice = choose_binding(ctx, svc, id, q, quic_backend(ctx, svc, id, q), &binding, &full);
 	else
 		choice = choose_backend(svc, id, q, quic_backend(ctx, svc, id, q));
-	lb_forget(choice.is_new, p->bytes);
-	count_stats(lb_service_stats, id, p, choice.is_new);
+	lb_forget(choice.is_new, bytes);
+	count_stats(lb_service_stats, id, bytes, choice.is_new);
 	if (choice.backend == LB_SLOT_EMPTY)
 		return q->quoted ? drop(p, LB_DROP_NO_BACKEND) : refuse(ctx, p, svc, full, choice.resets);
-	count_stats(lb_backend_stats, choice.backend, p, choice.is_new);
+	count_stats(lb_backend_stats, choice.backend, bytes, choice.is_new);
 	if (svc->patience)
 		observe_client(ctx, q, svc, id, choice.backend, choice.is_new);
 	if (p->fragment && !p->later)
@@ -186,7 +187,7 @@ static __always_inline int process_packet(lb_ctx *ctx)
 	if (!svc)
 		return nat_reply(ctx, p, q);
 	/* Not about a packet from the VIP that it is addressed to: somebody's invention. */
-	if (!is_same_address(p->dst, q->dst))
+	if (q->quoted && !is_same_address(p->dst, q->dst))
 		return pass(p, LB_PASS_NOT_OURS);
 	return serve(ctx, p, q, svc, id);
 }

@@ -4,35 +4,32 @@
 #ifndef LB_LOOKUP_H
 #define LB_LOOKUP_H
 
-/* lb_lookup.key.pad: what was looked for. */
-#define LB_LOOKUP_VIP 0
-#define LB_LOOKUP_NAT_BACK 1
+/* lb_lookup.what: a port, a protocol, and what was looked for. */
+#define LB_LOOKUP(port, proto, kind) ((__u32)(port) << 16 | (__u32)(proto) << 8 | (kind))
+#define LB_LOOKUP_VIP 1
+#define LB_LOOKUP_NAT_BACK 2
 
 /* Where a lookup is kept. No secret: whoever makes entries displace each other costs us a hash lookup. */
-static __always_inline __u32 lookup_place(const __u32 *addr, __u16 port, __u8 proto, __u8 kind)
+static __always_inline __u32 lookup_place(const __u32 *addr, __u32 what)
 {
 	__u64 h = (__u64)(addr[0] ^ addr[2]) << 32 | (addr[1] ^ addr[3]);
 
-	h ^= (__u64)port << 40 | proto << 8 | kind;
-	h *= 0x9e3779b97f4a7c15ULL; /* Fibonacci hashing (Knuth, 6.4) */
-	return h >> 52;
+	h ^= (__u64)what << 16;
+	return h * 0x9e3779b97f4a7c15ULL >> 52; /* Fibonacci hashing (Knuth, 6.4) */
 }
 
 /* Is this what was looked for, and are the maps still as they were? */
 static __always_inline int is_kept(const struct lb_lookup *at, const struct lb_edition *now, const __u32 *addr,
-				   __u16 port, __u8 proto, __u8 kind)
+				   __u32 what)
 {
-	return is_same_address(at->key.addr, addr) && at->key.port == port && at->key.proto == proto &&
-	       at->key.pad == kind && at->edition == now->number;
+	return is_same_address(at->addr, addr) && at->what == what && at->edition == now->number;
 }
 
-static __always_inline void keep(struct lb_lookup *at, __u32 edition, const __u32 *addr, __u16 port, __u8 proto,
-				 __u8 kind, __u32 service, __u32 backend)
+static __always_inline void keep(struct lb_lookup *at, __u32 edition, const __u32 *addr, __u32 what,
+				 __u32 service, __u32 backend)
 {
-	__builtin_memcpy(at->key.addr, addr, sizeof(at->key.addr));
-	at->key.port = port;
-	at->key.proto = proto;
-	at->key.pad = kind;
+	__builtin_memcpy(at->addr, addr, sizeof(at->addr));
+	at->what = what;
 	at->edition = edition;
 	at->service = service;
 	at->backend = backend;
@@ -41,14 +38,15 @@ static __always_inline void keep(struct lb_lookup *at, __u32 edition, const __u3
 /* The service at an address and port, one that names the port before one whose range covers it; 0 = none. */
 static __always_inline __u32 find_vip(const __u32 *addr, __u16 port, __u8 proto)
 {
-	__u32 place = lookup_place(addr, port, proto, LB_LOOKUP_VIP), zero = 0, edition, service;
+	__u32 what = LB_LOOKUP(port, proto, LB_LOOKUP_VIP);
+	__u32 place = lookup_place(addr, what), zero = 0, edition, service;
 	struct lb_lookup *at = bpf_map_lookup_elem(lb_lookups, &place);
 	struct lb_edition *now = bpf_map_lookup_elem(lb_editions, &zero);
 	__u32 *found;
 
 	if (!at || !now)
 		return 0;
-	if (is_kept(at, now, addr, port, proto, LB_LOOKUP_VIP))
+	if (is_kept(at, now, addr, what))
 		return at->service;
 	/* As it is before the lookup: what changes meanwhile makes this one old. */
 	edition = now->number;
@@ -65,14 +63,15 @@ static __always_inline __u32 find_vip(const __u32 *addr, __u16 port, __u8 proto)
 		found = bpf_map_lookup_elem(lb_ranges, &range);
 	}
 	service = found ? *found : 0;
-	keep(at, edition, addr, port, proto, LB_LOOKUP_VIP, service, 0);
+	keep(at, edition, addr, what, service, 0);
 	return service;
 }
 
 /* Which backend of a translating service has this socket (port 0: a range of them); service 0 = none. */
 static __always_inline struct lb_nat_back find_nat_back(const __u32 *addr, __u16 port, __u8 proto)
 {
-	__u32 place = lookup_place(addr, port, proto, LB_LOOKUP_NAT_BACK), zero = 0, edition;
+	__u32 what = LB_LOOKUP(port, proto, LB_LOOKUP_NAT_BACK);
+	__u32 place = lookup_place(addr, what), zero = 0, edition;
 	struct lb_lookup *at = bpf_map_lookup_elem(lb_lookups, &place);
 	struct lb_edition *now = bpf_map_lookup_elem(lb_editions, &zero);
 	struct lb_endpoint from = { .port = port, .proto = proto };
@@ -80,7 +79,7 @@ static __always_inline struct lb_nat_back find_nat_back(const __u32 *addr, __u16
 
 	if (!at || !now || !(now->has & LB_HAS_NAT_BACK))
 		return none;
-	if (is_kept(at, now, addr, port, proto, LB_LOOKUP_NAT_BACK)) {
+	if (is_kept(at, now, addr, what)) {
 		none.service = at->service;
 		none.backend = at->backend;
 		return none;
@@ -94,7 +93,7 @@ static __always_inline struct lb_nat_back find_nat_back(const __u32 *addr, __u16
 	}
 	if (found)
 		none = *found;
-	keep(at, edition, addr, port, proto, LB_LOOKUP_NAT_BACK, none.service, none.backend);
+	keep(at, edition, addr, what, none.service, none.backend);
 	return none;
 }
 

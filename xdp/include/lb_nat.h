@@ -225,7 +225,7 @@ static __always_inline int nat_reply(lb_ctx *ctx, struct lb_packet *p, struct lb
 	/* To this machine itself: its own connection to the backend (a health check), not a client's. */
 	if (rc == BPF_FIB_LKUP_RET_NOT_FWDED)
 		return pass(p, LB_PASS_NOT_OURS);
-	if (!may_hop(ctx, p))
+	if (!may_hop(p))
 		return drop(p, LB_DROP_TTL);
 
 	stats = bpf_map_lookup_elem(lb_backend_stats, &to.backend);

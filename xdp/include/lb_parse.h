@@ -43,6 +43,7 @@ struct lb_packet {
 	__u8 later;    /* and not the first of them: it has no ports */
 	__u8 fault;    /* enum lb_outcome: why ports are missing */
 	__u8 parsed;   /* enum lb_parsed */
+	__u8 hops;     /* that are left: TTL or hop limit */
 	__u8 quoted;   /* read from an ICMP error: it tells of a flow, and isn't part of it */
 	__u32 fragment_id;
 	struct lb_fragment first; /* of a later one: where the first went; undefined otherwise */
@@ -156,6 +157,7 @@ static __always_inline int parse_ipv4(void *data, void *data_end, struct lb_pack
 	p->src[3] = ip->saddr;
 	p->dst[3] = ip->daddr;
 	p->proto = ip->protocol;
+	p->hops = ip->ttl;
 	p->l3_bytes = lb_ntohs(ip->tot_len);
 	p->fault = LB_DROP_MALFORMED;
 	/* RFC 1122, 3.2.1: a header that contradicts itself or the frame isn't to be believed. */
@@ -204,6 +206,7 @@ static __always_inline int parse_ipv6(void *data, void *data_end, struct lb_pack
 	if (is_mapped_ipv4(p->src) || is_mapped_ipv4(p->dst))
 		return LB_PARSED_OTHER;
 	p->proto = next = ip->nexthdr;
+	p->hops = ip->hop_limit;
 	p->fault = LB_DROP_MALFORMED;
 	end = offset + lb_ntohs(ip->payload_len);
 	if (ip->version != 6 || end > p->bytes)
@@ -245,6 +248,12 @@ static __always_inline int parse_ipv6(void *data, void *data_end, struct lb_pack
 	return parse_ports(data, data_end, p);
 }
 
+/* struct ethhdr is packed, which the compiler would read byte by byte. */
+static __always_inline __u16 *ethertype_of(struct ethhdr *eth)
+{
+	return (__u16 *)((void *)eth + offsetof(struct ethhdr, h_proto));
+}
+
 /* data..data_end is the frame as far as it can be read; p comes zeroed but for ifindex and bytes. */
 static __always_inline int parse_packet(void *data, void *data_end, struct lb_packet *p)
 {
@@ -253,7 +262,7 @@ static __always_inline int parse_packet(void *data, void *data_end, struct lb_pa
 
 	if ((void *)(eth + 1) > data_end)
 		return LB_PARSED_OTHER;
-	proto = eth->h_proto;
+	proto = *ethertype_of(eth);
 	p->l3 = sizeof(*eth);
 #pragma unroll
 	for (int i = 0; i < LB_VLAN_DEPTH; i++) {

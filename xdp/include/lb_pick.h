@@ -55,11 +55,12 @@ static __always_inline struct lb_service *find_service(const struct lb_packet *p
 static __always_inline struct lb_rule *find_rule(const struct lb_service *svc, __u32 id,
 						 const struct lb_packet *p)
 {
-	struct lb_rule_key key = { .prefixlen = 8 * (sizeof(key) - sizeof(key.prefixlen)),
-				   .service = id };
+	struct lb_rule_key key = {};
 
 	if (!svc->has_rules)
 		return NULL;
+	key.prefixlen = 8 * (sizeof(key) - sizeof(key.prefixlen));
+	key.service = id;
 	__builtin_memcpy(key.client, p->src, sizeof(key.client));
 	return bpf_map_lookup_elem(lb_rules, &key);
 }

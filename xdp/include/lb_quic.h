@@ -21,15 +21,20 @@ struct lb_quic_cid {
 static __always_inline __u32 quic_backend(lb_ctx *ctx, const struct lb_service *svc, __u32 service,
 					  const struct lb_packet *p)
 {
-	void *payload = ctx_data(ctx) + at_l4(p) + sizeof(struct udphdr);
-	struct lb_quic_key key = { .service = service };
-	struct lb_quic_long *head = payload;
+	struct lb_quic_key key = {};
+	struct lb_quic_long *head;
 	struct lb_quic_cid *cid;
 	__u32 at = sizeof(__u8), version;
 	__u32 *found;
+	void *payload;
 
-	if (!svc->quic_bytes || p->quoted || p->later || (void *)(head + 1) > ctx_data_end(ctx))
+	if (!svc->quic_bytes || p->quoted || p->later)
 		return LB_SLOT_EMPTY;
+	payload = ctx_data(ctx) + at_l4(p) + sizeof(struct udphdr);
+	head = payload;
+	if ((void *)(head + 1) > ctx_data_end(ctx))
+		return LB_SLOT_EMPTY;
+	key.service = service;
 	if (head->head.first & 0x80) { /* RFC 9000, 17.2 and RFC 9369, 3.2: a Handshake packet */
 		version = quic_version(&head->head);
 		if (!((head->head.first & 0xf0) == 0xe0 && version == LB_QUIC_V1) &&

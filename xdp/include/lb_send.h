@@ -26,19 +26,15 @@ static __always_inline int drop(const struct lb_packet *p, __u32 outcome)
 }
 
 /* Are there hops left for us to take one (RFC 1812, 5.3.1)? */
-static __always_inline int may_hop(lb_ctx *ctx, const struct lb_packet *p)
+static __always_inline int may_hop(const struct lb_packet *p)
 {
-	void *l3 = ctx_data(ctx) + at_l3(p);
-
-	if (l3 + sizeof(struct ipv6hdr) > ctx_data_end(ctx))
-		return !p->ipv6 && l3 + sizeof(struct iphdr) <= ctx_data_end(ctx) &&
-		       ((struct iphdr *)l3)->ttl > 1;
-	return p->ipv6 ? ((struct ipv6hdr *)l3)->hop_limit > 1 : ((struct iphdr *)l3)->ttl > 1;
+	return p->hops > 1;
 }
 
 static __always_inline int take_hop(lb_ctx *ctx, const struct lb_packet *p)
 {
 	void *l3 = ctx_data(ctx) + at_l3(p);
+	__u32 check;
 
 	if (p->ipv6) {
 		struct ipv6hdr *ip = l3;
@@ -53,8 +49,9 @@ static __always_inline int take_hop(lb_ctx *ctx, const struct lb_packet *p)
 		if ((void *)(ip + 1) > ctx_data_end(ctx))
 			return -1;
 		ip->ttl--;
-		/* The TTL is the high byte of its word (RFC 1624). */
-		ip->check = csum_apply(ip->check, csum_diff_u16(lb_htons(0x0100), 0));
+		/* The TTL is the high byte of its word: the sum grows by what it lost (RFC 1141, and 1624 for 0). */
+		check = (__u32)ip->check + lb_htons(0x0100);
+		ip->check = check + (check >= 0xffff);
 	}
 	return 0;
 }

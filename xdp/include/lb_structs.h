@@ -119,7 +119,8 @@ struct lb_edition {
 
 /* What was found there lately, of that edition. */
 struct lb_lookup {
-	struct lb_endpoint key; /* pad: LB_LOOKUP_* */
+	__u32 addr[4];
+	__u32 what; /* LB_LOOKUP() */
 	__u32 edition;
 	__u32 service; /* 0 = nothing */
 	__u32 backend;

@@ -22,10 +22,11 @@ static __always_inline int is_tunnel(const struct lb_service *svc)
 /* How many bytes the mode adds to an IP packet. */
 static __always_inline __u32 overhead(const struct lb_service *svc, const struct lb_backend *backend)
 {
-	__u32 bytes = is_mapped_ipv4(backend->addr) ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
+	__u32 bytes;
 
 	if (!is_tunnel(svc))
 		return 0;
+	bytes = is_mapped_ipv4(backend->addr) ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
 	return svc->mode == LB_MODE_GUE ? bytes + sizeof(struct udphdr) : bytes;
 }
 
@@ -82,14 +83,13 @@ static __always_inline __u16 gue_checksum(lb_ctx *ctx, const struct lb_packet *p
 	}
 }
 
-/* Puts the outer header in front of the packet. Its TOS is the inner one's, with the ECN bits as they
+/* Puts the outer header, of so many bytes (overhead()), in front of the packet. Its TOS is the inner one's, with the ECN bits as they
  * are (RFC 6040, 4.1, normal mode). DF is set: with an identification of 0 it must not be cut
  * (RFC 6864), and who sends too much is told (lb_errors.h). */
 static __always_inline int tunnel_push(lb_ctx *ctx, struct lb_packet *p, const struct lb_service *svc,
-				       const struct lb_backend *backend)
+				       const struct lb_backend *backend, __u32 bytes)
 {
-	int gue = svc->mode == LB_MODE_GUE, over4 = is_mapped_ipv4(backend->addr);
-	__u32 bytes = overhead(svc, backend);
+	int gue = svc->mode == LB_MODE_GUE, over4 = bytes < sizeof(struct ipv6hdr);
 	__u8 inner = p->ipv6 ? IPPROTO_IPV6 : IPPROTO_IPIP;
 	__u16 length = p->l3_bytes;
 	void *l3 = ctx_data(ctx) + at_l3(p);
