@@ -11,15 +11,14 @@ import logging
 import queue
 import secrets
 import time
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import InitVar, dataclass, field
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from lb.core.flows import Filter, Kind
-from lb.core.pathmtu import PathMtus, TooBig
-from lb.core.plan import Observed, Wanted
+from lb.core.plan import Wanted
 from lb.core.quorum import reported
 from lb.core.state import BackendKey, DesiredState, advance
 from lb.datapath import icmp, lifecycle, neighbours
@@ -27,12 +26,11 @@ from lb.datapath.flows import FlowTable
 from lb.datapath.kernel import Kernel
 from lb.datapath.lifecycle import Attachment
 from lb.datapath.maps import Maps
-from lb.datapath.neighbours import Resolver
 from lb.datapath.probepath import ProbePath
 from lb.datapath.view import KernelView
-from lb.errors import ConflictError, DatapathError, LbError, StoreUnavailable
+from lb.errors import LbError, StoreUnavailable
 from lb.model import keys
-from lb.model.objects import ClusterConfig, Problem, TableDocument
+from lb.model.objects import ClusterConfig, Problem
 from lb.node import metrics
 from lb.node.checks import Checks
 from lb.node.drains import Drains
@@ -58,25 +56,21 @@ from lb.node.planning import Bases, Plans
 from lb.node.reporter import LEASE_SECONDS, Background, Reporter
 from lb.node.rollouts import Rollouts
 from lb.node.shares import Shares
+from lb.node.sharing import Sharing
 from lb.node.status import Status
+from lb.node.upkeep import Upkeep
+from lb.node.ways import Ways
 from lb.probe.prober import Prober
 from lb.probe.scheduler import Probed
 from lb.settings import Settings
-from lb.store.base import Batch, Compare, Delete, Put, Store
+from lb.store.base import Batch, Compare, Put, Store
 from lb.store.opening import is_shared
 
 log = logging.getLogger("lbd")
 
-REFRESH_SECONDS = 15.0  # well below the kernel's gc_stale_time of 60 s
 AUDIT_SECONDS = 30.0
 RESOLVE_SECONDS = 1.0  # how long a change waits for the next hops of new backends
 RETRY_SECONDS = 1.0  # after a failure
-TOPOLOGY_SECONDS = 1.0  # at most one look at all routes in this time, however many change
-EXPIRY_SECONDS = 2.0  # between two looks at which flows in mode fullnat are over
-SWEEP_SECONDS = 10.0  # between two looks at which flows still need to be remembered
-TABLES_A_COMMIT = 50
-SHARE_SECONDS = 0.05  # from one node's turn to share new tables to the next one's; at most
-SHARE_AT_MOST = 2.0  # in all
 
 # What the outside world can do to us at any moment; anything else is a bug and ends lbd.
 _RETRIED = (LbError, NetlinkError, OSError)
@@ -90,34 +84,28 @@ class Daemon:
     store: Store
     ip: IPRoute
     maps: Maps
-    attachment: Attachment
+    attachment: InitVar[Attachment]
     notes: tuple[Problem, ...] = ()  # what was found at the start
     inbox: queue.SimpleQueue[Happening] = field(default_factory=queue.SimpleQueue)
     state: DesiredState = field(default_factory=DesiredState)
     _bases: Bases = field(default_factory=Bases)
     _plans: Plans = field(default_factory=Plans)
-    _refresh: Timer = field(default_factory=lambda: Timer(REFRESH_SECONDS))
     _audit: Timer = field(default_factory=lambda: Timer(AUDIT_SECONDS))
-    _sweep: Timer = field(default_factory=lambda: Timer(SWEEP_SECONDS))
-    _expiry: Timer = field(default_factory=lambda: Timer(EXPIRY_SECONDS))
     _verdicts_changed: bool = False
     _verdicts_due: float = 0.0
     _retry_at: float = float("inf")
     _failing: str = ""
-    _topology: Timer = field(default_factory=lambda: Timer(TOPOLOGY_SECONDS))
-    _topology_changed: bool = False
-    _unattached: tuple[Problem, ...] = ()  # an interface that was lost, and can't be had back
-    _path_mtus: PathMtus = field(default_factory=PathMtus)
     _is_applied: bool = False  # the kernel has what was wanted last
     _wanted: Wanted = field(default_factory=lambda: Wanted({}, {}))  # as the kernel has it
-    _share_due: float = float("inf")  # when it is our turn to store tables that nobody has stored yet
     _judged: frozenset[str] = frozenset()  # services that have a rollout under way
     _shares: Shares = field(default_factory=Shares)
     _in_touch: bool = True  # the last read of the store succeeded
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, attachment: Attachment) -> None:
         self.kernel = Kernel(self.maps, self.settings.observation.unserved)
-        self.resolver = Resolver(self.ip)
+        self.upkeep = Upkeep(self.kernel, self.settings.timeouts)
+        self.ways = Ways(self.ip, self.maps, self.settings, attachment)
+        self.sharing = Sharing(self.store, self.settings.node, self._bases)
         ours = lifecycle.our_attachments(self.settings.pin_dir)
         self.probe_path = ProbePath(self.ip, self.maps, self.settings.pin_dir, ours.name)
         self.reporter = Background(Reporter(self.store))
@@ -157,15 +145,14 @@ class Daemon:
             self.last_known.serve(self.state)
         self._judged = self.rollouts.under_way()  # else what was counted of them would begin anew
         self.follower.start(self.state.revision if self._in_touch else 0)
-        self._refresh.is_due(time.monotonic())
         self._audit.is_due(time.monotonic())
         self._guarded([], stale=True)
         self.rollouts.start()
         log.info(
             "ready node=%s hook=%s interfaces=%s revision=%d",
             self.settings.node,
-            self.attachment.hook,
-            ",".join(link.name for link in self.attachment.interfaces),
+            self.ways.attachment.hook,
+            ",".join(link.name for link in self.ways.attachment.interfaces),
             self.state.revision,
         )
         while True:
@@ -183,15 +170,8 @@ class Daemon:
 
     def _collect(self) -> list[Happening]:
         """Everything that has happened, as soon as something has: bursts become one change."""
-        due = min(self._refresh.due, self._audit.due, self._retry_at)
-        due = min(due, self.last_known.due, self._share_due, self.observing.due)
-        if self._topology_changed:
-            due = min(due, self._topology.due)
-        if self.kernel.remembers:
-            due = min(due, self._sweep.due)
-        if self.kernel.translates:
-            due = min(due, self._expiry.due)
-        due = min(due, self.status.due)
+        due = min(self.ways.due, self._audit.due, self._retry_at, self.upkeep.due)
+        due = min(due, self.last_known.due, self.sharing.due, self.observing.due, self.status.due)
         if self._verdicts_changed:
             due = min(due, self._verdicts_due)
         # Of the clock on the wall, which outlives us.
@@ -217,7 +197,7 @@ class Daemon:
                 log.error("%s; trying again every %g s", error, RETRY_SECONDS)
             self._failing = str(error)
             self._retry_at = time.monotonic() + RETRY_SECONDS
-            self.status.report_failure(error, self.attachment, self.state.problems)
+            self.status.report_failure(error, self.ways.attachment, self.state.problems)
         self.last_known.save_if_due(self.state)
 
     def _turn(self, happened: Iterable[Happening], stale: bool) -> bool:
@@ -230,9 +210,9 @@ class Daemon:
         results: list[Probed] = []
         for each in happened:
             if isinstance(each, NetlinkChanged):
-                stale |= self._notice(each)
+                stale |= self.ways.notice(each)
             elif isinstance(each, PathTooNarrow):
-                stale |= self._learn(each.error, now)
+                stale |= self.ways.learn(each.error, now)
             elif isinstance(each, StoreChanged):
                 stale |= self._take_in(each.batch) if each.batch else self._read_store()
             elif isinstance(each, HealthHeard):
@@ -248,15 +228,7 @@ class Daemon:
         self._verdicts_changed |= self.checks.take(results)  # all at once: each verdict once
         if self.follower.away(now) > LEASE_SECONDS:  # nobody knows who of the others is alive
             self._verdicts_changed |= self.checks.hear({})
-        if self._topology_changed and self._topology.is_due(now):
-            self._topology_changed = False
-            stale |= self.resolver.reroute()
-            stale |= self._reattach()
-        if self._refresh.is_due(now):
-            stale |= self.resolver.refresh()
-            fresh = self._path_mtus.forget(now)
-            stale |= fresh is not self._path_mtus
-            self._path_mtus = fresh
+        stale |= self.ways.look_if_due(now)
         if audit:
             # Compare with the kernel and the store, not with memory: what was changed by hand, or
             # what no notification told of, is put right by the reconciliation that follows.
@@ -264,7 +236,7 @@ class Daemon:
                 self._read_store()
             self.kernel.adopt()
             self.probe_path.doubt()
-            self._reattach()
+            self.ways.reattach()
         if self._drains_due <= time.time():
             self.drains.end(self.state, time.time())
         if stale or audit or (self._verdicts_changed and now >= self._verdicts_due):
@@ -274,16 +246,11 @@ class Daemon:
             ended = time.monotonic()
             self._verdicts_due = ended + (ended - now)
             return True
-        self._share_if_due(now)
+        self.sharing.share_if_due(self.state, now, held=bool(self.last_known.held))
         self.status.report_health_if_due(now)
         if self.observing.look_if_due(now):
             self._see()
-        if self.kernel.remembers and self._sweep.is_due(now):
-            if self.kernel.is_stirred and (quiet := self.kernel.calm()):
-                log.info("quiet slots=%d", quiet)
-            self.kernel.forget_idle(self.settings.timeouts)
-        if self.kernel.translates and self._expiry.is_due(now):
-            self.kernel.expire(self.settings.timeouts)
+        self.upkeep.look_if_due(now)
         return False
 
     def _look(self) -> Scrape:
@@ -303,23 +270,6 @@ class Daemon:
             services=services,
             backends=backends,
         )
-
-    def _notice(self, change: NetlinkChanged) -> bool:
-        """True if a next hop changed. Links and routes change in bursts: see _turn."""
-        if neighbours.is_topology(change.message):
-            self._topology_changed = True
-            return False
-        return self.resolver.notify(change.message)
-
-    def _learn(self, error: TooBig, now: float) -> bool:
-        """True if the way to a backend turns out to take less than was known."""
-        learned = self._path_mtus.learn(error, self.resolver.hops(), now)
-        if learned is self._path_mtus:
-            return False
-        mtu, _ = learned.known[error.destination]
-        log.info("the way to %s takes packets of %d bytes only", error.destination, mtu)
-        self._path_mtus = learned
-        return True
 
     # -- store ---------------------------------------------------------------------------------
 
@@ -363,46 +313,6 @@ class Daemon:
         return True
 
     @property
-    def _turn_to_share(self) -> float:
-        """Seconds that this node leaves to those before it, in the order of their names. Each plans the
-        same tables, and if a hundred tried at once, 99 would do it for nothing."""
-        own = self.settings.node
-        return min(SHARE_AT_MOST, SHARE_SECONDS * sorted({*self.state.nodes, own}).index(own))
-
-    def _share_if_due(self, now: float) -> None:
-        if now < self._share_due:
-            return
-        self._share_due = float("inf")
-        if not self.last_known.held:
-            self._share_tables(self._bases.unstored(self.state))
-
-    def _share_tables(self, documents: Mapping[str, TableDocument]) -> None:
-        """Make new base tables part of the shared state, and take those out that nobody needs. If
-        another node was faster, or somebody changed the service, the watch brings that."""
-        puts = [
-            (name, Put(keys.table(name), document.model_dump_json()))
-            for name, document in documents.items()
-        ]
-        gone = [(name, Delete(keys.table(name))) for name in self._bases.unneeded(self.state)]
-        changes: list[tuple[str, Put | Delete]] = [*puts, *gone]
-        for start in range(0, len(changes), TABLES_A_COMMIT):
-            self._share(changes[start : start + TABLES_A_COMMIT])
-
-    def _share(self, changes: list[tuple[str, Put | Delete]]) -> None:
-        versions = self.state.versions
-        compares = [
-            Compare(key, versions.get(key, 0))
-            for name, _ in changes
-            for key in (keys.table(name), keys.service(name.partition("/")[0]))
-        ]
-        try:
-            self.store.commit([change for _, change in changes], compares)
-        except ConflictError:
-            if len(changes) > 1:  # one conflict must not keep the others back
-                for change in changes:
-                    self._share([change])
-
-    @property
     def _drains_due(self) -> float:
         """In Unix seconds. While the store is away nobody can say that a drain is over."""
         follows = self.follower.in_touch and not self.last_known.held
@@ -412,16 +322,14 @@ class Daemon:
 
     def _reconcile(self, *, audit: bool) -> None:
         """Make the kernel maps what they should be, and report. `audit`: they were just read anew."""
-        self.resolver.watch(self.state.addresses)
+        self.ways.resolver.watch(self.state.addresses)
         self._await_next_hops()
         if self.state.config is None:
             self._without_config()
             return
         self.checks.follow(self.state)
         bases = self._bases.update(self.state)
-        hops = self._path_mtus.lower(self.resolver.hops())
-        attached = frozenset(link.index for link in self.attachment.interfaces)
-        observed = Observed(hops, attached)
+        observed = self.ways.observed()
         wanted = self._plans.update(self.state, observed, bases, self.checks.verdicts, self._judged)
         # Nothing else is wanted than what was applied, and that is not what was found.
         is_drift = audit and self._is_applied and wanted == self._wanted
@@ -440,21 +348,21 @@ class Daemon:
             *wanted.problems,
             *self.checks.problems(self.settings.node),
             *self.observing.problems(),
-            *self._unattached,
+            *self.ways.problems,
         )
         problems = (*self.state.problems, *found)
         shares = self._shares.update(self.state, wanted)
-        self.status.report(self.state.revision, self.attachment, wanted, problems, shares)
+        self.status.report(self.state.revision, self.ways.attachment, wanted, problems, shares)
         self.last_known.changed()
-        if self._bases.unstored(self.state) or self._bases.unneeded(self.state):
-            self._share_due = min(self._share_due, time.monotonic() + self._turn_to_share)
-            self._share_if_due(time.monotonic())
+        now = time.monotonic()
+        self.sharing.plan(self.state, now)
+        self.sharing.share_if_due(self.state, now, held=bool(self.last_known.held))
 
     def _let_checks_through(self) -> None:
         """Checks `via: vip` go by what the kernel has just been told of their backends."""
         found = {key: self.kernel.numbers(key) for key in self.checks.via_vip}
         wanted = {key: numbers for key, numbers in found.items() if numbers is not None}
-        self.probe_path.update(wanted, self.attachment.interfaces)
+        self.probe_path.update(wanted, self.ways.attachment.interfaces)
 
     def _see(self) -> None:
         """What became of clients' connections may speak against a backend."""
@@ -472,7 +380,7 @@ class Daemon:
 
     def _without_config(self) -> None:
         """Without the seed of the flow hash nothing can be planned. The kernel goes on as it is."""
-        problems = [*self.state.problems, *self._unattached]
+        problems = [*self.state.problems, *self.ways.problems]
         if keys.CONFIG not in self.state.versions:
             if self.state.services:  # written by somebody who leaves the seed to us
                 config = ClusterConfig(seed=secrets.token_hex(16))
@@ -491,41 +399,23 @@ class Daemon:
                     )
                 )
                 log.error("%s", problems[-1].message)
-        self.status.report(self.state.revision, self.attachment, Wanted({}, {}), problems)
+        self.status.report(self.state.revision, self.ways.attachment, Wanted({}, {}), problems)
 
     def _await_next_hops(self) -> None:
         """Give the kernel a moment to resolve new next hops, so that a backend that is there takes
         its slots with the change that adds it."""
         deadline = time.monotonic() + RESOLVE_SECONDS
         later: list[Happening] = []
-        while self.resolver.pending() and (left := deadline - time.monotonic()) > 0:
+        resolver = self.ways.resolver
+        while resolver.pending() and (left := deadline - time.monotonic()) > 0:
             try:
                 each = self.inbox.get(timeout=left)
             except queue.Empty:
                 break
             if isinstance(each, NetlinkChanged):
-                self._notice(each)
+                self.ways.notice(each)
             else:
                 later.append(each)
-        self.resolver.give_up()
+        resolver.give_up()
         for each in later:
             self.inbox.put(each)
-
-    def _reattach(self) -> bool:
-        """True if an interface was attached again, or can't be, or can again. What can't be is no reason
-        to hold up everything else: it is said, and tried again."""
-        before, self._unattached = self._unattached, ()
-        try:
-            now = lifecycle.reattach(self.ip, self.maps, self.settings, self.attachment)
-        except DatapathError as error:
-            self._topology_changed = True
-            problem = Problem(where=self.settings.node, message=error.message, hint=error.hint)
-            self._unattached = (problem,)
-            if before != self._unattached:
-                log.error("%s; trying again every %g s", error, TOPOLOGY_SECONDS)
-            return before != self._unattached
-        if now is self.attachment:
-            return bool(before)
-        log.warning("attached again to %s", ", ".join(link.name for link in now.interfaces))
-        self.attachment = now
-        return True

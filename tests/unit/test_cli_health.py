@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
-from conftest import Lbctl, Nodes
+from doubles import Lbctl, Nodes
 
 from lb.cli import check
 from lb.model.objects import BackendHealth, EjectionReport, HealthChange

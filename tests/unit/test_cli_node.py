@@ -49,7 +49,7 @@ def reporter(store, node_status, name="n1"):
 
 
 def test_a_node_that_stops_is_not_lost(web, store):
-    from conftest import node_status
+    from doubles import node_status
 
     running = reporter(store, node_status)
     assert [each["state"] for each in web.json("node", "list")] == ["behind"]
@@ -58,7 +58,7 @@ def test_a_node_that_stops_is_not_lost(web, store):
 
 
 def test_a_node_whose_lease_ends_is_lost_until_it_reports_again(web, store):
-    from conftest import node_status
+    from doubles import node_status
 
     running = reporter(store, node_status)
     store.revoke(running._lease)
@@ -68,7 +68,7 @@ def test_a_node_whose_lease_ends_is_lost_until_it_reports_again(web, store):
 
 
 def test_a_record_that_somebody_removed_is_written_again(store):
-    from conftest import node_status
+    from doubles import node_status
 
     running = reporter(store, node_status)
     store.commit([Delete(keys.node("n1")), Delete(keys.member("n1"))])

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Lbctl
+from doubles import Lbctl
 
 from lb.core import sight
 from lb.core.evidence import difference

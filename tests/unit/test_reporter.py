@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import node_status
+from doubles import node_status
 
 from lb.core.health import State
 from lb.core.quorum import Vote
