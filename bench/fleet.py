@@ -24,7 +24,8 @@ from lb.lab.etcd import Etcd
 from lb.lab.example import add_web
 from lb.lab.fleet import Fleet
 from lb.model import keys
-from lb.model.objects import Mode, NodeStatus
+from lb.model.objects import Mode
+from lb.model.reports import NodeStatus
 from lb.store.base import Put, Store
 from lb.store.opening import open_store
 

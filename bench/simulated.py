@@ -29,6 +29,7 @@ from lb.model.objects import Address
 from lb.node.daemon import Daemon
 from lb.node.happenings import Stop
 from lb.node.main import keep_memory
+from lb.node.ways import Ways
 from lb.settings import Hook, Limits, Settings
 from lb.store.opening import open_store
 
@@ -98,15 +99,31 @@ class NoNetlink(Resolver):
         return dict.fromkeys(self._watched, _HOP)
 
 
+class NoNetwork(Ways):
+    """Nothing is attached, and nothing changes."""
+
+    def __post_init__(self) -> None:
+        self.resolver = NoNetlink(self.ip)
+
+    def look_if_due(self, now: float) -> bool:
+        """See Ways."""
+        self._refresh.is_due(now)
+        return False
+
+    def reattach(self) -> bool:
+        """See Ways."""
+        return False
+
+
 class Node(Daemon):
     """lbd's loop, without what it has to do with the kernel."""
 
     def simulate(self, applied: Applied) -> None:
         """As Daemon.run()."""
-        self.kernel, self.resolver = NoKernel(self.maps, applied), NoNetlink(self.ip)
+        self.kernel = self.upkeep.kernel = NoKernel(self.maps, applied)
+        self.ways = NoNetwork(self.ip, self.maps, self.settings, self.ways.attachment)
         self._read_store()
         self.follower.start(self.state.revision)
-        self._refresh.is_due(time.monotonic())
         self._audit.is_due(time.monotonic())
         self._guarded([], stale=True)
         while True:
@@ -114,9 +131,6 @@ class Node(Daemon):
             if any(isinstance(each, Stop) for each in happened):
                 return
             self._guarded(happened)
-
-    def _reattach(self) -> bool:
-        return False
 
 
 def main() -> None:

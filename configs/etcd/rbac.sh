@@ -63,8 +63,9 @@ node)
 	etcdctl role grant-permission "lb-node-$2" --prefix=true readwrite "$reports/observed/"
 	etcdctl role grant-permission "lb-node-$2" readwrite "$root/members/$2"
 	etcdctl role grant-permission "lb-node-$2" --prefix=true readwrite "$root/tables/"
-	# Rollouts, which any node may have to run: their documents, the splits, the records of those.
-	for each in "$root/rollouts/" "$root/services/" "$root/history/" \
+	# Drains come to their end by any node: the backend is then down. Rollouts, which any node may have to
+	# run: their documents, the splits, the records of those.
+	for each in "$root/backends/" "$root/rollouts/" "$root/services/" "$root/history/" \
 		"$reports/rollouts/" "$reports/evidence/" "$reports/locks/"; do
 		etcdctl role grant-permission "lb-node-$2" --prefix=true readwrite "$each"
 	done

@@ -25,11 +25,10 @@ from lb.model.objects import (
     Backend,
     ClusterConfig,
     Document,
-    Member,
-    NodeStatus,
     Service,
     TableDocument,
 )
+from lb.model.reports import Member, NodeStatus
 from lb.model.rollout import Rollout, RolloutEvidence, RolloutLock
 
 DOCUMENTS: dict[str, type[Document]] = {

@@ -13,7 +13,8 @@ from lb.core.state import DesiredState
 from lb.errors import UserError
 from lb.model.checkwords import FORMS, describe_check, parse_check
 from lb.model.health import Health, NoCheck, Via, seconds
-from lb.model.objects import BackendHealth, Service
+from lb.model.objects import Service
+from lb.model.reports import BackendHealth
 
 CheckOption = Annotated[
     str | None,

@@ -14,7 +14,7 @@ from lb.cli.session import Session
 from lb.core.state import DesiredState
 from lb.errors import UserError
 from lb.model import keys
-from lb.model.objects import NodeStatus
+from lb.model.reports import NodeStatus
 from lb.store.base import Compare, Delete
 
 app = typer.Typer(help="Machines that run lbd.", no_args_is_help=True)

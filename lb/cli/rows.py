@@ -22,7 +22,6 @@ from lb.model.objects import (
     Admin,
     Affinity,
     Backend,
-    BackendHealth,
     Mode,
     Network,
     NoBackend,
@@ -30,6 +29,7 @@ from lb.model.objects import (
     Tracking,
 )
 from lb.model.objects import Service as ServiceDocument
+from lb.model.reports import BackendHealth
 
 
 class Row(BaseModel):

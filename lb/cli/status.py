@@ -13,7 +13,7 @@ from lb.cli.rollout_view import place, under_way
 from lb.cli.session import Session, state_of
 from lb.core.state import DesiredState
 from lb.errors import DatapathError, ExitCode
-from lb.model.objects import NodeStatus, Problem
+from lb.model.reports import NodeStatus, Problem
 
 
 class Check(Protocol):

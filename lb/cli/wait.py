@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from lb.errors import CapacityError, DatapathError, LbError, NotAppliedError
 from lb.model import keys
-from lb.model.objects import NodeStatus, Problem
+from lb.model.reports import NodeStatus, Problem
 from lb.store.base import Store
 
 LOST_SECONDS = 5.0  # for a lost node to come back: when etcd was away, all leases have ended at once

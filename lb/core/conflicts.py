@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from lb.model import keys
 from lb.model.describe import describe_socket, describe_vip
 from lb.model.health import ExecCheck, Via
-from lb.model.objects import TRANSLATIONS, Address, Backend, Mode, Problem, Protocol, Service
+from lb.model.objects import (
+    TRANSLATIONS,
+    Address,
+    Backend,
+    Mode,
+    Protocol,
+    Service,
+)
+from lb.model.reports import Problem
 
 Refusal = tuple[str, str]  # message, hint
 Found = list[tuple[str, Problem]]  # by key

@@ -24,12 +24,12 @@ from lb.model.objects import (
     Admin,
     Backend,
     Mode,
-    Problem,
     Protocol,
     Service,
     TableDocument,
     table_path,
 )
+from lb.model.reports import Problem
 
 HEALTHY = Verdict()  # all are
 

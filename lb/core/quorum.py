@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from lb.core.health import Record, State
 from lb.model.health import Ballot, BallotVote
-from lb.model.objects import NodeStatus
+from lb.model.reports import NodeStatus
 
 
 class Vote(NamedTuple):

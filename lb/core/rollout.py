@@ -40,7 +40,8 @@ from lb.core.health import State
 from lb.core.measures import default_analysis
 from lb.model.evidence import Outcome
 from lb.model.flows import Vantage
-from lb.model.objects import Backend, NodeStatus, Service
+from lb.model.objects import Backend, Service
+from lb.model.reports import NodeStatus
 from lb.model.rollout import (
     HISTORY,
     Ask,

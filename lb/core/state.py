@@ -22,11 +22,13 @@ from lb.model.objects import (
     Backend,
     ClusterConfig,
     Document,
+    Service,
+    TableDocument,
+)
+from lb.model.reports import (
     Member,
     NodeStatus,
     Problem,
-    Service,
-    TableDocument,
 )
 
 BackendKey = tuple[str, str]  # service, backend

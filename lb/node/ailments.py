@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lb.model import keys
-from lb.model.objects import Problem
+from lb.model.reports import Problem
 
 
 def suspect(node: str) -> Problem:

@@ -17,8 +17,8 @@ from lb.core.health import Member, Record, State, Verdict
 from lb.core.quorum import Votes
 from lb.core.state import DesiredState
 from lb.model.health import Health, Via
-from lb.model.objects import (
-    Address,
+from lb.model.objects import Address
+from lb.model.reports import (
     BackendHealth,
     EjectionReport,
     HealthChange,

@@ -30,7 +30,8 @@ from lb.datapath.probepath import ProbePath
 from lb.datapath.view import KernelView
 from lb.errors import LbError, StoreUnavailable
 from lb.model import keys
-from lb.model.objects import ClusterConfig, Problem
+from lb.model.objects import ClusterConfig
+from lb.model.reports import Problem
 from lb.node import metrics
 from lb.node.checks import Checks
 from lb.node.drains import Drains

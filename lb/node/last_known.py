@@ -26,7 +26,8 @@ from pathlib import Path
 from lb.core.state import DesiredState, parse
 from lb.errors import UserError
 from lb.model import keys, manifest
-from lb.model.objects import ClusterConfig, Document, Problem
+from lb.model.objects import ClusterConfig, Document
+from lb.model.reports import Problem
 from lb.store.base import Snapshot
 
 log = logging.getLogger("lbd")

@@ -22,7 +22,7 @@ from lb import settings as settings_module
 from lb.datapath import attach, lifecycle
 from lb.datapath.lifecycle import Lock
 from lb.errors import ExitCode, LbError, UserError
-from lb.model.objects import Problem
+from lb.model.reports import Problem
 from lb.node.daemon import Daemon
 from lb.node.happenings import Audit, Stop
 from lb.settings import Hook, Settings

@@ -23,7 +23,7 @@ from lb.core.slots import SLOTS
 from lb.core.state import BackendKey, DesiredState
 from lb.datapath.view import Counter, KernelView, Stats
 from lb.model import keys
-from lb.model.objects import NodeStatus, Problem
+from lb.model.reports import NodeStatus, Problem
 from lb.settings import Metrics
 
 # Documents that can be quarantined, by where they are.

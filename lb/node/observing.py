@@ -10,7 +10,7 @@ from lb.core.plan import Wanted
 from lb.datapath.maps import Maps
 from lb.datapath.watch import Watch
 from lb.model.flows import FlowReport, Vantage
-from lb.model.objects import Problem
+from lb.model.reports import Problem
 from lb.node.happenings import Timer
 from lb.node.reporter import Background
 from lb.settings import Settings

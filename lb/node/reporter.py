@@ -14,7 +14,7 @@ from lb.errors import LbError, NotFoundError, StoreUnavailable
 from lb.model import keys
 from lb.model.flows import FlowReport
 from lb.model.health import Ballot
-from lb.model.objects import Member, NodeStatus
+from lb.model.reports import Member, NodeStatus
 from lb.node.happenings import Timer
 from lb.store.base import Delete, Put, Store
 

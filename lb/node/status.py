@@ -13,7 +13,12 @@ from lb.core.plan import Wanted
 from lb.datapath.lifecycle import Attachment
 from lb.datapath.maps import Maps
 from lb.errors import LbError
-from lb.model.objects import BackendHealth, LinkStatus, NodeStatus, Problem
+from lb.model.reports import (
+    BackendHealth,
+    LinkStatus,
+    NodeStatus,
+    Problem,
+)
 from lb.node.checks import Checks
 from lb.node.happenings import Timer
 from lb.node.last_known import LastKnown

@@ -15,7 +15,7 @@ from lb.datapath.lifecycle import Attachment
 from lb.datapath.maps import Maps
 from lb.datapath.neighbours import Resolver
 from lb.errors import DatapathError
-from lb.model.objects import Problem
+from lb.model.reports import Problem
 from lb.node.happenings import NetlinkChanged, Timer
 from lb.settings import Settings
 

@@ -19,7 +19,8 @@ from lb.core.state import describe_error
 from lb.errors import UserError
 from lb.model import keys
 from lb.model.history import KeyChange
-from lb.model.objects import Backend, NodeStatus, Service
+from lb.model.objects import Backend, Service
+from lb.model.reports import NodeStatus
 from lb.model.rollout import KEPT, Rollout
 from lb.store.base import Compare, Delete, KeyValue, Put, Store
 

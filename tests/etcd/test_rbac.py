@@ -7,15 +7,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
+from lb.core.state import parse
 from lb.errors import StoreDenied
 from lb.lab.etcd import Etcd as Servers
 from lb.model import keys
 from lb.model.flows import FlowReport, Vantage
-from lb.model.objects import NodeStatus
+from lb.model.objects import Admin, Backend, Service
+from lb.model.reports import NodeStatus
+from lb.node.drains import Drains
 from lb.node.reporter import Reporter
 from lb.node.rollouts import Rollouts
 from lb.settings import Etcd
@@ -91,12 +95,15 @@ OF_NODES = {
     RECORD,
     WEB,
     DNS,
+    B_WEB,
+    B_DNS,
     ROLLOUT,
     ENDED,
     keys.ROLLOUT_LOCK,
     keys.evidence("web"),
 }
 OF_NODES |= {keys.rollout("dns"), keys.ended_rollout("dns", "1"), WEB + "x"}
+OF_NODES |= {B_WEB.replace("/web/", "/web2/")}
 MAY_WRITE = {
     ADMIN: {*ALL},
     "eve": set(),
@@ -157,6 +164,22 @@ def test_a_server_reads_of_its_own_service_only(guarded: Servers, tmp_path: Path
         reporter.leave()
         assert admin.get(keys.observed("web", "b1")) is None
         admin.commit([Delete(WEB), Delete(B_WEB), Delete(DNS)])
+
+
+def test_a_node_may_end_a_drain(guarded: Servers, tmp_path: Path) -> None:
+    draining = Backend(
+        service="web", name="b1", address=ip_address("203.0.113.1"), admin=Admin.DRAIN, drain_until=1.0
+    )
+    web = Service(name="web", vip=ip_address("198.51.100.1"), port=80)
+    with opened(guarded, tmp_path, ADMIN) as admin, opened(guarded, tmp_path, "lb-node-n1") as node:
+        admin.commit([Put(WEB, web.model_dump_json()), Put(B_WEB, draining.model_dump_json())])
+        snapshot = node.read(keys.EVERYTHING)
+        items = [(each.key, each.value, each.mod_revision) for each in snapshot.items]
+        Drains(node).end(parse(snapshot.revision, items), now=2.0)
+        found = admin.get(B_WEB)
+        assert found is not None
+        assert Backend.model_validate_json(found.value).admin is Admin.DOWN
+        admin.commit([Delete(WEB), Delete(B_WEB)])
 
 
 def test_a_rollout_of_who_may_write_nothing_else(guarded: Servers, tmp_path: Path) -> None:
@@ -259,7 +282,7 @@ def test_lbctl_of_each_kind_of_user(guarded: Servers, tmp_path: Path) -> None:
         ("lb-ci-web", ("backend", "add", "web", "b2", "203.0.113.2")),
         ("lb-ci-web", ("service", "set", "web", "--mode", "nat")),
         ("eve", ("backend", "weight", "web", "b1", "6")),
-        ("lb-node-n1", ("backend", "weight", "web", "b1", "6")),
+        ("lb-node-n1", ("backend", "add", "web", "b2", "203.0.113.2")),
     ):
         code, said = run(user, *arguments)
         assert code == 5, (user, arguments, said)

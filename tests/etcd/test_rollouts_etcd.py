@@ -12,7 +12,8 @@ import pytest
 
 from lb.lab.etcd import Etcd
 from lb.model import keys
-from lb.model.objects import Backend, NodeStatus, Service
+from lb.model.objects import Backend, Service
+from lb.model.reports import NodeStatus
 from lb.model.rollout import Rollout, RolloutSpec
 from lb.node.rollouts import LEASE_SECONDS, RETRY_SECONDS, Rollouts
 from lb.store import rollouts as stored

@@ -12,7 +12,14 @@ from lb.core.nexthop import NextHop
 from lb.core.plan import Observed, plan
 from lb.core.state import DesiredState, advance, parse
 from lb.model import keys
-from lb.model.objects import Admin, Backend, ClusterConfig, NodeStatus, Service, TableDocument
+from lb.model.objects import (
+    Admin,
+    Backend,
+    ClusterConfig,
+    Service,
+    TableDocument,
+)
+from lb.model.reports import NodeStatus
 from lb.node.planning import Bases, Plans
 
 SERVICES = ["a", "b"]

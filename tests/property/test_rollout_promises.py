@@ -17,7 +17,8 @@ from lb.core import rollout as core
 from lb.core.rollout import View, decide
 from lb.model.analysis import Analysis
 from lb.model.evidence import Outcome
-from lb.model.objects import Backend, BackendHealth, NodeStatus, Service
+from lb.model.objects import Backend, Service
+from lb.model.reports import BackendHealth, NodeStatus
 from lb.model.rollout import OVER, Ask, Command, Ending, Phase, Rollout, RolloutSpec
 
 EVERY = 10.0

@@ -11,7 +11,7 @@ import pytest
 
 from lb.cli import main
 from lb.model import keys
-from lb.model.objects import Member, NodeStatus
+from lb.model.reports import Member, NodeStatus
 from lb.store.base import Delete, Put, Store
 
 

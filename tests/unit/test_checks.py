@@ -15,7 +15,12 @@ from lb.core.quorum import Vote, reported
 from lb.core.state import DesiredState
 from lb.model.flows import FlowTotals
 from lb.model.health import Health, HttpCheck, NoCheck, Overrides, Passive
-from lb.model.objects import Admin, Backend, NodeStatus, Service
+from lb.model.objects import (
+    Admin,
+    Backend,
+    Service,
+)
+from lb.model.reports import NodeStatus
 from lb.node.checks import Checks, Transition
 from lb.node.ejections import Reading
 from lb.probe.base import Target

@@ -14,7 +14,11 @@ import pytest
 from doubles import Lbctl, Nodes
 
 from lb.cli import check
-from lb.model.objects import BackendHealth, EjectionReport, HealthChange
+from lb.model.reports import (
+    BackendHealth,
+    EjectionReport,
+    HealthChange,
+)
 from lb.probe.base import Target
 
 

@@ -1,7 +1,7 @@
 """lbctl node, and what becomes of a node's record."""
 
 from lb.model import keys
-from lb.model.objects import Member, NodeStatus
+from lb.model.reports import Member, NodeStatus
 from lb.node.reporter import Reporter
 from lb.store.base import Delete
 

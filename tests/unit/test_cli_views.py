@@ -10,7 +10,8 @@ import yaml
 
 from lb.errors import DatapathError
 from lb.model import keys
-from lb.model.objects import BackendHealth, TableDocument
+from lb.model.objects import TableDocument
+from lb.model.reports import BackendHealth
 from lb.store.base import Put
 
 

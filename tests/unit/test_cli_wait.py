@@ -13,7 +13,7 @@ from lb.cli import wait
 from lb.cli.wait import Waited, until_applied
 from lb.errors import CapacityError, DatapathError, NotAppliedError
 from lb.model import keys
-from lb.model.objects import NodeStatus
+from lb.model.reports import NodeStatus
 from lb.store.base import Put
 
 WAIT = ("--wait", "--timeout", "30")

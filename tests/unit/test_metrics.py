@@ -20,7 +20,12 @@ from lb.core.plan import Observed, plan
 from lb.core.state import parse
 from lb.datapath.view import Counter, Stats
 from lb.model import keys
-from lb.model.objects import Backend, BackendHealth, ClusterConfig, Problem, Service
+from lb.model.objects import (
+    Backend,
+    ClusterConfig,
+    Service,
+)
+from lb.model.reports import BackendHealth, Problem
 from lb.node.metrics import KINDS, Exporter, Scrape, serve
 from lb.node.planning import Bases
 from lb.settings import Metrics, Settings

@@ -16,7 +16,7 @@ from lb.errors import CapacityError, StoreUnavailable
 from lb.lab.shell import wait_until
 from lb.model import keys
 from lb.model.flows import FlowReport, FlowTotals, Vantage
-from lb.model.objects import BackendHealth, NodeStatus
+from lb.model.reports import BackendHealth, NodeStatus
 from lb.node import reporter
 from lb.node.follower import Follower
 from lb.node.happenings import HealthHeard, StoreChanged

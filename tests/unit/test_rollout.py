@@ -12,7 +12,12 @@ from lb.core import rollout as core
 from lb.core.rollout import TABLE, Event, View, decide
 from lb.model.analysis import Analysis
 from lb.model.evidence import Outcome
-from lb.model.objects import Admin, Backend, BackendHealth, NodeStatus, Service
+from lb.model.objects import (
+    Admin,
+    Backend,
+    Service,
+)
+from lb.model.reports import BackendHealth, NodeStatus
 from lb.model.rollout import (
     OVER,
     Ask,
