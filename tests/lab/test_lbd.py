@@ -91,7 +91,9 @@ def test_a_map_that_is_full_is_named_and_nothing_is_changed(lab: Lab) -> None:
     try:
         # start_lbd writes the file anew; so start it by hand.
         child = lab.popen("node1", program("lbd"), env=env)
-        wait_until("lbd", lambda: json.loads(lab.lbctl("status", "-o", "json").stdout)["nodes"])
+        wait_until(
+            "lbd", lambda: json.loads(lab.lbctl("status", "-o", "json").stdout)["nodes"], timeout=30
+        )
         lab.lbctl("service", "add", "web", "--vip", f"{VIP4}:80")
         for number in range(1, 4):
             lab.lbctl("backend", "add", "web", f"b{number}", f"203.0.113.{10 + number}", "--wait")
