@@ -56,7 +56,7 @@ _NFTABLES = """\
 table ip bench {{
     chain in {{
         type nat hook prerouting priority dstnat;
-        ip daddr {vip} tcp dport {port} dnat ip addr . port to
+        ip daddr {vip} tcp dport {port} dnat ip addr . port to \\
             jhash ip saddr . tcp sport mod 2 map {{ 0 : {server} . 80, 1 : {server} . 80 }}
     }}
 }}
