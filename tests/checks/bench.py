@@ -12,12 +12,13 @@ import sys
 import traceback
 from dataclasses import dataclass
 
-from bench import frames, live, packet, requests
+from bench import daemon, frames, live, packet, requests
 from bench.frames import Target
 from bench.load import FLOWS, load
 from bench.netns import namespace
 from bench.packet import SOME, Case, Session, pinned
 from bench.rows import Options, Row
+from lb.lab.shell import LabError
 from lb.model.objects import Mode, Tracking
 from lb.settings import Limits
 
@@ -33,6 +34,10 @@ AT_MOST = {
     "1,000 services over 1": 1.15,
     "CPU over direct, of HAProxy's, keep-alive": 0.2,
     "CPU over direct, of HAProxy's, a connection each": 0.2,
+    "p99 latency over direct's, keep-alive": 1.1,
+    "p99 latency over direct's, a connection each": 1.1,
+    "lbd idle, % of a CPU": 1.0,
+    "lbd's memory, MB": 150.0,
 }
 AT_LEAST = {
     "live, of the redirect floor": 0.75,
@@ -137,19 +142,30 @@ def asking() -> dict[str, float]:
     runs = requests.measure(REQUEST_ROUNDS, REQUEST_SECONDS, peers)
     for each in requests.rows_of(runs):
         print(f"  {each.case}, {each.peer}: {each.median:.4g} {each.unit}", flush=True)
-    return {
-        f"CPU over direct, of HAProxy's, {how}": max(
-            requests.over_direct(runs, mode, how) for mode in (requests.DSR, requests.NAT)
+    ours, found = (requests.DSR, requests.NAT), {}
+    for how in (requests.KEEP, requests.CLOSE):
+        cpu = max(requests.over_direct(runs, mode, how) for mode in ours)
+        theirs = requests.over_direct(runs, requests.HAPROXY, how)
+        if theirs <= 0:
+            raise LabError(f"{how}: HAProxy took no more than the direct path: the machine is too busy")
+        found[f"CPU over direct, of HAProxy's, {how}"] = cpu / theirs
+        found[f"p99 latency over direct's, {how}"] = max(
+            requests.times_direct(runs, mode, how, lambda run: run.p99) for mode in ours
         )
-        / requests.over_direct(runs, requests.HAPROXY, how)
-        for how in (requests.KEEP, requests.CLOSE)
-    }
+    return found
+
+
+def resting() -> dict[str, float]:
+    """A real lbd."""
+    rows = {each.case: each for each in daemon.run(Options(quick=True))}
+    memory = [each.median for case, each in rows.items() if case.startswith("memory")]
+    return {"lbd idle, % of a CPU": rows["idle: CPU"].median, "lbd's memory, MB": max(memory)}
 
 
 def main() -> None:
     """Measure everything; exit code 0 = PASS."""
     found = Found({})
-    for part in (packets, travelling, asking):
+    for part in (packets, travelling, asking, resting):
         try:
             found.values |= part()
         except Exception:  # noqa: BLE001 - programs wait for the last line

@@ -375,7 +375,7 @@ def test_live_cases_have_a_floor_of_as_many_flows() -> None:
     assert made[slow.label, slow.peer].median == 1.0
 
 
-def test_cpu_over_direct_is_taken_round_by_round() -> None:
+def test_cpu_over_direct_is_of_the_least_of_each() -> None:
     def runs(*cpu: float) -> list[requests.Run]:
         return [requests.Run(100, 1, 2, each) for each in cpu]
 

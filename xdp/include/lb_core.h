@@ -43,6 +43,7 @@ static __always_inline int forward(lb_ctx *ctx, struct lb_packet *p, const struc
 	if (!is_translated(svc) && !(backend->flags & LB_BACKEND_RESOLVED))
 		return drop(p, LB_DROP_UNRESOLVED);
 	more = overhead(svc, backend);
+	lb_forget(more, p->bytes);
 	if (backend->mtu && ctx_segment_bytes(ctx, p) + more > backend->mtu)
 		return too_big(ctx, p, backend->mtu - more);
 	if (is_translated(svc)) {
@@ -187,7 +188,7 @@ static __always_inline int process_packet(lb_ctx *ctx)
 	if (!svc)
 		return nat_reply(ctx, p, q);
 	/* Not about a packet from the VIP that it is addressed to: somebody's invention. */
-	if (q->quoted && !is_same_address(p->dst, q->dst))
+	if (!is_same_address(p->dst, q->dst))
 		return pass(p, LB_PASS_NOT_OURS);
 	return serve(ctx, p, q, svc, id);
 }
