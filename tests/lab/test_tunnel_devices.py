@@ -42,6 +42,8 @@ def receivers(lab: Lab) -> None:
 
 @pytest.fixture(scope="module")
 def gue(lab: Lab) -> None:
+    # Unlike devices, it isn't loaded when it is asked for.
+    lab.run("client", ["modprobe", "-q", "fou"], check=False)
     for name in lab.topology.backends:
         for family in ("-4", "-6"):
             line = ["ip", family, "fou", "add", "port", str(GUE_PORT), "gue"]
