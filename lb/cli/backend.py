@@ -24,6 +24,15 @@ from lb.model.objects import DEFAULT_POOL, Admin, Backend
 
 app = typer.Typer(help="Backends: the servers of a service.", no_args_is_help=True)
 
+MaxConnectionsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-connections",
+        metavar="N",
+        help="With so many on a node it gets no new ones there (mode fullnat); none = no limit.",
+    ),
+]
+
 
 @change(app, "add")
 def add(
@@ -46,6 +55,7 @@ def add(
         str | None,
         typer.Option("--quic-id", metavar="HEX", help="Its server ID in QUIC connection IDs."),
     ] = None,
+    max_connections: MaxConnectionsOption = None,
     drain: Annotated[
         bool, typer.Option("--drain", help="Begin without new flows; `backend up` admits them.")
     ] = False,
@@ -61,6 +71,7 @@ def add(
         weight=weight,
         pool=pool,
         quic_id=quic_id,
+        max_connections=_limit(max_connections),
         admin=Admin.DRAIN if drain else Admin.UP,
     )
 
@@ -135,6 +146,28 @@ def weight(
     perform(session, edit)
 
 
+@change(app, "limit")
+def limit(
+    session: Session,
+    service: ServiceName,
+    names: BackendNames,
+    max_connections: MaxConnectionsOption = None,
+) -> None:
+    """Limit the connections of backends. Established ones stay; if all of a pool are full, all are used.
+
+    `lbctl backend limit web b1 b2 --max-connections 500`; `--max-connections none` takes it away.
+    """
+    if max_connections is None:
+        raise UserError("limit of what?", hint="add --max-connections 500, for example, or none")
+
+    def edit(draft: Draft) -> None:
+        for name in names:
+            held = draft.backend(service, name)
+            draft.put(words.rebuild(held, max_connections=_limit(max_connections)))
+
+    perform(session, edit)
+
+
 @change(app, "drain")
 def drain(
     session: Session,
@@ -195,6 +228,10 @@ def _set_admin(
     perform(session, edit)
 
 
+def _limit(text: str | None) -> str | None:
+    return None if text == "none" else text
+
+
 def _weights(typed: Sequence[str]) -> dict[str, str]:
     if len(typed) == 2 and not any("=" in each for each in typed):
         return {typed[0]: typed[1]}
@@ -222,4 +259,9 @@ def _row(session: Session, state: DesiredState, service: str, name: str) -> Back
 
 
 def _remarks(row: BackendRow) -> list[str]:
-    return [f"no way to {row.address} was found on node {node}" for node in row.unresolved_on]
+    full = [
+        f"{node}: full, with {each.connections:,} of {each.limit:,} connections: no new flow goes there,"
+        " unless all of its pool are full"
+        for node, each in row.full_on.items()
+    ]
+    return full + [f"no way to {row.address} was found on node {node}" for node in row.unresolved_on]

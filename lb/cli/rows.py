@@ -29,7 +29,7 @@ from lb.model.objects import (
     Tracking,
 )
 from lb.model.objects import Service as ServiceDocument
-from lb.model.reports import BackendHealth
+from lb.model.reports import BackendHealth, FullReport
 
 
 class Row(BaseModel):
@@ -99,6 +99,12 @@ class BackendRow(Counters):
     health_on: dict[str, BackendHealth] = Field(
         description="The same for each node, with `since`, `share`, `error`, `latency`, `history`."
     )
+    max_connections: int | None = Field(
+        description="Connections on a node from which on it gets no new ones there; null = no limit."
+    )
+    full_on: dict[str, FullReport] = Field(
+        description="Nodes on which it has so many, with `connections` and `limit`."
+    )
     quic_id: str | None = Field(description="Server ID in QUIC connection IDs, in hexadecimal.")
     share_percent: float = Field(
         description="Planned share of the service's new flows, exact: as people asked for it, whatever"
@@ -153,6 +159,11 @@ def _backend_rows(
             **backend.model_dump(exclude={"health"}),
             health=health.state_of(found[backend.name]),
             health_on=found[backend.name],
+            full_on={
+                name: node.full[f"{service.name}/{backend.name}"]
+                for name, node in sorted(state.nodes.items())
+                if f"{service.name}/{backend.name}" in node.full
+            },
             share_percent=shares[backend.name],
             slots=None if slots is None else slots.get(backend.name, 0),
             unresolved_on=[
@@ -228,7 +239,7 @@ def backend_table(rows: Sequence[BackendRow]) -> Table:
                 describe_socket(row.address, row.port) if row.port else str(row.address),
                 row.pool,
                 str(row.weight),
-                row.admin.value + (", unresolved" if row.unresolved_on else ""),
+                row.admin.value + (", unresolved" if row.unresolved_on else "") + _fullness(row),
                 *(health.cells(row.health_on) if are_checked else ()),
                 percent(row.share_percent),
                 number(row.slots),
@@ -259,6 +270,14 @@ def summary(service: ServiceDocument) -> str:
         )
         + (", observed" if service.observe else "")
     )
+
+
+def _fullness(row: BackendRow) -> str:
+    """Of the node that has most."""
+    if not row.full_on:
+        return ""
+    worst = max(row.full_on.values(), key=lambda each: each.connections)
+    return f", full: {worst.connections:,} of {worst.limit:,} connections"
 
 
 def _cells(row: Counters) -> tuple[str, str, str]:

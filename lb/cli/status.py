@@ -118,19 +118,22 @@ def _digests(state: DesiredState) -> dict[str, bool | None]:
     clients to; None while no node holds one.
 
     Only nodes at the newest revision that any has are compared: one that is behind is behind, and
-    that is shown with it.
+    that is shown with it. Nor is one that found a backend full: it counts its own connections.
     """
     newest = max((node.revision for node in state.nodes.values()), default=0)
     found: dict[str, bool | None] = {}
     for name in sorted(state.services):
+        holders = [
+            node for node in state.nodes.values() if name in node.digests and node.revision == newest
+        ]
         digests = {
             frozenset(
                 (path, digest) for path, digest in node.digests.items() if path.partition("/")[0] == name
             )
-            for node in state.nodes.values()
-            if name in node.digests and node.revision == newest
+            for node in holders
+            if not any(path.partition("/")[0] == name for path in node.full)
         }
-        found[name] = None if not digests else len(digests) == 1
+        found[name] = None if not holders else len(digests) <= 1
     return found
 
 

@@ -35,7 +35,8 @@ def contested(service: Service) -> tuple[object, ...]:
 
 def claimed(backend: Backend) -> tuple[object, ...]:
     """What of a backend is compared with others."""
-    return backend.address, backend.port, backend.quic_id, backend.health
+    limit = backend.max_connections
+    return backend.address, backend.port, backend.quic_id, limit, backend.health
 
 
 def conflicts(
@@ -209,6 +210,12 @@ def _misfit(service: Service, backend: Backend, vips: set[Address]) -> tuple[str
         return (
             f"mode {service.mode} can't turn IPv{service.vip.version} into IPv{backend.address.version}",
             f"give the server's IPv{service.vip.version} address",
+        )
+    if backend.max_connections is not None and service.mode is not Mode.FULLNAT:
+        return (
+            f"max_connections: in mode {service.mode} connections leave nothing behind that could be"
+            " counted",
+            "leave it out, use mode fullnat, or let the server's own check answer 503 when it is full",
         )
     if service.health and service.health.via is Via.VIP:
         return _misfit_of_check(service, backend)

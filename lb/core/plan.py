@@ -6,10 +6,10 @@ Everything is still named here; ids, which differ between nodes, are given out b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lb.core import rules, slots
+from lb.core import capacity, rules, slots
 from lb.core.health import Verdict
 from lb.core.nexthop import NextHop
 from lb.core.overlay import overlay
@@ -181,9 +181,11 @@ def plan_service(
     bases: Mapping[str, Table],
     verdict: Verdict = HEALTHY,
     is_judged: bool = False,
+    full: Collection[str] = (),
 ) -> ServicePlan:
     """What the kernel should hold of a service and its backends. `bases`: of base_tables();
-    `is_judged`: a rollout is under way."""
+    `is_judged`: a rollout is under way; `full`: backends that have all the connections that they may
+    have."""
     backends: dict[BackendKey, WantedBackend] = {}
     problems: list[Problem] = []
     for backend in members:
@@ -203,6 +205,9 @@ def plan_service(
     unresolved = [name for (_, name), each in backends.items() if each.next_hop is None]
     taking = members_of(members)
     fitness = {**verdict.fitness, **dict.fromkeys(unresolved, 0.0)}
+    held, crammed = capacity.held_back(members, fitness, full)
+    fitness |= dict.fromkeys(held, 0.0)
+    problems += [_crammed(service, pool) for pool in crammed]
     seed = seed_of(cluster_seed, service.name)
     base = bases[service.name]
     fit = {path: overlay(bases[path], taking, fitness) for path in paths(service, base)}
@@ -219,6 +224,18 @@ def plan_service(
         pools.append(WantedService(service, seed, own, table, pool))
     problems += _without_effect(service, taking)
     return ServicePlan(wanted, tuple(pools), backends, tuple(problems))
+
+
+def _crammed(service: Service, pool: str) -> Problem:
+    """All backends of a pool that can be used are full."""
+    return Problem(
+        where=keys.service(service.name),
+        message=f"all usable backends of pool {pool!r} are full, so all get new flows, above their"
+        " max_connections",
+        hint=f"add backends, or raise the limit: lbctl backend limit {service.name} NAME"
+        " --max-connections N",
+        warning=True,
+    )
 
 
 def _on_backup(service: Service, pool: str, *, is_there: bool) -> Problem:

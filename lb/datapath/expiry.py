@@ -5,7 +5,8 @@ How long an entry may be silent depends on what was seen of its flow (RFC 5382, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,10 +35,12 @@ _ANSWERED, _FIN, _RST = (np.uint8(each) for each in (NatState.ANSWERED, NatState
 
 @dataclass(frozen=True)
 class Expired:
-    """How many flows were over, and how many entries are left."""
+    """How many flows were over, and how many entries are left. `connections`: by id and generation of
+    a backend, how many of its flows are under way: neither ended nor reset."""
 
     flows: int
     left: int
+    connections: Mapping[tuple[int, int], int] = field(default_factory=dict, compare=False)
 
 
 def expire(maps: Maps, timeouts: Timeouts, now: int, rate: float) -> Expired:
@@ -70,7 +73,17 @@ def expire(maps: Maps, timeouts: Timeouts, now: int, rate: float) -> Expired:
     gone[binding[over & paired]] = True
     maps.bindings.delete_many([key.tobytes() for key in flows[gone]])
     maps.translations.delete_many([key.tobytes() for key in backs[over]])
-    return Expired(int(over.sum()), int((~over).sum()))
+    under_way = paired & ~over & ((state & _RST) == 0)
+    return Expired(int(over.sum()), int((~over).sum()), _by_backend(bindings[binding[under_way]]))
+
+
+def _by_backend(bindings: NDArray[Any]) -> dict[tuple[int, int], int]:
+    both = bindings["backend"].astype(np.uint64) << np.uint64(32) | bindings["generation"]
+    values, counts = np.unique(both, return_counts=True)
+    return {
+        (int(each) >> 32, int(each) & 0xFFFFFFFF): int(count)
+        for each, count in zip(values, counts, strict=True)
+    }
 
 
 def table(

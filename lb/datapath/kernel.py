@@ -350,9 +350,16 @@ class Kernel:
         """Is there a service in mode fullnat, whose flows have to be expired?"""
         return any(each.service.mode is Mode.FULLNAT for each in self._programmed.values())
 
-    def expire(self, timeouts: Timeouts) -> int:
-        """Give back the ports of flows that are over (mode fullnat); returns how many flows."""
-        return expiry.expire(self.maps, timeouts, self.clock.jiffies(), self.clock.rate).flows
+    def expire(self, timeouts: Timeouts) -> dict[BackendKey, int]:
+        """Give back the ports of flows that are over (mode fullnat); returns how many connections each
+        backend has now."""
+        found = expiry.expire(self.maps, timeouts, self.clock.jiffies(), self.clock.rate)
+        held = self._backend_ids
+        return {
+            key: found.connections.get((number, held[number].generation), 0)
+            for key, number in self._backend_of.items()
+            if number in held
+        }
 
     @property
     def is_stirred(self) -> bool:

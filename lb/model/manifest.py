@@ -155,6 +155,8 @@ def _range(name: str, model: type[Document]) -> str:
     high = [rule.le for rule in field.metadata if isinstance(rule, Le)]
     if low and high:
         return f"{low[0]} to {high[0]}"
+    if low:
+        return f"at least {low[0]}"
     return "0 to 100 per pool" if name == "split" else "a number"
 
 

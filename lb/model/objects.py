@@ -290,6 +290,12 @@ class Backend(Document):
         default=None,
         description="Its server ID in QUIC connection IDs, in hexadecimal, of quic_id_bytes bytes.",
     )
+    max_connections: int | None = Field(
+        default=None,
+        ge=1,
+        description="While a node has as many connections to it, it gets no new ones there, unless all"
+        " of its pool are full; mode fullnat only; none = no limit.",
+    )
     health: Overrides | None = Field(
         default=None, description="What is different in its checks; none = nothing."
     )

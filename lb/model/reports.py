@@ -53,6 +53,13 @@ class EjectionReport(Document):
     words: str = Field(description="What was seen.")
 
 
+class FullReport(Document):
+    """A backend that has as many connections on a node as it may have."""
+
+    connections: int = Field(description="Counted lately; not told anew for small changes.")
+    limit: int = Field(description="Its `max_connections`.")
+
+
 class BackendHealth(Document):
     """What a node's checks have shown of a backend."""
 
@@ -96,6 +103,9 @@ class NodeStatus(Document):
     )
     health: dict[str, BackendHealth] = Field(
         default={}, description="Per service/backend that is checked: what the checks have shown."
+    )
+    full: dict[str, FullReport] = Field(
+        default={}, description="Per service/backend that is full by what this node counted."
     )
     limits: dict[str, int] = Field(default={}, description="Capacity of the maps, in entries.")
     problems: tuple[Problem, ...] = ()

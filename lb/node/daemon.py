@@ -34,6 +34,7 @@ from lb.model.objects import ClusterConfig
 from lb.model.reports import Problem
 from lb.node import metrics
 from lb.node.checks import Checks
+from lb.node.crowds import Crowds
 from lb.node.drains import Drains
 from lb.node.ejections import Reading
 from lb.node.follower import Follower
@@ -105,6 +106,7 @@ class Daemon:
     def __post_init__(self, attachment: Attachment) -> None:
         self.kernel = Kernel(self.maps, self.settings.observation.unserved)
         self.upkeep = Upkeep(self.kernel, self.settings.timeouts)
+        self.crowds = Crowds()
         self.ways = Ways(self.ip, self.maps, self.settings, attachment)
         self.sharing = Sharing(self.store, self.settings.node, self._bases)
         ours = lifecycle.our_attachments(self.settings.pin_dir)
@@ -251,7 +253,9 @@ class Daemon:
         self.status.report_health_if_due(now)
         if self.observing.look_if_due(now):
             self._see()
-        self.upkeep.look_if_due(now)
+        counted = self.upkeep.look_if_due(now)
+        if counted is not None:
+            self._verdicts_changed |= self.crowds.count(self.state, counted)
         return False
 
     def _look(self) -> Scrape:
@@ -329,9 +333,12 @@ class Daemon:
             self._without_config()
             return
         self.checks.follow(self.state)
+        self.crowds.follow(self.state)
         bases = self._bases.update(self.state)
         observed = self.ways.observed()
-        wanted = self._plans.update(self.state, observed, bases, self.checks.verdicts, self._judged)
+        wanted = self._plans.update(
+            self.state, observed, bases, self.checks.verdicts, self._judged, self.crowds.full
+        )
         # Nothing else is wanted than what was applied, and that is not what was found.
         is_drift = audit and self._is_applied and wanted == self._wanted
         self._is_applied = False
@@ -353,7 +360,14 @@ class Daemon:
         )
         problems = (*self.state.problems, *found)
         shares = self._shares.update(self.state, wanted)
-        self.status.report(self.state.revision, self.ways.attachment, wanted, problems, shares)
+        self.status.report(
+            self.state.revision,
+            self.ways.attachment,
+            wanted,
+            problems,
+            shares,
+            self.crowds.reports(),
+        )
         self.last_known.changed()
         now = time.monotonic()
         self.sharing.plan(self.state, now)

@@ -204,17 +204,25 @@ def of_backends(scrape: Scrape) -> Iterator[Metric]:
         "Share of its weight that health lets a backend have; below 1 in slow start",
         labels=_BACKEND,
     )
+    full = GaugeMetricFamily(
+        "lb_backend_full",
+        "1 while a backend with max_connections has as many on this node, else 0",
+        labels=_BACKEND,
+    )
     slots = {name: each.table.counts() for name, each in scrape.wanted.services.items()}
     reports = scrape.status.health if scrape.status else {}
+    are_full = scrape.status.full if scrape.status else {}
     for key, backend in scrape.state.backends.items():
         labels = _labels(scrape, key)
         weight.add_metric(labels, backend.weight)
         share.add_metric(labels, slots.get(key[0], {}).get(key[1], 0) / SLOTS)
+        if backend.max_connections is not None:
+            full.add_metric(labels, "/".join(key) in are_full)
         if found := reports.get("/".join(key)):
             fitness.add_metric(labels, found.share)
             for state in State:
                 health.add_metric([*labels, state], found.state == state)
-    yield from (weight, share, health, fitness)
+    yield from (weight, share, health, fitness, full)
 
 
 FAMILIES: tuple[Callable[[Scrape], Iterator[Metric]], ...] = (

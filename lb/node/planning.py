@@ -26,7 +26,7 @@ from lb.model import keys
 from lb.model.objects import Backend, Service, TableDocument
 
 _BaseInputs = tuple[Service, tuple[Backend, ...], dict[str, TableDocument]]
-_Inputs = tuple[Service, tuple[Backend, ...], dict[str, Table], Verdict, bool]
+_Inputs = tuple[Service, tuple[Backend, ...], dict[str, Table], Verdict, bool, frozenset[str]]
 
 
 @dataclass
@@ -113,9 +113,10 @@ class Plans:
         bases: Mapping[str, Table],
         verdicts: Mapping[str, Verdict] = {},
         judged: Collection[str] = (),
+        full: Mapping[str, Collection[str]] = {},
     ) -> Wanted:
         """As lb.core.plan.plan() says, but only for services that changed. `judged`: names of those that
-        have a rollout under way."""
+        have a rollout under way; `full`: by service, backends that are (lb/core/capacity.py)."""
         seed = seed_in_force(state)
         if observed != self._observed or seed != self._seed:
             # Rare, and then most services may be concerned.
@@ -124,12 +125,13 @@ class Plans:
         changed: list[ServicePlan] = []
         for name, service in state.services.items():
             own = {path: bases[path] for path in paths(service, bases[name])}
-            inputs = service, state.backends_of(name), own, verdicts.get(name, HEALTHY), name in judged
+            verdict, crowded = verdicts.get(name, HEALTHY), frozenset(full.get(name, ()))
+            inputs = service, state.backends_of(name), own, verdict, name in judged, crowded
             before = self._known.get(name)
             if before is not None and before[0] == inputs:
                 known[name] = inputs, before[1]  # equal: identical ones are compared faster
             else:
-                plan = plan_service(service, inputs[1], observed, seed, own, inputs[3], inputs[4])
+                plan = plan_service(service, inputs[1], observed, seed, own, *inputs[3:])
                 known[name] = inputs, plan
                 changed.append(known[name][1])
         self._joined = self._join({name: each for name, (_, each) in known.items()}, changed)

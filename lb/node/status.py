@@ -15,6 +15,7 @@ from lb.datapath.maps import Maps
 from lb.errors import LbError
 from lb.model.reports import (
     BackendHealth,
+    FullReport,
     LinkStatus,
     NodeStatus,
     Problem,
@@ -79,9 +80,10 @@ class Status:
         wanted: Wanted,
         problems: Iterable[Problem],
         shares: Mapping[str, dict[str, float]] = MappingProxyType({}),
+        full: Mapping[str, FullReport] = MappingProxyType({}),
     ) -> None:
         """Report that the kernel holds `wanted`, of this revision of the store. `shares`: of pools, as
-        lb/node/shares.py counts them."""
+        lb/node/shares.py counts them; `full`: per service/backend that is."""
         self.reporter.report(
             NodeStatus(
                 node=self.settings.node,
@@ -103,6 +105,7 @@ class Status:
                     if each.next_hop is None
                 ),
                 health=dict(self._told(details=False)),
+                full=dict(full),
                 limits={
                     "services": self.maps.services.max_entries - 1,
                     "backends": self.maps.backends.max_entries - 1,

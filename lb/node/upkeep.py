@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from lb.core.state import BackendKey
 from lb.datapath.kernel import Kernel
 from lb.node.happenings import Timer
 from lb.settings import Timeouts
@@ -34,11 +36,13 @@ class Upkeep:
             due = min(due, self._expiry.due)
         return due
 
-    def look_if_due(self, now: float) -> None:
-        """Calm slots, drop what is idle, end what is over."""
+    def look_if_due(self, now: float) -> Mapping[BackendKey, int] | None:
+        """Calm slots, drop what is idle, end what is over. Returns how many connections each backend in
+        mode fullnat has, if that was counted."""
         if self.kernel.remembers and self._sweep.is_due(now):
             if self.kernel.is_stirred and (quiet := self.kernel.calm()):
                 log.info("quiet slots=%d", quiet)
             self.kernel.forget_idle(self.timeouts)
         if self.kernel.translates and self._expiry.is_due(now):
-            self.kernel.expire(self.timeouts)
+            return self.kernel.expire(self.timeouts)
+        return None

@@ -28,10 +28,10 @@ from lb.lab.shell import LabError, wait_until
 from lb.lab.topology import VIP4, front
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "lab"))
+from checked import FALL, HEALTH, INTERVAL, RISE, TIMEOUT, checked, serve
 from helpers import create, service
 from slots import Slots
 
-INTERVAL, FALL, RISE, TIMEOUT = 0.5, 2, 2, 0.3
 ALLOWED = 0.1  # seconds for all that isn't waiting
 ROUNDS = 5  # of each failure, at different phases of the interval
 RATE = 200  # new connections a second, to each of both
@@ -43,13 +43,6 @@ BLIP = 0.15  # seconds: shorter than the time between two checks, so that one ch
 PROXY_PORT = 8080
 ARRIVALS = Path(__file__).parent.parent / "lab" / "arrivals.py"
 
-HEALTH = {
-    "check": {"kind": "http"},
-    "interval": INTERVAL,
-    "fall": FALL,
-    "rise": RISE,
-    "timeout": TIMEOUT,
-}
 PROXY = f"""\
 global
     maxconn 4000
@@ -129,16 +122,33 @@ def start_proxy(lab: Lab) -> None:
     wait_until("HAProxy", lambda: lab.answer(front(1)[0], PROXY_PORT) in lab.topology.backends)
 
 
+TARGETS = (f"{VIP4}:80", f"{front(1)[0]}:{PROXY_PORT}")  # lb's and HAProxy's
+Arrivals = list[
+    tuple[float, str]
+]  # when each connection began, and what went wrong with it, if anything
+
+
+def connect(lab: Lab) -> subprocess.Popen[str]:
+    """New connections to both, for LEAD + REST seconds."""
+    argv = [sys.executable, str(ARRIVALS), str(RATE), str(LEAD + REST), *TARGETS]
+    return lab.popen("client", argv, output=subprocess.PIPE)
+
+
+def came_of(client: subprocess.Popen[str]) -> tuple[Arrivals, Arrivals]:
+    """What came of them, by lb and by HAProxy."""
+    answers: dict[str, Arrivals] = json.loads(client.communicate(timeout=30)[0])
+    ours, proxys = (answers[target] for target in TARGETS)
+    return ours, proxys
+
+
 def one_round(
     lab: Lab, slots: Slots, fault: Fault, found: Found, dice: random.Random
 ) -> tuple[int, int]:
     """Break servers under traffic, and mend them; returns what was lost by lb and by HAProxy."""
     names = dice.sample(lab.topology.backends, fault.servers)
     servers = [Server(lab, name) for name in names]
-    targets = [f"{VIP4}:80", f"{front(1)[0]}:{PROXY_PORT}"]
     before = slots()
-    argv = [sys.executable, str(ARRIVALS), str(RATE), str(LEAD + REST), *targets]
-    client = lab.popen("client", argv, output=subprocess.PIPE)
+    client = connect(lab)
     time.sleep(LEAD + dice.random() * INTERVAL)  # any phase of the interval
     promised = FALL * INTERVAL + fault.waiting + ALLOWED
     # What is measured is from the first moment on; what was promised, from when the fault is surely
@@ -160,9 +170,7 @@ def one_round(
         found.detections.append(out - broken[server.name])
         if (took := out - surely[server.name]) > promised:
             found.fail(f"{fault.name}: found after {took:.2f} s, not {promised:.2f}")
-    output, _ = client.communicate(timeout=30)
-    answers: dict[str, list[tuple[float, str]]] = json.loads(output)
-    ours, proxys = ([each for each in answers[target] if each[1]] for target in targets)
+    ours, proxys = ([each for each in arrivals if each[1]] for arrivals in came_of(client))
     if late := [words for began, words in ours if began > gone + SETTLE]:
         found.fail(f"{fault.name}: {len(late)} lost after it was found: {sorted(set(late))}")
     for server in servers:
@@ -177,6 +185,44 @@ def one_round(
             found.fail(f"{fault.name}: back after {back:.2f} s")
     time.sleep(RISE * INTERVAL)  # HAProxy has to see it, too
     return len(ours), len(proxys)
+
+
+def all_gone(lab: Lab, slots: Slots, found: Found) -> None:
+    """All servers stop: clients are refused at once, as `no_backend: reject` says, rather than left to
+    wait. Then all come back. What is lost meanwhile nobody could have served, so it isn't added up."""
+    servers = [Server(lab, name) for name in lab.topology.backends]
+    before = slots()
+    client = connect(lab)
+    time.sleep(LEAD)
+    broken = 0.0
+    for server in servers:
+        broken = time.monotonic()
+        server.stop()
+    try:
+        took = slots.until(lambda held: not any(held.values())) - broken
+        gone = time.time()
+        found.detections.append(took)
+        if took > FALL * INTERVAL + ALLOWED:
+            found.fail(f"all gone: found after {took:.2f} s")
+        late = [words for began, words in came_of(client)[0] if began > gone + SETTLE]
+        refused = sum(words.startswith("Connect call failed") for words in late)
+        if not late or refused < len(late):
+            found.fail(f"all gone: {refused} of {len(late)} refused: {sorted(set(late))}")
+    finally:
+        for server in servers:
+            server.start()
+    mended = time.monotonic()
+    back = slots.until(lambda held: held == before) - mended
+    if back > RISE * INTERVAL + ALLOWED:
+        found.fail(f"all gone: back after {back:.2f} s")
+    if lab.answer(VIP4) not in lab.topology.backends:
+        found.fail("all gone: nobody answers after they are back")
+    time.sleep(RISE * INTERVAL)  # HAProxy has to see it, too
+    print(
+        f"{'all gone':14}found in {took:.2f} s; from then on {refused} of {len(late)} new connections"
+        f" refused at once; back in {back:.2f} s",
+        flush=True,
+    )
 
 
 def flaps(slots: Slots, server: Server, found: Found) -> None:
@@ -265,9 +311,7 @@ def main() -> int:
     try:
         with Lab(prefix="lbc-") as lab:
             lab.start_lbd()
-            create(lab, service(lab, "web", VIP4, health=HEALTH))
-            slots = Slots(lab)
-            slots.until(lambda held: all(held.values()))
+            slots = serve(lab, checked(lab))
             start_proxy(lab)
             for fault in FAULTS:
                 already = len(found.detections)
@@ -281,6 +325,7 @@ def main() -> int:
                     f" {lost / ROUNDS:.1f} requests a failure, HAProxy {lost_proxy / ROUNDS:.1f}",
                     flush=True,
                 )
+            all_gone(lab, slots, found)
             server = Server(lab, lab.topology.backends[0])
             flaps(slots, server, found)
             expired_certificate(lab, server, found)

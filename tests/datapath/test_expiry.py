@@ -69,6 +69,25 @@ def test_who_spoke_last_counts(kernels: dict[str, Kernel]) -> None:
         assert expire(kernel).flows == 0
 
 
+@pytest.mark.parametrize(
+    ("client", "server", "count"),
+    [
+        (NONE, NONE, 1),
+        (NONE, ANSWERED, 1),
+        (FIN, ANSWERED, 1),
+        (FIN, ANSWERED | FIN, 0),
+        (RST, ANSWERED, 0),
+    ],
+)
+def test_connections_that_have_ended_do_not_count(
+    kernels: dict[str, Kernel], client: NatState, server: NatState, count: int
+) -> None:
+    kernels["xdp"].install(world((client, server), 0))
+    found = expire(kernels["xdp"])
+    assert found == expiry.Expired(flows=0, left=1)
+    assert found.connections == ({(1, 1): count} if count else {})
+
+
 def test_half_a_flow_goes_soon(kernels: dict[str, Kernel]) -> None:
     kernel = kernels["xdp"]
     held = world((NONE, ANSWERED), TIMEOUTS.tcp_closed + 1)

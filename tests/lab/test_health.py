@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trustme
+from checked import FALL, HEALTH, INTERVAL, RISE, TIMEOUT, checked, serve
 from helpers import create, found, held, outcomes, service
 from slots import Slots
 
@@ -20,14 +21,6 @@ from lb.lab.load import Client, finish
 from lb.lab.shell import wait_until
 from lb.lab.topology import VIP4
 
-INTERVAL, FALL, RISE, TIMEOUT = 0.5, 2, 2, 0.3
-HEALTH = {
-    "check": {"kind": "http"},
-    "interval": INTERVAL,
-    "fall": FALL,
-    "rise": RISE,
-    "timeout": TIMEOUT,
-}
 # Below those that wrk takes: a server in TIME_WAIT of another connection would not send a reset.
 FIRST_PORT = 200
 ALLOWED = 0.1  # seconds for everything that isn't waiting
@@ -46,10 +39,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
 
 def web(lab: Lab, **health: Any) -> Slots:
     """A service whose backends have all been found healthy."""
-    create(lab, service(lab, "web", VIP4, health={**HEALTH, **health}))
-    slots = Slots(lab)
-    slots.until(lambda held: all(held.get(name) for name in lab.topology.backends))
-    return slots
+    return serve(lab, checked(lab, **health))
 
 
 @pytest.fixture
@@ -99,7 +89,7 @@ def test_a_server_that_fails_gets_no_new_flow_until_it_works_again(first: Server
 def test_no_flow_before_the_first_passed_check(first: Server) -> None:
     lab = first.lab
     first.stop()
-    create(lab, service(lab, "web", VIP4, health={**HEALTH, "grace": 60}))
+    create(lab, checked(lab, grace=60))
     slots = Slots(lab)
     slots.until(lambda held: sum(held.values()) == 65536)
     assert slots.of(first.name) == 0

@@ -5,27 +5,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import create, service
+from checked import FALL, INTERVAL, checked, out_of_reach, serve
 from slots import Slots
 
 from lb.lab.faults import Server
 from lb.lab.lab import Lab, program
 from lb.lab.shell import wait_until
-from lb.lab.topology import VIP4
 
-INTERVAL, FALL, RISE, TIMEOUT = 0.5, 2, 2, 0.3
-HEALTH = {
-    "check": {"kind": "http"},
-    "interval": INTERVAL,
-    "fall": FALL,
-    "rise": RISE,
-    "timeout": TIMEOUT,
-}
 SECOND = "node2"
 ALLOWED = 0.3  # seconds for everything that isn't waiting: two nodes, a report, and a watch
 
@@ -64,33 +55,19 @@ def state(lab: Lab, node: str, backend: str) -> str:
     return found
 
 
-@contextmanager
-def cut_off(lab: Lab, *backends: str) -> Iterator[None]:
+def cut_off(lab: Lab, *backends: str) -> AbstractContextManager[None]:
     """The second node's checks of these backends are refused on their way."""
     names = map(lab.namespace, backends)
-    addresses = ", ".join(str(lab.topology.front_addresses(each)[0]) for each in names)
-    rules = (
-        "add table inet cut; add chain inet cut out { type filter hook output priority 0; };"
-        f" add rule inet cut out ip daddr {{ {addresses} }} tcp dport 80 reject with tcp reset"
-    )
-    lab.run("client", ["nft", rules])
-    try:
-        yield
-    finally:
-        lab.run("client", ["nft", "delete table inet cut"])
+    return out_of_reach(lab, "client", *(lab.topology.front_addresses(each)[0] for each in names))
 
 
 @pytest.fixture
 def web(lab: Lab, second: Path) -> tuple[Slots, Slots]:
     """A service, whose servers both nodes find healthy, as each of them has it."""
-    asked = service(lab, "web", VIP4, health=HEALTH)
+    asked = checked(lab)
     for each in asked["backends"]:
         each["address"] = str(lab.topology.front_addresses(each["name"])[0])
-    create(lab, asked)
-    both = Slots(lab), Slots(lab, config=second)
-    for slots in both:
-        slots.until(lambda held: all(held[name] for name in lab.topology.backends))
-    return both
+    return serve(lab, asked), serve(lab, asked, second)
 
 
 def test_a_server_that_fails_is_out_on_both_once_both_found_it(

@@ -161,3 +161,24 @@ def test_rm_help_points_to_drain(lbctl):
     text = " ".join(lbctl.ok("backend", "rm", "--help").out.split())
     assert "established flows are placed anew" in text
     assert "lbctl backend drain" in text
+
+
+def limits(lbctl):
+    return {row["name"]: row["max_connections"] for row in lbctl.json("backend", "list", "web")}
+
+
+def test_limit_needs_fullnat(lbctl):
+    lbctl.ok("service", "add", "web", "--vip", "10.0.0.1:80", "--mode", "fullnat")
+    lbctl.ok("backend", "add", "web", "b1", "10.0.1.1", "--max-connections", "500")
+    lbctl.ok("backend", "add", "web", "b2", "10.0.1.2")
+    assert limits(lbctl) == {"b1": 500, "b2": None}
+    lbctl.ok("backend", "limit", "web", "b1", "b2", "--max-connections", "70")
+    assert limits(lbctl) == {"b1": 70, "b2": 70}
+    lbctl.ok("backend", "limit", "web", "b1", "--max-connections", "none")
+    assert limits(lbctl) == {"b1": None, "b2": 70}
+    assert "must be at least 1" in lbctl("backend", "limit", "web", "b1", "--max-connections", "0").err
+    assert "limit of what?" in lbctl("backend", "limit", "web", "b1").err
+    refused = lbctl("service", "set", "web", "--mode", "nat")
+    assert refused.code
+    assert "max_connections: in mode nat" in refused.err
+    assert limits(lbctl) == {"b1": None, "b2": 70}

@@ -146,6 +146,23 @@ def test_status_shows_who_is_behind_and_who_disagrees(web, nodes):
     assert web.json("status")["digests_agree"] == {"web": True}
 
 
+def test_full_backends_are_shown_apart_and_are_no_disagreement(web, nodes):
+    full = {"web/b2": {"connections": 1200, "limit": 1000}}
+    nodes.put("n1", 4, digests={"web": "a"})
+    nodes.put("n2", 4, digests={"web": "b"}, full=full)
+    nodes.put("n3", 4, digests={"web": "a"})
+    assert web.json("status")["digests_agree"] == {"web": True}
+    nodes.put("n3", 4, digests={"web": "c"})
+    assert web.json("status")["digests_agree"] == {"web": False}
+    text = web.ok("backend", "list", "web").out
+    [line] = [line for line in text.splitlines() if "full" in line]
+    assert " b2 " in line
+    assert "full: 1,200 of 1,000 connections" in line
+    assert "n2: full, with 1,200 of 1,000 connections" in web.ok("backend", "show", "web", "b2").out
+    rows = {row["name"]: row["full_on"] for row in web.json("backend", "list", "web")}
+    assert rows == {"b1": {}, "b2": {"n2": full["web/b2"]}, "b3": {}}
+
+
 def test_status_without_tables(web, nodes):
     nodes.put("n1", 4)
     assert web.json("status")["digests_agree"] == {"web": None}

@@ -23,9 +23,10 @@ from lb.model import keys
 from lb.model.objects import (
     Backend,
     ClusterConfig,
+    Mode,
     Service,
 )
-from lb.model.reports import BackendHealth, Problem
+from lb.model.reports import BackendHealth, FullReport, Problem
 from lb.node.metrics import KINDS, Exporter, Scrape, serve
 from lb.node.planning import Bases
 from lb.settings import Metrics, Settings
@@ -52,15 +53,24 @@ def series(text: str) -> Series:
     return found
 
 
+FULL = "lb_backend_full"
+
+
 def value(found: Series, name: str, **labels: str) -> float:
     return found[name, frozenset(labels.items())]
 
 
 def busy() -> Scrape:
     """A node with everything."""
-    service = Service(name="web", vip=ip_address("198.51.100.100"), port=80)
+    service = Service(name="web", vip=ip_address("198.51.100.100"), port=80, mode=Mode.FULLNAT)
     backends = [
-        Backend(service="web", name=name, address=ip_address(f"203.0.113.{n}"), pool=pool, weight=100)
+        Backend(
+            service="web",
+            name=name,
+            address=ip_address(f"203.0.113.{n}"),
+            pool=pool,
+            max_connections=None if pool == "canary" else 10,
+        )
         for n, (name, pool) in enumerate((("b1", "stable"), ("b2", "stable"), ("c1", "canary")), 1)
     ]
     items = [
@@ -79,7 +89,10 @@ def busy() -> Scrape:
         "web/b2": BackendHealth(state="unhealthy", since=1.0, share=0.0),
     }
     status = node_status("node1", 7).model_copy(
-        update={"problems": problems, "health": health, "unresolved": ("web/b2",)}
+        update={
+            **{"problems": problems, "health": health, "unresolved": ("web/b2",)},
+            "full": {"web/b1": FullReport(connections=12, limit=10)},
+        }
     )
     wanted = plan(state, Observed({}, frozenset()), Bases().update(state))
     return Scrape(
@@ -118,6 +131,8 @@ def test_figures_are_those_of_the_node() -> None:
     assert value(found, "lb_backend_health", **b1, state="unhealthy") == 0
     c1 = {"service": "web", "pool": "canary", "backend": "c1"}
     assert value(found, "lb_backend_weight", **c1) == 100
+    full = {dict(labels)["backend"]: each for (name, labels), each in found.items() if name == FULL}
+    assert full == {"b1": 1, "b2": 0}  # of those that have a limit
     held = scrape.wanted.services["web"].table.counts()
     for name, pool in (("b1", "stable"), ("b2", "stable"), ("c1", "canary")):
         share = value(found, "lb_backend_share_ratio", service="web", pool=pool, backend=name)

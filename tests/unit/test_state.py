@@ -174,6 +174,8 @@ def test_misfits() -> None:
         (WEB, {"address": "198.51.100.100"}, "is a VIP itself"),
         (with_ports("web", 80, 90, "nat"), {"port": 80}, "don't tell which of the ports 80-90"),
         (with_ports("web", 1, 65535), {"port": 80}, "can't change the port from any to 80"),
+        (WEB, {"max_connections": 9}, "in mode dsr connections leave nothing behind"),
+        ({**WEB, "mode": "nat"}, {"max_connections": 9}, "in mode nat connections leave nothing"),
         (VIA_VIP, {"address": "2001:db8::1"}, "can't go from IPv4 to IPv6"),
         (VIA_VIP, {"health": {"port": 81}}, "can't ask port 81: clients' packets go to 80"),
         (VIA_VIP, {"health": {"check": {"kind": "exec", "argv": ["/x"]}}}, "connections of its own"),
