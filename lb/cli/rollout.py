@@ -238,7 +238,6 @@ def wait_for_it(session: Session, service: ServiceName, timeout: WaitTimeoutOpti
 
 
 def _commanded(name: Command, summary: str) -> None:
-    @command(app, name.value)
     def ask(
         session: Session,
         service: ServiceName,
@@ -253,6 +252,7 @@ def _commanded(name: Command, summary: str) -> None:
         _wait(session, rollout, limit)
 
     ask.__doc__ = summary
+    command(app, name.value)(ask)
 
 
 def _ask(session: Session, service: str, name: Command) -> Rollout:
