@@ -126,6 +126,9 @@ def start(
     )
     limit = _limit(timeout)
     rollout = _begin(session, service, spec)
+    least = len(spec.steps) * spec.every
+    if spec.deadline is not None and spec.deadline <= least:
+        note(f"its steps take {least:g} s at least: the deadline of {spec.deadline:g} s comes before")
     said = f"rollout {rollout.id} of service {service} to pool {pool} has begun"
     if not wait:
         session.emit(

@@ -268,6 +268,7 @@ def test_a_service_that_goes(canary: Any, store: Store, runner: Runner) -> None:
         (("web", "--to", "canary", "--steps", "5,1"), 2, "5"),
         (("web", "--to", "canary", "--steps", "50,101"), 2, "100"),
         (("web", "--to", "canary", "--steps", "0,5"), 2, "0"),
+        (("web", "--to", "canary", "--steps", "0.001,5"), 2, "0.001 % is less than one slot"),
         (("web", "--to", "canary", "--steps", "a"), 2, "--steps"),
         (("web", "--to", "canary", "--steps", ""), 2, "--steps"),
         (("web", "--to", "canary", "--every", "soon"), 2, "--every: 'soon' is not a duration"),
@@ -287,6 +288,17 @@ def test_what_is_refused(
     assert words in result.err
     assert result.json["error"]["exit_code"] == code
     assert store.read(keys.ROOT) == before
+
+
+def test_a_deadline_before_the_last_steps_end_is_noted(canary: Any) -> None:
+    times = ("--to", "canary", "--steps", "50,100", "--every", "60s", "--deadline")
+    noted = canary("rollout", "start", "web", *times, "2m")
+    assert noted.code == 0
+    assert "its steps take 120 s at least: the deadline of 120 s comes before" in noted.err
+    canary.ok("rollout", "abort", "web")
+    assert "note:" not in canary("rollout", "start", "web", *times, "121s").err.replace(
+        "note: no node", ""
+    )
 
 
 def test_a_pool_that_takes_nothing(canary: Any) -> None:
