@@ -26,7 +26,7 @@ from lb.core.state import DesiredState
 from lb.errors import ConflictError, NotFoundError, RolloutRefused, StoreDenied, UserError
 from lb.model import keys
 from lb.model.health import seconds
-from lb.model.rollout import Ask, Command, Phase, Rollout, RolloutSpec
+from lb.model.rollout import Ask, Command, Ending, Phase, Rollout, RolloutSpec
 from lb.store import rollouts as stored
 from lb.store.base import Compare, Put
 from lb.store.rollouts import Found
@@ -305,6 +305,8 @@ def abort(
     rollout = _abort(session, service)
     if wait:
         rollout = _until_over(session, rollout, limit)
+    if rollout.status.ending is Ending.EDITED:
+        rollout_wait.outcome(rollout)  # the canary has the share that somebody gave it
     session.emit({"rollout": data(rollout)}, f"{service}: {place(rollout)}")
 
 
