@@ -14,6 +14,7 @@ pool=${2:?rollout.sh SERVICE POOL [options]}
 shift 2
 reports=${REPORTS:-.}
 mkdir -p "$reports"
+rm -f "$reports"/rollout.md "$reports"/rollout.xml "$reports"/rollout.html "$reports"/rollout.json
 
 refused=20 # docs/reference/exit-codes.md
 
@@ -29,13 +30,16 @@ print(found["spec"]["pool"], found["status"]["phase"] not in ("promoted", "abort
 		echo "following the rollout that is under way"
 		lbctl rollout wait "$service"
 		code=$?
-	else
-		exit "$code"
 	fi
 fi
 
+# With any other code none has begun, and the last report would be about an older one.
+case $code in 0 | 2[1-8]) ;; *) exit "$code" ;; esac
 for form in md:md junit:xml html:html json:json; do
-	lbctl rollout report "$service" -o "${form%%:*}" >"$reports/rollout.${form##*:}"
+	file="$reports/rollout.${form##*:}"
+	lbctl rollout report "$service" -o "${form%%:*}" >"$file" || rm -f "$file"
 done
-[ -z "${GITHUB_STEP_SUMMARY:-}" ] || cat "$reports/rollout.md" >>"$GITHUB_STEP_SUMMARY"
+if [ -n "${GITHUB_STEP_SUMMARY:-}" ] && [ -f "$reports/rollout.md" ]; then
+	cat "$reports/rollout.md" >>"$GITHUB_STEP_SUMMARY"
+fi
 exit "$code"

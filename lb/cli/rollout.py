@@ -26,7 +26,7 @@ from lb.core.state import DesiredState
 from lb.errors import ConflictError, NotFoundError, RolloutRefused, StoreDenied, UserError
 from lb.model import keys
 from lb.model.health import seconds
-from lb.model.rollout import Ask, Command, Phase, Rollout, RolloutSpec
+from lb.model.rollout import Ask, Command, Ending, Phase, Rollout, RolloutSpec
 from lb.store import rollouts as stored
 from lb.store.base import Compare, Put
 from lb.store.rollouts import Found
@@ -126,6 +126,9 @@ def start(
     )
     limit = _limit(timeout)
     rollout = _begin(session, service, spec)
+    least = len(spec.steps) * spec.every
+    if spec.deadline is not None and spec.deadline <= least:
+        note(f"its steps take {least:g} s at least: the deadline of {spec.deadline:g} s comes before")
     said = f"rollout {rollout.id} of service {service} to pool {pool} has begun"
     if not wait:
         session.emit(
@@ -238,7 +241,6 @@ def wait_for_it(session: Session, service: ServiceName, timeout: WaitTimeoutOpti
 
 
 def _commanded(name: Command, summary: str) -> None:
-    @command(app, name.value)
     def ask(
         session: Session,
         service: ServiceName,
@@ -253,6 +255,7 @@ def _commanded(name: Command, summary: str) -> None:
         _wait(session, rollout, limit)
 
     ask.__doc__ = summary
+    command(app, name.value)(ask)
 
 
 def _ask(session: Session, service: str, name: Command) -> Rollout:
@@ -302,6 +305,8 @@ def abort(
     rollout = _abort(session, service)
     if wait:
         rollout = _until_over(session, rollout, limit)
+    if rollout.status.ending is Ending.EDITED:
+        rollout_wait.outcome(rollout)  # the canary has the share that somebody gave it
     session.emit({"rollout": data(rollout)}, f"{service}: {place(rollout)}")
 
 

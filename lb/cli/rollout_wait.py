@@ -23,7 +23,7 @@ from lb.errors import (
     StoreUnavailable,
 )
 from lb.model import keys
-from lb.model.rollout import Ending, Phase, Rollout
+from lb.model.rollout import KEPT, Ending, Phase, Rollout
 from lb.store import rollouts as stored
 from lb.store.base import Store
 
@@ -52,8 +52,8 @@ def read(store: Store, service: str, id: str) -> Rollout:
     item = store.get(keys.ended_rollout(service, id))
     if item is None:
         raise NotFoundError(
-            f"rollout {id} of service {service!r} is gone",
-            hint=f"somebody deleted its document; lbctl rollout history {service}",
+            f"service {service!r} has no rollout {id!r}",
+            hint=f"the last {KEPT} are kept: lbctl rollout history {service}",
         )
     return stored.parse(item).rollout
 

@@ -56,8 +56,9 @@ class FleetTopology(Plan):
 
     @property
     def routers(self) -> tuple[str, ...]:
-        """The one."""
-        return (self.router,)
+        """The one, and the nodes: the kernel's FIB gives modes nat and fullnat the way back to a client
+        only where it forwards."""
+        return (self.router, *self.nodes)
 
     @property
     def quiet(self) -> tuple[str, ...]:

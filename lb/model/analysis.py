@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from textwrap import shorten
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
@@ -223,7 +224,8 @@ def load(text: str, source: str) -> Analysis:
     if plain is None:
         raise UserError(f"{source}: the file is empty", hint=_HINT)
     if not isinstance(plain, dict):
-        raise reader.error(f"an analysis is a mapping with the key 'metrics', not {plain!r}", ())
+        found = shorten(str(plain), 40, placeholder="…")
+        raise reader.error(f"an analysis is a mapping with the key 'metrics', not {found!r}", ())
     reader.known(plain, Analysis.model_fields, ())
     metrics = []
     for index, value in enumerate(reader.items(plain, "metrics", ())):

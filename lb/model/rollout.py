@@ -16,6 +16,7 @@ from lb.model.objects import Name
 
 MAX_STEPS = 50
 HISTORY = 250  # transitions that a document keeps: five for each step, and the oldest go first
+ONE_SLOT = 100 / 65536  # per cent: the least that a pool can have (lb/core/slots.py: SLOTS)
 KEPT = 20  # rollouts of a service that are kept when they are over
 
 Share = Annotated[float, Field(gt=0, le=100)]
@@ -111,6 +112,8 @@ class RolloutSpec(Document):
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:
+        if self.steps[0] < ONE_SLOT:
+            raise ValueError(f"{self.steps[0]:g} % is less than one slot: begin with 0.002 at least")
         for before, after in zip(self.steps, self.steps[1:], strict=False):
             if after <= before:
                 raise ValueError(f"steps have to grow: {after:g} comes after {before:g}")

@@ -38,6 +38,7 @@ from lb.node.crowds import Crowds
 from lb.node.drains import Drains
 from lb.node.ejections import Reading
 from lb.node.follower import Follower
+from lb.node.forwarding import translated
 from lb.node.happenings import (
     ChecksDone,
     Crashed,
@@ -155,7 +156,7 @@ class Daemon:
             "ready node=%s hook=%s interfaces=%s revision=%d",
             self.settings.node,
             self.ways.attachment.hook,
-            ",".join(link.name for link in self.ways.attachment.interfaces),
+            ",".join(self.ways.names),
             self.state.revision,
         )
         while True:
@@ -352,11 +353,13 @@ class Daemon:
         self.observing.follow(wanted, self.state.not_understood)
         self._let_checks_through()
         self._forget_beginnings(self.checks.fallen())
+        self.ways.forwarding.follow(translated(self.state.services.values()), self.ways.names)
         found = (
             *wanted.problems,
             *self.checks.problems(self.settings.node),
             *self.observing.problems(),
             *self.ways.problems,
+            *self.ways.forwarding.problems,
         )
         problems = (*self.state.problems, *found)
         shares = self._shares.update(self.state, wanted)

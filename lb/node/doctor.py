@@ -17,7 +17,7 @@ from lb.core.state import DesiredState, parse
 from lb.datapath import attach, headers, lifecycle, release, sources
 from lb.errors import LbError
 from lb.model import keys
-from lb.model.objects import Mode
+from lb.node.forwarding import switch, translated
 from lb.settings import Settings
 from lb.store.opening import is_shared, open_store
 
@@ -189,12 +189,10 @@ def _state(settings: Settings) -> Iterator[Check]:
                 "is not an address of this machine, so nobody here answers ARP or NDP for it",
                 "route it here, or add it: ip address add … dev …",
             )
-    families = {s.vip.version for s in state.services.values() if s.mode is Mode.NAT}
-    for family, path in ((4, "net/ipv4/ip_forward"), (6, "net/ipv6/conf/all/forwarding")):
-        if family in families:
-            value = _sysctl(path)
-            name = path.replace("/", ".")
-            yield Check(name, value == "1", f"= {value}", "" if value == "1" else f"sysctl -w {name}=1")
+    for version in sorted(translated(state.services.values())):
+        name = switch(version)
+        value = _sysctl(name.replace(".", "/"))
+        yield Check(name, value == "1", f"= {value}", "" if value == "1" else f"sysctl -w {name}=1")
 
 
 def _read(settings: Settings) -> DesiredState:

@@ -16,6 +16,7 @@ from lb.datapath.maps import Maps
 from lb.datapath.neighbours import Resolver
 from lb.errors import DatapathError
 from lb.model.reports import Problem
+from lb.node.forwarding import Forwarding
 from lb.node.happenings import NetlinkChanged, Timer
 from lb.settings import Settings
 
@@ -41,6 +42,7 @@ class Ways:
 
     def __post_init__(self) -> None:
         self.resolver = Resolver(self.ip)
+        self.forwarding = Forwarding(self.settings.node)
         self._refresh.is_due(time.monotonic())
 
     @property
@@ -48,6 +50,11 @@ class Ways:
         """When look_if_due() has something to do next (monotonic clock)."""
         due = self._refresh.due
         return min(due, self._topology.due) if self._topology_changed else due
+
+    @property
+    def names(self) -> list[str]:
+        """Of the interfaces that lbd is attached to."""
+        return [link.name for link in self.attachment.interfaces]
 
     def observed(self) -> Observed:
         """All of it, for the planner."""
@@ -80,6 +87,7 @@ class Ways:
             is_new |= self.reattach()
         if self._refresh.is_due(now):
             is_new |= self.resolver.refresh()
+            is_new |= self.forwarding.look(self.names)
             fresh = self._path_mtus.forget(now)
             is_new |= fresh is not self._path_mtus
             self._path_mtus = fresh

@@ -17,9 +17,12 @@ from helpers import create, service
 from prometheus_client.parser import text_string_to_metric_families as families
 
 from lb.lab.fleet import Fleet
+from lb.lab.lab import Lab
 from lb.lab.node import Node
-from lb.lab.shell import LabError, environment, in_namespace, wait_until
+from lb.lab.shell import LabError, environment, in_namespace, run, wait_until
 from lb.lab.topology import VIP4, VIP6, Address
+from lb.model import keys
+from lb.model.rollout import RolloutLock
 from lb.settings import Settings
 
 HERE = Path(__file__).parent
@@ -115,6 +118,18 @@ class Field:
         data: dict[str, Any] = json.loads(self.fleet.lbctl("status", "-o", "json").stdout)
         return data
 
+    def runner(self) -> Node | None:
+        """The node that holds the lock of the rollouts."""
+        done = self.fleet.etcd.ctl("get", "--print-value-only", keys.ROLLOUT_LOCK).stdout.strip()
+        name = RolloutLock.model_validate_json(done).node if done else ""
+        return next((node for node in self.fleet.nodes if node.name == name and node.lbd), None)
+
+    def rollout(self) -> dict[str, Any]:
+        """The service's, as lbctl shows it."""
+        done = self.fleet.lbctl("rollout", "status", SERVICE, "-o", "json")
+        found: dict[str, Any] = json.loads(done.stdout)["rollout"]
+        return found
+
     def problems(self) -> str:
         """What any node has to say."""
         return " ".join(each["message"] for node in self.status()["nodes"] for each in node["problems"])
@@ -179,6 +194,18 @@ class Field:
             for child in children:
                 child.kill()
                 child.wait()
+
+
+def abort(place: Lab | Fleet, service: str, canary: Sequence[str]) -> dict[str, float]:
+    """Abort its rollout; returns what aborting.py measures."""
+    nodes = [place] if isinstance(place, Lab) else place.nodes
+    first = nodes[0]
+    pins = [f"{node.node_folder}/bpf/lb" for node in nodes]
+    argv = [sys.executable, str(HERE / "aborting.py"), first.store, service, ",".join(canary), *pins]
+    name = place.plan.nodes[0]
+    done = run(in_namespace(name, argv), env=environment(first.lb_environment))
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
 
 
 def log_position(node: Node) -> int:

@@ -127,15 +127,16 @@ def test_a_canary_that_refuses_is_taken_back_by_health_checks(running: Lab) -> N
     slots.until(lambda held: all(held[name] for name in running.topology.backends[:2]))
     start(running, "--steps", "20,100", "--every", "1h")
     until(lambda: status(running)["status"]["phase"] == "baking")
+    servers = [Server(running, name) for name in canary]
     try:
-        for name in canary:
-            running.run(name, ["ip", "link", "set", "back0", "down"])
+        for server in servers:
+            server.refuse()  # a link that is down would take routes with it, that don't come back
         ended = running.lbctl("rollout", "wait", "web", "--timeout", "20", check=False)
         assert ended.returncode == ExitCode.ROLLOUT_UNHEALTHY
         assert share(slots, canary) == 0
     finally:
-        for name in canary:
-            running.run(name, ["ip", "link", "set", "back0", "up"])
+        for server in servers:
+            server.accept()
 
 
 # Judged by what the node's kernel sees. In mode nat answers pass it.

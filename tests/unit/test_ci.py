@@ -94,6 +94,16 @@ def test_a_job_that_is_refused(job: Any) -> None:
     assert job("web", "nope", *OPTIONS).wait(60) == ExitCode.NOT_FOUND
 
 
+def test_a_job_that_begins_nothing_leaves_no_report_of_an_older_rollout(job: Any, machine: Path) -> None:
+    assert job("web", "canary", *OPTIONS).wait(60) == 0
+    assert list((machine / "reports").iterdir())
+    summary = (machine / "summary.md").read_text()
+    assert job("web", "stable", "--steps", "50,5").wait(60) == ExitCode.USAGE
+    assert job("web", "canary", *OPTIONS).wait(60) == ExitCode.ROLLOUT_REFUSED  # it has 100 % already
+    assert not list((machine / "reports").iterdir())
+    assert (machine / "summary.md").read_text() == summary
+
+
 @pytest.mark.parametrize("name", ["github-workflow.yaml", "gitlab-ci.yaml"])
 def test_the_files_run_the_script(name: str) -> None:
     text = (CI / name).read_text()

@@ -24,8 +24,10 @@ def test_a_stale_page_is_noticed_and_written_anew(tmp_path, monkeypatch, capsys)
 
 def test_every_command_is_there_and_answers_help(lbctl):
     titles = re.findall(r"^## (lbctl .*)$", docs.cli_page(), re.MULTILINE)
-    commands = [" ".join(path) for path, _ in docs._commands(app, ("lbctl",))]
+    found = {" ".join(path): callback for path, callback in docs._commands(app, ("lbctl",))}
+    commands = list(found)
     assert titles == commands
+    assert not [name for name, callback in found.items() if not callback.__doc__]
     assert len(commands) > 25
     for command in commands:
         arguments = command.split()[1:]

@@ -246,6 +246,20 @@ def test_whoever_forces_a_split_has_the_last_word(canary: Any, store: Store, run
     assert "stable 50 %, canary 50 %" in canary.ok("rollout", "status", "web").out
 
 
+@pytest.mark.parametrize("wait", [(), ("--wait",)])
+def test_an_abort_that_is_too_late_to_take_the_share_away_says_so(
+    canary: Any, store: Store, runner: Runner, wait: tuple[str, ...]
+) -> None:
+    """No node has seen yet that somebody else changed the split: who aborts would think that it is 0."""
+    canary.ok("rollout", "start", "web", *STEPS)
+    settle(runner)
+    canary.ok("service", "set", "web", "--split", "stable=50,canary=50", "--force")
+    late = canary("rollout", "abort", "web", *wait)
+    assert late.code == ExitCode.ROLLOUT_OVERRIDDEN
+    assert "somebody else changed the split to stable 50 %, canary 50 %" in late.err
+    assert split(store) == {"stable": 50, "canary": 50}
+
+
 def test_a_service_that_goes(canary: Any, store: Store, runner: Runner) -> None:
     canary.ok("rollout", "start", "web", *STEPS)
     settle(runner)
@@ -268,6 +282,7 @@ def test_a_service_that_goes(canary: Any, store: Store, runner: Runner) -> None:
         (("web", "--to", "canary", "--steps", "5,1"), 2, "5"),
         (("web", "--to", "canary", "--steps", "50,101"), 2, "100"),
         (("web", "--to", "canary", "--steps", "0,5"), 2, "0"),
+        (("web", "--to", "canary", "--steps", "0.001,5"), 2, "0.001 % is less than one slot"),
         (("web", "--to", "canary", "--steps", "a"), 2, "--steps"),
         (("web", "--to", "canary", "--steps", ""), 2, "--steps"),
         (("web", "--to", "canary", "--every", "soon"), 2, "--every: 'soon' is not a duration"),
@@ -287,6 +302,15 @@ def test_what_is_refused(
     assert words in result.err
     assert result.json["error"]["exit_code"] == code
     assert store.read(keys.ROOT) == before
+
+
+def test_a_deadline_before_the_last_steps_end_is_noted(canary: Any) -> None:
+    times = ("--to", "canary", "--steps", "50,100", "--every", "60s", "--deadline")
+    noted = canary("rollout", "start", "web", *times, "2m")
+    assert noted.code == 0
+    assert "its steps take 120 s at least: the deadline of 120 s comes before" in noted.err
+    canary.ok("rollout", "abort", "web")
+    assert "deadline" not in canary("rollout", "start", "web", *times, "121s").err
 
 
 def test_a_pool_that_takes_nothing(canary: Any) -> None:

@@ -340,7 +340,9 @@ def test_a_report_as_one_page_and_for_programs(aborted: Any) -> None:
         assert verdict[name] not in (None, "")
     id = document["rollout"]["id"]
     assert aborted.ok("rollout", "report", "web", "--id", id, "-o", "json").json == document
-    assert aborted("rollout", "report", "web", "--id", "nope").code == ExitCode.NOT_FOUND
+    nope = aborted("rollout", "report", "web", "--id", "nope")
+    assert nope.code == ExitCode.NOT_FOUND
+    assert "no rollout 'nope'" in nope.err
     assert aborted("rollout", "report", "web", "-o", "yaml").code == ExitCode.USAGE
 
 
