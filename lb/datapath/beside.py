@@ -43,11 +43,13 @@ class Pair:
 
 
 PROBES = Pair({"probe_out": attach.EGRESS, "probe_back": attach.INGRESS}, attach.PROBES)
+MIRRORS = Pair({"mirror_out": attach.EGRESS, "mirror_in": attach.INGRESS}, attach.MIRRORS)
 
 
 def release(ip: IPRoute, interface: Interface, owner: str) -> None:
     """Take all of them off."""
-    PROBES.release(ip, interface, owner)
+    for each in (PROBES, MIRRORS):
+        each.release(ip, interface, owner)
 
 
 def _program(name: str, pin_dir: Path) -> Program:

@@ -15,7 +15,7 @@ from lb.datapath.maps import Maps
 from . import harness
 
 
-@pytest.mark.parametrize("name", list(beside.PROBES.sides))
+@pytest.mark.parametrize("name", [*beside.PROBES.sides, *beside.MIRRORS.sides])
 def test_the_kernel_takes_it(name: str) -> None:
     maps = Maps.create(harness.LIMITS)
     with tempfile.TemporaryDirectory(prefix="lb-test-") as folder:
