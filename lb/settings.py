@@ -46,6 +46,7 @@ class Limits(BaseModel):
     fragments: int = Field(default=4096, ge=128, le=1 << 20)
     senders: int = Field(default=16384, ge=1024, le=1 << 24)
     watched: int = Field(default=65536, ge=1024, le=1 << 24)
+    mirrored: int = Field(default=16384, ge=1024, le=1 << 24)
 
 
 class Timeouts(BaseModel):

@@ -29,7 +29,7 @@ int probe_out(struct __sk_buff *ctx)
 	struct lb_service *svc;
 	__u32 peer[4], own[4]; /* copies: a choice between pointers of two kinds is nothing for the verifier */
 	struct ethhdr *eth;
-	__u32 *service;
+	__u32 *service, more;
 	__u16 port;
 
 	if ((ctx_read(ctx, mark) & LB_PROBE_MARK_MASK) != LB_PROBE_MARK)
@@ -60,7 +60,9 @@ int probe_out(struct __sk_buff *ctx)
 	__builtin_memcpy(p->dst, peer, sizeof(p->dst));
 	__builtin_memcpy(p->src, own, sizeof(p->src));
 	p->dport = port;
-	if (is_tunnel(svc) && tunnel_push(ctx, p, svc, backend))
+	more = overhead(svc, backend);
+	lb_forget(more, p->bytes);
+	if (more && tunnel_push(ctx, p, svc, backend, more))
 		return TC_ACT_SHOT;
 	eth = ctx_data(ctx);
 	if ((void *)(eth + 1) > ctx_data_end(ctx))

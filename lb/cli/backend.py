@@ -78,7 +78,8 @@ def add(
     def edit(draft: Draft) -> None:
         owner = draft.service(service)
         draft.add(document)
-        if document.pool not in owner.split and document.pool != owner.backup:
+        copies = owner.mirror.pool if owner.mirror else None
+        if document.pool not in owner.split and document.pool not in (owner.backup, copies):
             draft.notes.append(
                 f"pool {document.pool} has no share in the split of service {service}: "
                 f"{name} gets no new flow"

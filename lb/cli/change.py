@@ -304,9 +304,12 @@ def entries(state: DesiredState) -> dict[str, int]:
     """How many entries each map of the data path needs, by the names of lb.settings.Limits."""
     addresses = {service.vip for service in state.services.values()}
     return {
-        # Each pool that rules send clients to has a table of its own.
+        # Each pool that rules send clients to has a table of its own, and each that gets copies.
         "services": len(state.services)
-        + sum(len(set(service.rules.values())) for service in state.services.values()),
+        + sum(
+            len(set(service.rules.values())) + (service.mirror is not None)
+            for service in state.services.values()
+        ),
         "rules": sum(len(service.rules) for service in state.services.values()),
         "backends": len(state.backends),
         # One for each endpoint, and one for each address, which says what ICMP to it is about.

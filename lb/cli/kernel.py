@@ -97,11 +97,38 @@ class Trace(Protocol):
         """The outcome, as the counters call it."""
 
 
+class MirrorStats(Protocol):
+    """What was copied of a service's traffic."""
+
+    @property
+    def copies(self) -> int:
+        """Packets."""
+
+    @property
+    def bytes(self) -> int:
+        """Of whole frames."""
+
+    @property
+    def flows(self) -> int:
+        """Connections (TCP)."""
+
+    @property
+    def given_up(self) -> int:
+        """Connections and datagrams whose copy is lost."""
+
+    @property
+    def answers(self) -> int:
+        """Packets that answered copies, and were dropped."""
+
+
 class Kernel(Protocol):
     """What lbctl asks of KernelView."""
 
     def service_stats(self, service: str) -> Stats | None:
         """Counters of a service; None if the kernel doesn't know it."""
+
+    def mirror_stats(self, service: str) -> MirrorStats | None:
+        """Of a service's copies; None if the kernel doesn't know it."""
 
     def backend_stats(self, service: str, backend: str) -> Stats | None:
         """Counters of a backend; None if the kernel doesn't know it."""

@@ -22,6 +22,7 @@ from lb.model.objects import (
     Admin,
     Affinity,
     Backend,
+    Mirror,
     Mode,
     Network,
     NoBackend,
@@ -48,6 +49,16 @@ class Counters(Row):
     reply_bytes: int | None = Field(default=None, description="Bytes to clients (mode nat).")
 
 
+class MirrorCounters(Row):
+    """What the kernel of this node has copied of a service's traffic."""
+
+    flows: int = Field(description="Connections of which copies were sent (TCP).")
+    copies: int = Field(description="Packets.")
+    bytes: int = Field(description="Bytes of these.")
+    given_up: int = Field(description="Connections whose copy has a hole, and what nobody could take.")
+    answers: int = Field(description="Packets that answered copies, and were dropped.")
+
+
 class ServiceRow(Counters):
     """A service."""
 
@@ -69,6 +80,10 @@ class ServiceRow(Counters):
     rules: dict[Network, str] = Field(
         description="Pool for the clients of each source prefix, whatever the split says."
     )
+    mirror: Mirror | None = Field(
+        description="`pool` that gets copies of `percent` of the flows; null = none."
+    )
+    mirrored: MirrorCounters | None = Field(description="What was copied; null = not known here.")
     quic_id_bytes: int = Field(
         description="Length of the server ID in QUIC connection IDs; 0 = not steered by them."
     )
@@ -129,6 +144,7 @@ def _service_row(
         check=describe_check(service.health.check) if service.health else None,
         backends=len(backends),
         backends_up=sum(backend.takes_flows for backend in backends),
+        mirrored=_mirror_counters(kernel, service),
         **_counters(_service_stats(kernel, service.name)),
     )
 
@@ -269,6 +285,7 @@ def summary(service: ServiceDocument) -> str:
             else ""
         )
         + (", observed" if service.observe else "")
+        + (f", mirrored {_mirror(service.mirror)}" if service.mirror else "")
     )
 
 
@@ -278,6 +295,31 @@ def _fullness(row: BackendRow) -> str:
         return ""
     worst = max(row.full_on.values(), key=lambda each: each.connections)
     return f", full: {worst.connections:,} of {worst.limit:,} connections"
+
+
+def mirror_line(row: ServiceRow) -> str:
+    """What was copied, in one line; empty if nothing is known of that."""
+    if row.mirror is None or row.mirrored is None:
+        return ""
+    each = row.mirrored
+    return (
+        f"mirrored {_mirror(row.mirror)}: {number(each.flows)} connections, {number(each.copies)}"
+        f" packets copied, {number(each.given_up)} given up, {number(each.answers)} packets of answers"
+        " dropped"
+    )
+
+
+def _mirror(mirror: Mirror) -> str:
+    return f"{mirror.percent:g} % to pool {mirror.pool}"
+
+
+def _mirror_counters(kernel: Kernel | None, service: ServiceDocument) -> MirrorCounters | None:
+    try:
+        stats = kernel.mirror_stats(service.name) if kernel and service.mirror else None
+    except DatapathError:
+        return None
+    names = MirrorCounters.model_fields
+    return MirrorCounters(**{each: getattr(stats, each) for each in names}) if stats else None
 
 
 def _cells(row: Counters) -> tuple[str, str, str]:

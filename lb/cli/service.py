@@ -22,7 +22,7 @@ from lb.cli.health import (
 )
 from lb.cli.metrics import metrics
 from lb.cli.options import ServiceName, change, command
-from lb.cli.rows import backend_rows, backend_table, service_rows, service_table, summary
+from lb.cli.rows import backend_rows, backend_table, mirror_line, service_rows, service_table, summary
 from lb.cli.session import Session
 from lb.cli.slots import slots
 from lb.errors import ConflictError, UserError
@@ -55,6 +55,10 @@ QuicIdBytesHelp = (
 )
 QuicConfigHelp = "The first three bits of such a connection ID, 0 to 6."
 BackupHelp = "Pool for new flows while no backend of the split can be used."
+MirrorHelp = (
+    "Send a copy of a share of the flows to a pool, whose answers are dropped: canary:10. In mode nat,"
+    " at nodes with --hook tc."
+)
 ObserveHelp = "Count what becomes of its connections, and how long it takes: lbctl service metrics."
 SplitHelp = "Share of new flows for each pool: stable=95,canary=5. Step by step: lbctl rollout."
 NoBackendHelp = "While no backend is usable: answer (TCP RST, ICMP unreachable), or drop."
@@ -158,6 +162,7 @@ def show(session: Session, service: ServiceName) -> None:
         },
         summary(document),
         service_table([row]),
+        *([line] if (line := mirror_line(row)) else []),
         backend_table(backends),
     )
 
@@ -181,6 +186,10 @@ def set_policies(
     backup: Annotated[
         str | None, typer.Option("--backup-pool", metavar="POOL", help=f"{BackupHelp} none = nobody.")
     ] = None,
+    mirror: Annotated[
+        str | None, typer.Option("--mirror", metavar="POOL:PERCENT", help=MirrorHelp)
+    ] = None,
+    no_mirror: Annotated[bool, typer.Option("--no-mirror", help="Copy nothing any more.")] = False,
     quic_id_bytes: Annotated[
         int | None, typer.Option("--quic-id-bytes", metavar="N", help=QuicIdBytesHelp)
     ] = None,
@@ -223,6 +232,10 @@ def set_policies(
         fields["split"] = _split(split)
     if backup is not None:
         fields["backup"] = None if backup == "none" else backup
+    if mirror is not None and no_mirror:
+        raise UserError("--mirror and --no-mirror contradict each other", hint="give one of them")
+    if mirror is not None or no_mirror:
+        fields["mirror"] = None if mirror is None else _mirror(mirror)
     about_health = any(value is not None for value in (check, passive, *checks.values()))
     if not fields and not about_health:
         raise UserError(
@@ -233,9 +246,37 @@ def set_policies(
         before = draft.service(service)
         if about_health:
             fields["health"] = asked_health(before.health, check, passive, **checks)
-        draft.put(words.rebuild(before, **fields))
+        after = words.rebuild(before, **fields)
+        _check_mirror(draft, after, is_asked=mirror is not None)
+        draft.put(after)
 
     perform(session, edit)
+
+
+def _mirror(text: str) -> dict[str, Any]:
+    """From canary:10."""
+    pool, _, share = text.partition(":")
+    try:
+        return {"pool": pool, "percent": float(share.removesuffix("%"))}
+    except ValueError:
+        raise UserError(
+            f"--mirror: {text!r} is not POOL:PERCENT", hint="for example canary:10"
+        ) from None
+
+
+def _check_mirror(draft: Draft, service: Service, *, is_asked: bool) -> None:
+    if service.mirror is None or service.mirrored is not None:
+        return
+    pool = service.mirror.pool
+    rests = (
+        f"pool {pool!r} has {service.split[pool]:g} % of the new flows, whose clients need its answers"
+    )
+    if is_asked:
+        raise ConflictError(
+            f"--mirror: {rests}",
+            hint="mirror to a pool that has no share in the split (lbctl service set --split)",
+        )
+    draft.notes.append(f"mirroring rests: {rests}")
 
 
 def _split(text: str) -> dict[str, float]:

@@ -52,6 +52,7 @@ class WantedBackend:
     next_hop: NextHop | None
     quic_id: int | None = None  # the server's, in connection IDs
     resets: bool = False  # not usable, and clients of its TCP flows are told
+    gets_copies: bool = False  # and nothing else
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def base_tables(
 def paths(service: Service, base: Table) -> list[str]:
     """What the service's tables are called, its own first, then those of single pools."""
     pools = rules.pools(base.steers) | ({service.backup} if service.backup else set())
+    pools |= {service.mirror.pool} if service.mirror else set()
     return [service.name, *(table_path(service.name, pool) for pool in sorted(pools))]
 
 
@@ -200,6 +202,7 @@ def plan_service(
             next_hop=hop,
             resets=backend.name in verdict.resets and service.protocol is Protocol.TCP,
             quic_id=None if backend.quic_id is None else int(backend.quic_id, 16),
+            gets_copies=service.mirrored is not None and backend.pool == service.mirrored.pool,
         )
     # No traffic before the way to a backend is known.
     unresolved = [name for (_, name), each in backends.items() if each.next_hop is None]
@@ -216,13 +219,15 @@ def plan_service(
     if service.backup and not fit[service.name].has_backends:
         problems.append(_on_backup(service, service.backup, is_there=wanted.table.has_backends))
     pools = []
-    for pool in sorted(rules.pools(base.steers)):
+    mirror = {service.mirror.pool} if service.mirror else set()
+    for pool in sorted(rules.pools(base.steers) | mirror):
         path = table_path(service.name, pool)
         own, table = bases[path], fit[path]
         if not table.has_backends and own.backends == wanted.table.backends:
             table = wanted.table  # nobody in the pool can be used
         pools.append(WantedService(service, seed, own, table, pool))
     problems += _without_effect(service, taking)
+    problems += _without_copies(service, taking)
     return ServicePlan(wanted, tuple(pools), backends, tuple(problems))
 
 
@@ -264,6 +269,22 @@ def _without_effect(service: Service, members: Sequence[Member]) -> list[Problem
         )
         for pool in sorted(set(service.rules.values()) - taking)
     ]
+
+
+def _without_copies(service: Service, members: Sequence[Member]) -> list[Problem]:
+    """Why nothing is mirrored, though somebody wants that."""
+    if service.mirror is None:
+        return []
+    pool = service.mirror.pool
+    if service.mirrored is None:
+        message = f"mirroring rests: pool {pool!r} has {service.split[pool]:g} % of the new flows"
+        hint = f"it goes on when it has none; to end it: lbctl service set {service.name} --no-mirror"
+    elif not any(each.weight for each in members if each.pool == pool):
+        message = f"no backend of pool {pool!r} takes new flows: nothing is mirrored"
+        hint = f"add one: lbctl backend add {service.name} NAME ADDRESS --pool {pool}"
+    else:
+        return []
+    return [Problem(where=keys.service(service.name), message=message, hint=hint, warning=True)]
 
 
 def seed_in_force(state: DesiredState) -> str:

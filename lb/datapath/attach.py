@@ -29,9 +29,9 @@ _XDP_REPLACE = 1 << 4
 INGRESS = 0xFFFFFFF2  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)
 EGRESS = 0xFFFFFFF3  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_EGRESS)
 _TC_HANDLE = 0x1B
-# Priorities: a tunnel's packet is opened first, then looked at; answers to health checks aren't for the
-# balancer.
-BALANCER, PROBES, WATCHER, DECAPSULATOR = 50, 45, 42, 40
+# Priorities: a tunnel's packet is opened first, then looked at; answers to health checks, and to copies,
+# aren't for the balancer.
+BALANCER, MIRRORS, PROBES, WATCHER, DECAPSULATOR = 50, 47, 45, 42, 40
 _ETH_P_ALL = 0x0003
 
 _IFF_LOOPBACK = 0x8

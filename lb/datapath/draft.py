@@ -56,7 +56,13 @@ class Draft:
             wanted.seed,
             has_rules=bool(self.want.rules.get(number)),
             patience=self.patience if wanted.observed else 0,
+            mirror_table=self._mirror_table(wanted),
         )
+
+    def _mirror_table(self, wanted: WantedService) -> int:
+        """The id of the table that places copies of its flows; 0 = there are none."""
+        mirror = wanted.service.mirror if wanted.pool is None else None
+        return self.service_of[table_path(wanted.service.name, mirror.pool)] if mirror else 0
 
     def add_vip(self, service: Service) -> None:
         """What leads to a service."""

@@ -17,9 +17,16 @@ def index_key(number: int) -> bytes:
 
 
 def service(
-    document: Service, seed: tuple[int, int], *, has_rules: bool = False, patience: int = 0
+    document: Service,
+    seed: tuple[int, int],
+    *,
+    has_rules: bool = False,
+    patience: int = 0,
+    mirror_table: int = 0,
 ) -> bytes:
-    """A struct lb_service. `patience`: seconds that an answer may take, if it is observed; else 0."""
+    """A struct lb_service. `patience`: seconds that an answer may take, if it is observed; else 0.
+    `mirror_table`: id of the table that places copies of its flows, if there are any; else 0."""
+    mirror = document.mirrored if mirror_table else None
     return bytes(
         layout.Service(
             seed=(ctypes.c_uint64 * 2)(*seed),
@@ -34,6 +41,8 @@ def service(
             quic_bytes=document.quic_id_bytes,
             quic_config=document.quic_config,
             patience=patience,
+            mirror_table=mirror_table,
+            mirror_limit=round(mirror.percent * layout.SLOTS / 100) if mirror else 0,
         )
     )
 
@@ -47,6 +56,8 @@ def backend(wanted: WantedBackend, generation: int) -> bytes:
         flags=(layout.BackendFlag.USABLE if wanted.usable else 0)
         | (layout.BackendFlag.RESETS if wanted.resets else 0),
     )
+    if wanted.gets_copies:
+        raw.flags |= layout.BackendFlag.MIRROR
     hop = wanted.next_hop
     if hop:
         raw.flags |= layout.BackendFlag.RESOLVED

@@ -371,13 +371,20 @@ class Kernel:
     ) -> int:
         """Newly allocated ids: counters from 0, owner written down."""
         new = 0
-        for before, after, owners, stats in (
-            (self._service_ids, service_ids, self.maps.service_owners, self.maps.service_stats),
-            (self._backend_ids, backend_ids, self.maps.backend_owners, self.maps.backend_stats),
+        maps = self.maps
+        for before, after, owners, counters in (
+            (
+                self._service_ids,
+                service_ids,
+                maps.service_owners,
+                (maps.service_stats, maps.mirror_stats),
+            ),
+            (self._backend_ids, backend_ids, maps.backend_owners, (maps.backend_stats,)),
         ):
             for number, each in after.items():
                 if each.owner and (number not in before or before[number].owner != each.owner):
-                    stats.put(index_key(number), bytes(stats.user_value_size))
+                    for each_map in counters:
+                        each_map.put(index_key(number), bytes(each_map.user_value_size))
                     owners.put(index_key(number), bytes(layout.Owner(each.owner)))
                     new += 1
         return new

@@ -28,6 +28,9 @@ RANGE_BITS = 144  # of a struct lb_range's prefix, in front of the port
 EPOCH_SHIFT = 24
 PROBE_MARK = 0x6C000000  # of a check's socket (`via: vip`), besides its backend's id
 PROBE_MARK_MASK = 0xFF000000
+MIRROR_MARK = 0x6D000000  # of a copy of mirrored traffic, besides its backend's id
+MIRROR_MARK_MASK = 0xFF000000
+MIRROR_SALT = 0x6D6972726F72
 
 PROTOCOL_NUMBER = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_UDP}
 MODE_NUMBER = {Mode.DSR: 0, Mode.NAT: 1, Mode.IPIP: 2, Mode.GUE: 3, Mode.FULLNAT: 4}
@@ -43,6 +46,7 @@ class BackendFlag(IntFlag):
     USABLE = 1
     RESOLVED = 2
     RESETS = 4
+    MIRROR = 8
 
 
 class Has(IntFlag):
@@ -116,6 +120,14 @@ class Stage(IntEnum):
     ASKED = 2
 
 
+class MirrorStage(IntEnum):
+    """enum lb_mirror_stage: how far the copies of a connection have come."""
+
+    OPENING = 0
+    OPEN = 1
+    LOST = 2
+
+
 class End(IntFlag):
     """enum lb_watch_end: who has sent a FIN."""
 
@@ -162,6 +174,8 @@ class Service(ctypes.Structure):
         ("quic_bytes", ctypes.c_uint8),
         ("quic_config", ctypes.c_uint8),
         ("patience", ctypes.c_uint16),
+        ("mirror_table", ctypes.c_uint32),
+        ("mirror_limit", ctypes.c_uint32),
         ("pad", ctypes.c_uint8 * 4),
     )
 
@@ -417,6 +431,32 @@ class Overdue(ctypes.Structure):
     """struct lb_overdue."""
 
     _fields_ = (("unanswered", ctypes.c_uint64), ("unserved", ctypes.c_uint64))
+
+
+class Mirrored(ctypes.Structure):
+    """struct lb_mirrored."""
+
+    _fields_ = (
+        ("backend", ctypes.c_uint32),
+        ("client_first", ctypes.c_uint32),
+        ("client_next", ctypes.c_uint32),
+        ("server_next", ctypes.c_uint32),
+        ("time", ctypes.c_uint16 * 2),
+        ("stage", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 3),
+    )
+
+
+class MirrorStats(ctypes.Structure):
+    """struct lb_mirror_stats."""
+
+    _fields_ = (
+        ("copies", ctypes.c_uint64),
+        ("bytes", ctypes.c_uint64),
+        ("flows", ctypes.c_uint64),
+        ("given_up", ctypes.c_uint64),
+        ("answers", ctypes.c_uint64),
+    )
 
 
 class WatchVip(ctypes.Structure):

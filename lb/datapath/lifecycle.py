@@ -23,7 +23,7 @@ from typing import Self
 from pyroute2 import IPRoute
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from lb.datapath import attach, compile, layout, probepath, sources
+from lb.datapath import attach, beside, compile, layout, sources
 from lb.datapath.attach import Interface, Ours
 from lb.datapath.bpf import Map, Program
 from lb.datapath.encode import index_key
@@ -295,7 +295,7 @@ def _entries(links: Map) -> list[layout.Link]:
 
 def _release(ip: IPRoute, maps: Maps, index: int, ours: Ours) -> None:
     for interface in attach.by_index(ip, index):
-        probepath.release(ip, interface, ours.name)
+        beside.release(ip, interface, ours.name)
         attach.detach(ip, interface, ours)
     _unlink(maps, index)
 
@@ -319,7 +319,7 @@ def take_down(ip: IPRoute, pin_dir: Path) -> list[str]:
         ours = our_attachments(pin_dir)
         for index in linked(Map.open(links)):
             for interface in attach.by_index(ip, index):
-                probepath.release(ip, interface, ours.name)
+                beside.release(ip, interface, ours.name)
                 if attach.detach(ip, interface, ours):
                     released.append(interface.name)
     if pin_dir.exists() and on_bpf_fs(pin_dir):

@@ -98,6 +98,15 @@ def specs(limits: Limits) -> dict[str, MapSpec]:
         "totals": MapSpec(
             MapType.HASH, 8, ctypes.sizeof(layout.Totals), limits.backends, _F_NO_PREALLOC
         ),
+        "mirrored": MapSpec(
+            MapType.LRU_HASH,
+            ctypes.sizeof(layout.FlowKey),
+            ctypes.sizeof(layout.Mirrored),
+            limits.mirrored,
+        ),
+        "mirror_stats": MapSpec(
+            MapType.PERCPU_ARRAY, 4, ctypes.sizeof(layout.MirrorStats), limits.services
+        ),
         "overdue": MapSpec(
             MapType.HASH, 8, ctypes.sizeof(layout.Overdue), limits.backends + 1, _F_NO_PREALLOC
         ),

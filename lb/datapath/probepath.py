@@ -15,14 +15,11 @@ from pyroute2 import IPRoute
 
 from lb.core import ids
 from lb.core.state import BackendKey
-from lb.datapath import attach, compile, layout, sources
+from lb.datapath import beside, layout
 from lb.datapath.attach import Interface
-from lb.datapath.bpf import Program
 from lb.datapath.encode import index_key
 from lb.datapath.maps import Maps
 from lb.model import keys
-
-_SIDES = {"probe_out": attach.EGRESS, "probe_back": attach.INGRESS}
 
 
 def mark(backend: int) -> int:
@@ -77,26 +74,8 @@ class ProbePath:
         self._is_sure = False
 
     def _attach(self, interfaces: Sequence[Interface], *, is_used: bool) -> None:
+        if is_used:
+            beside.PROBES.attach(self.ip, interfaces, self.pin_dir, self.name)
+            return
         for interface in interfaces:
-            if not is_used:
-                release(self.ip, interface, self.name)
-                continue
-            for name, parent in _SIDES.items():
-                attach.attach_filter(
-                    self.ip, interface, self._program(name), self.name, attach.PROBES, parent
-                )
-
-    def _program(self, name: str) -> Program:
-        path = self.pin_dir / f"{name}_{sources.fingerprint('tc')}"
-        if not path.exists():
-            for old in self.pin_dir.glob(f"{name}_*"):
-                old.unlink()
-            compile.load("tc", self.pin_dir, path, name)
-        return Program.open(path)
-
-
-def release(ip: IPRoute, interface: Interface, name: str) -> None:
-    """Take them off, if they are there and ours."""
-    for parent in _SIDES.values():
-        if attach.filter_name(ip, interface, attach.PROBES, parent) == name:
-            attach.detach_filter(ip, interface, attach.PROBES, parent)
+            beside.PROBES.release(self.ip, interface, self.name)

@@ -49,6 +49,17 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class MirrorStats:
+    """Sums over all CPUs, of what was copied of a service's traffic: struct lb_mirror_stats."""
+
+    copies: int
+    bytes: int
+    flows: int
+    given_up: int
+    answers: int
+
+
+@dataclass(frozen=True)
 class Trace:
     """Where a packet of this 5-tuple would go now, and why, step by step."""
 
@@ -73,7 +84,7 @@ class Moving:
     closes: int
 
 
-_S = TypeVar("_S", Counter, Stats)
+_S = TypeVar("_S", Counter, Stats, MirrorStats)
 
 
 class KernelView:
@@ -88,7 +99,7 @@ class KernelView:
         self._pool_names = {
             ids.uid(keys.service(table_path(name, pool))): pool
             for name, service in state.services.items()
-            for pool in service.rules.values()
+            for pool in (*service.rules.values(), *([service.mirror.pool] if service.mirror else ()))
         }
 
     @classmethod
@@ -108,6 +119,11 @@ class KernelView:
         """None if the kernel doesn't have that service."""
         number = self._service_ids.get(ids.uid(keys.service(service)))
         return _sum(self._maps.service_stats, number, layout.Stats, Stats) if number else None
+
+    def mirror_stats(self, service: str) -> MirrorStats | None:
+        """None if the kernel doesn't have that service."""
+        number = self._service_ids.get(ids.uid(keys.service(service)))
+        return _sum(self._maps.mirror_stats, number, layout.MirrorStats, MirrorStats) if number else None
 
     def backend_stats(self, service: str, backend: str) -> Stats | None:
         """None if the kernel doesn't have that backend."""

@@ -24,7 +24,7 @@ from lb.model.objects import Backend, Document, Service
 _HINT = "`lbctl schema manifest` prints what a manifest may hold"
 _ADDRESS_FIELDS = ("vip", "address")
 _PREFIX_ERRORS = ("ip_v4_network", "ip_v6_network", "ip_any_network")
-_OPTIONAL = ("end_port", "backup", "health")  # of a service
+_OPTIONAL = ("end_port", "backup", "mirror", "health")  # of a service
 _NAME_RULE = "1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit"
 
 

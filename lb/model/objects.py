@@ -57,6 +57,13 @@ class Mode(StrEnum):
 
 TUNNELS = frozenset({Mode.IPIP, Mode.GUE})
 TRANSLATIONS = frozenset({Mode.NAT, Mode.FULLNAT})  # that write the backend's address into packets
+_DIRECT = "servers answer clients themselves, so nobody could drop what answers a copy"
+_NO_MIRROR = {  # why copies of traffic are impossible
+    Mode.DSR: _DIRECT,
+    Mode.IPIP: _DIRECT,
+    Mode.GUE: _DIRECT,
+    Mode.FULLNAT: "each flow needs a port of the node's, and copies have none",
+}
 
 
 class Affinity(StrEnum):
@@ -121,6 +128,15 @@ def _unicast(address: Address) -> Address:
     return address
 
 
+class Mirror(Document):
+    """A copy of a share of a service's traffic, for a pool whose answers nobody gets."""
+
+    pool: Name = Field(description="Pool that gets the copies. It must have no other traffic.")
+    percent: float = Field(
+        ge=0, le=100, allow_inf_nan=False, description="Share of the flows that are copied, in per cent."
+    )
+
+
 class Service(Document):
     """A named VIP with its forwarding mode and policies. Key: /lb/v1/services/<name>."""
 
@@ -166,6 +182,11 @@ class Service(Document):
         description="Pool that new flows go to while no backend of the pools in the split can be used;"
         " none = nobody.",
     )
+    mirror: Mirror | None = Field(
+        default=None,
+        description="Pool that gets a copy of a share of the flows, and whose answers are dropped (mode"
+        " nat, hook tc); none = no copies. It rests while that pool has a share in the split.",
+    )
     quic_id_bytes: int = Field(
         default=0,
         ge=0,
@@ -209,6 +230,29 @@ class Service(Document):
             if prefix.version == 6 and prefix.network_address.ipv4_mapped:
                 raise ValueError(f"rules: {prefix} stands for IPv4 addresses, which no IPv6 client has")
         return self
+
+    @model_validator(mode="after")
+    def _check_mirror(self) -> Self:
+        if self.mirror is None:
+            return self
+        pool = self.mirror.pool
+        if self.mode is not Mode.NAT:
+            raise ValueError(f"mirror: in mode {self.mode} {_NO_MIRROR[self.mode]}; use mode nat")
+        if self.quic_id_bytes:
+            raise ValueError(
+                "mirror: QUIC is encrypted with keys of one server, so copies mean nothing to another"
+            )
+        if pool == self.backup:
+            raise ValueError(f"mirror: pool {pool!r} is the backup, whose answers clients may need")
+        if pool in self.rules.values():
+            raise ValueError(f"mirror: rules send clients to pool {pool!r}, who need its answers")
+        return self
+
+    @property
+    def mirrored(self) -> Mirror | None:
+        """What is copied, and where to; none while it rests, as that pool has clients of its own."""
+        rests = self.mirror is None or self.split.get(self.mirror.pool)
+        return None if rests else self.mirror
 
     @model_validator(mode="after")
     def _check_quic(self) -> Self:

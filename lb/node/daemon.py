@@ -26,6 +26,7 @@ from lb.datapath.flows import FlowTable
 from lb.datapath.kernel import Kernel
 from lb.datapath.lifecycle import Attachment
 from lb.datapath.maps import Maps
+from lb.datapath.mirrorpath import MirrorPath
 from lb.datapath.probepath import ProbePath
 from lb.datapath.view import KernelView
 from lb.errors import LbError, StoreUnavailable
@@ -112,6 +113,7 @@ class Daemon:
         self.sharing = Sharing(self.store, self.settings.node, self._bases)
         ours = lifecycle.our_attachments(self.settings.pin_dir)
         self.probe_path = ProbePath(self.ip, self.maps, self.settings.pin_dir, ours.name)
+        self.mirror_path = MirrorPath(self.ip, self.maps, self.settings.pin_dir, ours.name)
         self.reporter = Background(Reporter(self.store))
         self.follower = Follower(self.store, self.inbox.put, self.settings.node)
         copy = self.settings.last_known if is_shared(self.settings.store) else None
@@ -240,6 +242,7 @@ class Daemon:
                 self._read_store()
             self.kernel.adopt()
             self.probe_path.doubt()
+            self.mirror_path.doubt()
             self.ways.reattach()
         if self._drains_due <= time.time():
             self.drains.end(self.state, time.time())
@@ -262,7 +265,8 @@ class Daemon:
     def _look(self) -> Scrape:
         """For metrics, by a thread of theirs: nothing that it reads is changed in place."""
         state = self.state
-        outcomes, services, backends = metrics.counters(KernelView(self.maps, state), state)
+        view = KernelView(self.maps, state)
+        outcomes, services, backends = metrics.counters(view, state)
         return Scrape(
             node=self.settings.node,
             status=self.reporter.last,
@@ -275,6 +279,7 @@ class Daemon:
             outcomes=outcomes,
             services=services,
             backends=backends,
+            mirrors=metrics.copied(view, state),
         )
 
     # -- store ---------------------------------------------------------------------------------
@@ -352,6 +357,9 @@ class Daemon:
             log.info("applied revision=%d entries=%d", self.state.revision, changes)
         self.observing.follow(wanted, self.state.not_understood)
         self._let_checks_through()
+        asking = [name for name, each in self.state.services.items() if each.mirror]
+        place = self.ways.attachment
+        self.mirror_path.update(asking, place.hook, place.interfaces)
         self._forget_beginnings(self.checks.fallen())
         self.ways.forwarding.follow(translated(self.state.services.values()), self.ways.names)
         found = (
@@ -360,6 +368,7 @@ class Daemon:
             *self.observing.problems(),
             *self.ways.problems,
             *self.ways.forwarding.problems,
+            *self.mirror_path.problems,
         )
         problems = (*self.state.problems, *found)
         shares = self._shares.update(self.state, wanted)

@@ -21,7 +21,7 @@ from lb.core.health import State
 from lb.core.plan import Wanted
 from lb.core.slots import SLOTS
 from lb.core.state import BackendKey, DesiredState
-from lb.datapath.view import Counter, KernelView, Stats
+from lb.datapath.view import Counter, KernelView, MirrorStats, Stats
 from lb.model import keys
 from lb.model.reports import NodeStatus, Problem
 from lb.settings import Metrics
@@ -45,6 +45,15 @@ _COUNTED = {  # of Stats: what it is called, and what it is
 }
 
 
+_COPIED = {  # of MirrorStats
+    "copies": ("packets", "Packets of which a copy was sent to the pool that mirrors a service"),
+    "bytes": ("bytes", "Bytes of these"),
+    "flows": ("flows", "TCP connections of which copies were sent"),
+    "given_up": ("given_up", "Connections and datagrams that were to be copied, and whose copy is lost"),
+    "answers": ("answer_packets", "Packets that answered copies, and were dropped"),
+}
+
+
 @dataclass(frozen=True)
 class Scrape:
     """A node at one moment. `status` is what it reported last; counters are sums over all CPUs."""
@@ -60,6 +69,13 @@ class Scrape:
     outcomes: Mapping[str, Counter] = field(default_factory=dict)
     services: Mapping[str, Stats] = field(default_factory=dict)
     backends: Mapping[BackendKey, Stats] = field(default_factory=dict)
+    mirrors: Mapping[str, MirrorStats] = field(default_factory=dict)
+
+
+def copied(view: KernelView, state: DesiredState) -> dict[str, MirrorStats]:
+    """What the kernel has copied of the services that are mirrored."""
+    found = {name: view.mirror_stats(name) for name, each in state.services.items() if each.mirror}
+    return {name: each for name, each in found.items() if each}
 
 
 def counters(
@@ -179,6 +195,15 @@ def of_packets(scrape: Scrape) -> Iterator[Metric]:
         yield backends
 
 
+def of_copies(scrape: Scrape) -> Iterator[Metric]:
+    """Mirrored traffic."""
+    for attribute, (name, words) in _COPIED.items():
+        copies = CounterMetricFamily(f"lb_mirror_{name}", words, labels=["service"])
+        for service, stats in scrape.mirrors.items():
+            copies.add_metric([service], getattr(stats, attribute))
+        yield copies
+
+
 _BACKEND = ["service", "pool", "backend"]
 
 
@@ -229,6 +254,7 @@ FAMILIES: tuple[Callable[[Scrape], Iterator[Metric]], ...] = (
     of_the_node,
     of_the_store,
     of_packets,
+    of_copies,
     of_backends,
 )
 

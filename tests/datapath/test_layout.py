@@ -45,6 +45,8 @@ STRUCTS = {
     "lb_totals": layout.Totals,
     "lb_overdue": layout.Overdue,
     "lb_watch_vip": layout.WatchVip,
+    "lb_mirrored": layout.Mirrored,
+    "lb_mirror_stats": layout.MirrorStats,
     "lb_counter": layout.Counter,
     "lb_stats": layout.Stats,
 }
@@ -60,6 +62,7 @@ ENUMERATIONS: dict[str, dict[str, int]] = {
     "LB_HAS_": {h.name or "": h.value for h in layout.Has},
     "LB_EVENT_": {e.name: e.value for e in layout.Event},
     "LB_WATCH_": {s.name or "": s.value for s in (*layout.Stage, *layout.End)},
+    "LB_MIRROR_": {s.name: s.value for s in layout.MirrorStage},
     "LB_NAT_": {s.name or "": s.value for s in layout.NatState},
     "LB_": {o.name: o.value for o in layout.Outcome},
 }
@@ -80,6 +83,9 @@ SINGLE = {
     "LB_OUTCOMES": len(layout.Outcome),
     "LB_GUE_PORT": GUE_PORT,
     "LB_PROBE_MARK": layout.PROBE_MARK,
+    "LB_MIRROR_MARK": layout.MIRROR_MARK,
+    "LB_MIRROR_MARK_MASK": layout.MIRROR_MARK_MASK,
+    "LB_MIRROR_SALT": layout.MIRROR_SALT,
     "LB_PROBE_SOURCE": int(answer.PROBE_SOURCES[0]),
     "LB_PROBE_PREFIX6": int(answer.PROBE_SOURCES[1]) >> 96,
     "LB_PROBE_MARK_MASK": layout.PROBE_MARK_MASK,

@@ -60,6 +60,11 @@
 #define LB_PROBE_SOURCE 0xc0000008
 #define LB_PROBE_PREFIX6 0x01000000
 
+/* The mark of a copy of mirrored traffic (tc/mirror.h), between the two programs: this, and its backend's id. */
+#define LB_MIRROR_MARK 0x6d000000
+#define LB_MIRROR_MARK_MASK 0xff000000
+#define LB_MIRROR_SALT 0x6d6972726f72ULL /* "mirror": which flows are copied, and where they go, are two questions */
+
 /* For how long the pieces of a datagram follow the first: as long as a receiver waits for the last of them
  * (RFC 8200, 4.5; RFC 1122, 3.3.2). */
 #define LB_FRAGMENT_NS (60ULL * 1000000000)
@@ -96,6 +101,9 @@ enum lb_watch_stage { LB_WATCH_OPENING = 0, LB_WATCH_OPEN = 1, LB_WATCH_ASKED = 
 /* watched.ended: who has sent a FIN */
 enum lb_watch_end { LB_WATCH_CLIENT = 0x1, LB_WATCH_SERVER = 0x2 };
 
+/* mirrored.stage: the SYN was copied; it was answered; the copies have a hole, and are given up */
+enum lb_mirror_stage { LB_MIRROR_OPENING = 0, LB_MIRROR_OPEN = 1, LB_MIRROR_LOST = 2 };
+
 /* service.mode */
 enum lb_mode { LB_MODE_DSR = 0, LB_MODE_NAT = 1, LB_MODE_IPIP = 2, LB_MODE_GUE = 3, LB_MODE_FULLNAT = 4 };
 /* service.affinity: what is hashed */
@@ -121,6 +129,7 @@ enum lb_no_backend { LB_NO_BACKEND_REJECT = 0, LB_NO_BACKEND_DROP = 1 };
 #define LB_BACKEND_USABLE 0x1   /* tracked flows may go on here (up, weight 0 or draining) */
 #define LB_BACKEND_RESOLVED 0x2 /* ifindex and MACs are known */
 #define LB_BACKEND_RESETS 0x4   /* not usable, and its established TCP flows are answered with a reset */
+#define LB_BACKEND_MIRROR 0x8   /* in a pool that gets copies, and nothing else */
 
 /* Every packet ends in exactly one outcome, and every drop names its reason.
  * Append only: the numbers are indexes of the pinned counter map. */

@@ -33,6 +33,8 @@
 #define lb_backend_owners LB_MAP(LB_FD_BACKEND_OWNERS) /* array: lb_owner */
 #define lb_watched_map LB_MAP(LB_FD_WATCHED)         /* LRU hash: lb_flow_key -> lb_watched */
 #define lb_totals_map LB_MAP(LB_FD_TOTALS)           /* hash: u64 owner of a backend -> lb_totals */
+#define lb_mirrored_map LB_MAP(LB_FD_MIRRORED)       /* LRU hash: lb_flow_key -> lb_mirrored */
+#define lb_mirror_stats_map LB_MAP(LB_FD_MIRROR_STATS) /* per-CPU array: service -> lb_mirror_stats */
 #define lb_backend_stats LB_MAP(LB_FD_BACKEND_STATS) /* per-CPU array: lb_stats */
 
 #endif

@@ -36,6 +36,8 @@ struct lb_service {
 	__u8 quic_bytes;  /* length of the server ID in connection IDs, at most 8; 0 = not steered by them */
 	__u8 quic_config; /* their first three bits */
 	__u16 patience;   /* observed: seconds that an answer may take; 0 = not observed */
+	__u32 mirror_table; /* that places the copies of its flows (tc/mirror.h); 0 = not mirrored */
+	__u32 mirror_limit; /* of LB_SLOTS flows so many are copied */
 	__u8 pad[4];
 };
 
@@ -234,6 +236,26 @@ struct lb_totals {
 struct lb_overdue {
 	__u64 unanswered;
 	__u64 unserved;
+};
+
+/* A flow that is copied; its key is an lb_flow_key. */
+struct lb_mirrored {
+	__u32 backend;      /* of the copies */
+	__u32 client_first; /* sequence number of the client's SYN */
+	__u32 client_next;  /* what follows the last that was copied */
+	__u32 server_next;  /* what follows the last that this backend has sent */
+	__u16 time[2];      /* that it told last (RFC 7323), in network order */
+	__u8 stage;         /* enum lb_mirror_stage */
+	__u8 pad[3];
+};
+
+/* What was copied of a service's traffic. */
+struct lb_mirror_stats {
+	__u64 copies; /* packets */
+	__u64 bytes;
+	__u64 flows;    /* TCP connections of which copies were sent */
+	__u64 given_up; /* of these, those whose copies have a hole; and those, and datagrams, that nobody could take */
+	__u64 answers;  /* packets of the copies' servers, which ended here */
 };
 
 /* At a backend that observes itself (tc/watch.c), by a VIP that it serves. */
