@@ -111,7 +111,7 @@ With `--changes`: `moved`, `filled`, `emptied`, `of` 65536, `least_possible`; `p
 | `services`, `backends` | how many |
 | `nodes` | what each node reported (`lbctl schema node`), and `applied`: whether it is up to date |
 | `lost` | names of nodes that report no more |
-| `digests_agree` | per service: do nodes without full backends hold one slot table? null if none has any |
+| `digests_agree` | per service: do nodes without full backends hold one table? null if none has any |
 | `rollouts` | per service that has one under way: where it is, in words |
 | `quarantined` | documents that are not in force: `where`, `message`, `hint` |
 | `outcomes` | per outcome `packets` and `bytes` on this node; null if they can't be seen |
