@@ -7,10 +7,9 @@ import sys
 import time
 from collections.abc import Callable
 from socket import gethostname
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from lb.cli import rollout_report, rollout_wait, words
 from lb.cli.analysis import read_analysis
@@ -18,14 +17,14 @@ from lb.cli.complete import pool_names
 from lb.cli.options import ServiceName, command
 from lb.cli.output import Format, Table, note
 from lb.cli.record import who
+from lb.cli.rollout_options import limit_of, spec_of, steps_of, time_of
 from lb.cli.rollout_report import ReportFormat
 from lb.cli.rollout_view import blocks, data, line, place
 from lb.cli.session import Session
 from lb.core import rollout as core
 from lb.core.state import DesiredState
-from lb.errors import ConflictError, NotFoundError, RolloutRefused, StoreDenied, UserError
+from lb.errors import ConflictError, NotFoundError, RolloutRefused, StoreDenied
 from lb.model import keys
-from lb.model.health import seconds
 from lb.model.rollout import Ask, Command, Ending, Phase, Rollout, RolloutSpec
 from lb.store import rollouts as stored
 from lb.store.base import Compare, Put
@@ -111,20 +110,20 @@ def start(
     timeout: WaitTimeoutOption = None,
 ) -> None:
     """Begin a rollout. The nodes run it: whoever began it may go away."""
-    spec = _spec(
+    spec = spec_of(
         pool=pool,
-        steps=_steps(steps),
-        every=_time(every, "--every"),
+        steps=steps_of(steps),
+        every=time_of(every, "--every"),
         analysis=None if analysis is None else read_analysis(analysis),
         auto=analysis is None and judged,
         gate=gate,
-        deadline=None if deadline is None else _time(deadline, "--deadline"),
+        deadline=None if deadline is None else time_of(deadline, "--deadline"),
         notify=notify or "",
         who=who(),
         host=gethostname(),
         when=time.time(),
     )
-    limit = _limit(timeout)
+    limit = limit_of(timeout)
     rollout = _begin(session, service, spec)
     least = len(spec.steps) * spec.every
     if spec.deadline is not None and spec.deadline <= least:
@@ -237,7 +236,7 @@ def _watch_live(session: Session, rollout: Rollout) -> None:
 @command(app, "wait")
 def wait_for_it(session: Session, service: ServiceName, timeout: WaitTimeoutOption = None) -> None:
     """Wait until it is over, or needs a person. The exit code says how it ended."""
-    _wait(session, _find(session, service).rollout, _limit(timeout))
+    _wait(session, _find(session, service).rollout, limit_of(timeout))
 
 
 def _commanded(name: Command, summary: str) -> None:
@@ -247,7 +246,7 @@ def _commanded(name: Command, summary: str) -> None:
         wait: WaitOption = False,
         timeout: WaitTimeoutOption = None,
     ) -> None:
-        limit = _limit(timeout)
+        limit = limit_of(timeout)
         rollout = _ask(session, service, name)
         if not wait:
             session.emit({"rollout": data(rollout)}, f"{service}: {place(rollout)}")
@@ -301,10 +300,12 @@ def abort(
 
     With --wait it returns when every live node's kernel holds no slot for the canary.
     """
-    limit = _limit(timeout)
+    limit = limit_of(timeout)
     rollout = _abort(session, service)
     if wait:
         rollout = _until_over(session, rollout, limit)
+    elif rollout.status.phase is Phase.ABORTING:
+        _note_who_is_away(session, rollout)
     if rollout.status.ending is Ending.EDITED:
         rollout_wait.outcome(rollout)  # the canary has the share that somebody gave it
     session.emit({"rollout": data(rollout)}, f"{service}: {place(rollout)}")
@@ -342,6 +343,14 @@ def _abort(session: Session, service: str) -> Rollout:
         except StoreDenied:  # a user who may write the rollout, and not the service: then a node has to
             return _ask(session, service, Command.ABORT)
     raise AssertionError("not reached")
+
+
+def _note_who_is_away(session: Session, rollout: Rollout) -> None:
+    """The split is written, but a kernel follows only while its lbd runs."""
+    view = stored.sight(session.store, rollout.service).view
+    if not view.nodes or view.lost:
+        away = f"node {', '.join(view.lost)} is away" if view.lost else "no node is there"
+        note(f"{away}: its kernel keeps the split that it holds until its lbd is back")
 
 
 def _until_over(session: Session, rollout: Rollout, timeout: float | None) -> Rollout:
@@ -419,7 +428,11 @@ def _asking(name: Command) -> Ask:
 
 
 def _wait(session: Session, rollout: Rollout, timeout: float | None) -> None:
-    rollout = rollout_wait.to_the_end(session.store, rollout, timeout, _say(session))
+    try:
+        rollout = rollout_wait.to_the_end(session.store, rollout, timeout, _say(session))
+    except KeyboardInterrupt:
+        note(f"the rollout goes on; to end it: lbctl rollout abort {rollout.service}")
+        raise
     session.emit({"rollout": data(rollout)}, f"{rollout.service}: {place(rollout)}")
 
 
@@ -431,44 +444,6 @@ def _say(session: Session) -> Callable[[str], None]:
         print(text, file=stream, flush=True)
 
     return say
-
-
-def _spec(**fields: Any) -> RolloutSpec:
-    try:
-        return RolloutSpec.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "steps"
-        option = {"pool": "--to"}.get(name, f"--{name}")
-        given = f", not {first['input']!r}" if len(first["loc"]) else ""
-        what = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "string_pattern_mismatch" and name == "pool":
-            what = "must be 1 to 63 of a-z, 0-9 and '-'"
-        elif first["type"] == "string_pattern_mismatch":
-            what = "must begin with http:// or https://"
-        raise UserError(
-            f"{option}: {what[:1].lower()}{what[1:]}{given}", hint="see `lbctl rollout start --help`"
-        ) from None
-
-
-def _steps(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(each.strip().removesuffix("%")) for each in text.split(","))
-    except ValueError:
-        raise UserError(
-            f"--steps: {text!r} is not a list of per cents", hint="for example 1,5,25,50,100"
-        ) from None
-
-
-def _time(text: str, what: str) -> Any:
-    try:
-        return seconds(text)
-    except ValueError as error:
-        raise UserError(f"{what}: {error}", hint="for example 60s, 5m or 1h") from None
-
-
-def _limit(text: str | None) -> float | None:
-    return None if text is None else float(_time(text, "--timeout"))
 
 
 _commanded(Command.PAUSE, "Hold it where it is; `resume` goes on.")

@@ -136,9 +136,10 @@ def _judge_kernel(
 
 
 def _figures(finding: Finding) -> dict[str, object]:
+    # Of no samples there is no figure: 0 would look like a good one.
     return {
-        "canary": finding.canary,
-        "stable": finding.stable,
+        "canary": finding.canary if finding.canary_samples else None,
+        "stable": finding.stable if finding.stable_samples else None,
         "limit": finding.limit,
         "canary_samples": finding.canary_samples,
         "stable_samples": finding.stable_samples,

@@ -1,0 +1,53 @@
+"""From what is typed for a rollout to values; what is wrong is said by the option's name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from lb.errors import UserError
+from lb.model.health import seconds
+from lb.model.rollout import RolloutSpec
+
+
+def spec_of(**fields: Any) -> RolloutSpec:
+    """What is asked for. Raises UserError."""
+    try:
+        return RolloutSpec.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "steps"
+        option = {"pool": "--to"}.get(name, f"--{name}")
+        given = f", not {first['input']!r}" if len(first["loc"]) else ""
+        what = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "string_pattern_mismatch" and name == "pool":
+            what = "must be 1 to 63 of a-z, 0-9 and '-'"
+        elif first["type"] == "string_pattern_mismatch":
+            what = "must begin with http:// or https://"
+        raise UserError(
+            f"{option}: {what[:1].lower()}{what[1:]}{given}", hint="see `lbctl rollout start --help`"
+        ) from None
+
+
+def steps_of(text: str) -> tuple[float, ...]:
+    """Per cents. Raises UserError."""
+    try:
+        return tuple(float(each.strip().removesuffix("%")) for each in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"--steps: {text!r} is not a list of per cents", hint="for example 1,5,25,50,100"
+        ) from None
+
+
+def time_of(text: str, what: str) -> Any:
+    """Seconds; `what`: the option. Raises UserError."""
+    try:
+        return seconds(text)
+    except ValueError as error:
+        raise UserError(f"{what}: {error}", hint="for example 60s, 5m or 1h") from None
+
+
+def limit_of(text: str | None) -> float | None:
+    """Of --timeout, in seconds. Raises UserError."""
+    return None if text is None else float(time_of(text, "--timeout"))
