@@ -92,6 +92,22 @@ def test_step_by_step_to_promoted(canary: Any, store: Store, runner: Runner) -> 
     assert store.get(keys.ROLLOUT_LOCK) is None
 
 
+def test_ctrl_c_says_that_it_goes_on(
+    canary: Any, store: Store, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canary.ok("rollout", "start", "web", *STEPS)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rollout_wait, "to_the_end", interrupted)
+    result = canary("rollout", "wait", "web")
+    assert result.code == 130
+    assert "the rollout goes on; to end it: lbctl rollout abort web" in result.err
+    settle(runner)
+    assert phase(store) is Phase.BAKING
+
+
 def test_abort_needs_no_node(canary: Any, store: Store, runner: Runner, nodes: Any) -> None:
     canary.ok("rollout", "start", "web", *STEPS)
     settle(runner)

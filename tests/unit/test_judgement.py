@@ -82,6 +82,8 @@ def test_few_samples_are_not_enough_and_never_fail_or_pass() -> None:
         found = verdict(evidence((1, http(9 - bad, bad), http(1000, 0))))
         assert found.outcome is Outcome.NOT_ENOUGH_DATA
         assert "9 responses of the canary" in found.words
+    none = verdict(evidence((1, http(0, 0), http(1000, 0))))
+    assert (none.canary, none.canary_samples, none.stable) == (None, 0, 0.0)  # 0 % would look good
     assert verdict(evidence((1, http(0, 20), http(1000, 0)))).outcome is Outcome.FAIL
     assert verdict(evidence((1, http(20, 0), http(5, 0)))).outcome is Outcome.NOT_ENOUGH_DATA
     assert verdict(Evidence()).outcome is Outcome.NOT_ENOUGH_DATA
