@@ -123,9 +123,8 @@ def start_proxy(lab: Lab) -> None:
 
 
 TARGETS = (f"{VIP4}:80", f"{front(1)[0]}:{PROXY_PORT}")  # lb's and HAProxy's
-Arrivals = list[
-    tuple[float, str]
-]  # when each connection began, and what went wrong with it, if anything
+# When each connection began (Unix time), and what went wrong with it, if anything.
+Arrivals = list[tuple[float, str]]
 
 
 def connect(lab: Lab) -> subprocess.Popen[str]:
@@ -198,12 +197,13 @@ def all_gone(lab: Lab, slots: Slots, found: Found) -> None:
     for server in servers:
         broken = time.monotonic()
         server.stop()
+    surely = time.monotonic()
     try:
-        took = slots.until(lambda held: not any(held.values())) - broken
-        gone = time.time()
+        out = slots.until(lambda held: not any(held.values()))
+        gone, took = time.time(), out - broken
         found.detections.append(took)
-        if took > FALL * INTERVAL + ALLOWED:
-            found.fail(f"all gone: found after {took:.2f} s")
+        if out - surely > FALL * INTERVAL + ALLOWED:
+            found.fail(f"all gone: found after {out - surely:.2f} s")
         late = [words for began, words in came_of(client)[0] if began > gone + SETTLE]
         refused = sum(words.startswith("Connect call failed") for words in late)
         if not late or refused < len(late):
