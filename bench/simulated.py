@@ -103,6 +103,7 @@ class NoNetwork(Ways):
     """Nothing is attached, and nothing changes."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.resolver = NoNetlink(self.ip)
 
     def look_if_due(self, now: float) -> bool:
