@@ -18,6 +18,7 @@ from lb.core.moves import QUIET, Moves
 from lb.datapath import layout
 from lb.datapath.bpf import Map
 from lb.datapath.maps import new_table
+from lb.errors import DatapathError
 
 EMPTY = 0  # an id that no backend has
 _FIRST, _SECOND = (n.to_bytes(4, sys.byteorder) for n in range(2))
@@ -111,12 +112,19 @@ def read(tables: Map, service: int) -> Slots | None:
 
 def read_raw(tables: Map, service: int) -> Encoded | None:
     """The same, as bytes."""
-    found = tables.get(service.to_bytes(4, sys.byteorder))
-    if found is None:
-        return None
-    inner = Map.by_id(int.from_bytes(found, sys.byteorder))
-    past = inner.get(_SECOND) if inner.max_entries > 1 else None
-    return inner.get(_FIRST) or b"", past
+    key = service.to_bytes(4, sys.byteorder)
+    found = tables.get(key)
+    while found is not None:
+        try:
+            inner = Map.by_id(int.from_bytes(found, sys.byteorder))
+        except DatapathError:
+            before, found = found, tables.get(key)
+            if found == before:
+                raise
+            continue  # it was swapped for another one just now, and is gone
+        past = inner.get(_SECOND) if inner.max_entries > 1 else None
+        return inner.get(_FIRST) or b"", past
+    return None
 
 
 def swap(tables: Map, fresh: Mapping[int, Encoded]) -> None:
