@@ -21,10 +21,11 @@ from pathlib import Path
 
 import trustme
 
+from lb.errors import LbError
 from lb.lab import nginx
 from lb.lab.faults import Server
 from lb.lab.lab import Lab
-from lb.lab.shell import LabError, wait_until
+from lb.lab.shell import wait_until
 from lb.lab.topology import VIP4, front
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "lab"))
@@ -329,7 +330,7 @@ def main() -> int:
             server = Server(lab, lab.topology.backends[0])
             flaps(slots, server, found)
             expired_certificate(lab, server, found)
-    except LabError as error:
+    except LbError as error:
         found.fail(error.message)
     except AssertionError as error:  # of Slots.until: it never came to that
         found.fail(f"the slots stayed at {error}")
