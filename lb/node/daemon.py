@@ -355,7 +355,8 @@ class Daemon:
             self.status.note_repair(changes)
         elif changes:
             log.info("applied revision=%d entries=%d", self.state.revision, changes)
-        self.observing.follow(wanted, self.state.not_understood)
+        if self.observing.follow(wanted, self.state.not_understood):
+            self._see()
         self._let_checks_through()
         asking = [name for name, each in self.state.services.items() if each.mirror]
         place = self.ways.attachment

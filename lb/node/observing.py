@@ -29,6 +29,7 @@ class Observing:
     reports: Mapping[str, FlowReport] = field(default_factory=dict)
     _timer: Timer = field(default_factory=lambda: Timer(LOOK_SECONDS))
     _is_crowded: bool = False
+    _services: Mapping[str, list[str]] = field(default_factory=dict)  # with their backends
 
     def __post_init__(self) -> None:
         maps = self.maps
@@ -39,8 +40,9 @@ class Observing:
         """When look_if_due() has something to do next (monotonic clock)."""
         return self._timer.due if self._watch.is_on else float("inf")
 
-    def follow(self, wanted: Wanted, keep: Collection[str]) -> None:
-        """Observe what is to be observed. `keep`: store keys of what stays as it is."""
+    def follow(self, wanted: Wanted, keep: Collection[str]) -> bool:
+        """Observe what is to be observed. `keep`: store keys of what stays as it is. True if others are
+        from now on: `reports` then say where counting begins, before clients come."""
         services: dict[str, list[str]] = {
             each.service.name: [] for each in wanted.services.values() if each.observed
         }
@@ -54,6 +56,11 @@ class Observing:
         if was_on and not services:
             self.reports = {}
             self.reporter.report_flows({})
+        is_new = services != self._services
+        self._services = services
+        if services and is_new:
+            self.reports = self._watch.reports(self.settings.node, Vantage.NODE)
+        return is_new
 
     def look_if_due(self, now: float) -> bool:
         """Look, and report; True if `reports` are new."""
