@@ -5,7 +5,7 @@ How long an entry may be silent depends on what was seen of its flow (RFC 5382, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,11 +43,13 @@ class Expired:
     connections: Mapping[tuple[int, int], int] = field(default_factory=dict, compare=False)
 
 
-def expire(maps: Maps, timeouts: Timeouts, now: int, rate: float) -> Expired:
-    """Remove the entries of flows that said nothing for too long. `now` is in jiffies, `rate` jiffies
+def expire(maps: Maps, timeouts: Timeouts, clock: Callable[[], int], rate: float) -> Expired:
+    """Remove the entries of flows that said nothing for too long. `clock` tells jiffies, `rate` is jiffies
     per second."""
     flows, bindings = table(maps.bindings.dump(), FLOW, BINDING)
     backs, clients = table(maps.translations.dump(), TRANSLATED, CLIENT)
+    # After them: what is seen later than `now` would count as not seen for 2^32 jiffies.
+    now = clock()
     # A flow's two entries find each other by the flow; a binding that has another port by now is of a
     # later connection on the same two ports.
     binding = find(flows, clients["flow"])

@@ -353,7 +353,7 @@ class Kernel:
     def expire(self, timeouts: Timeouts) -> dict[BackendKey, int]:
         """Give back the ports of flows that are over (mode fullnat); returns how many connections each
         backend has now."""
-        found = expiry.expire(self.maps, timeouts, self.clock.jiffies(), self.clock.rate)
+        found = expiry.expire(self.maps, timeouts, self.clock.jiffies, self.clock.rate)
         held = self._backend_ids
         return {
             key: found.connections.get((number, held[number].generation), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -23,7 +24,7 @@ BACK = Translated(SERVER, 8080, OURS, 2000, 6)
 
 
 def expire(kernel: Kernel) -> expiry.Expired:
-    return expiry.expire(kernel.maps, TIMEOUTS, NOW, RATE)
+    return expiry.expire(kernel.maps, TIMEOUTS, lambda: NOW, RATE)
 
 
 def world(states: tuple[NatState, NatState], idle: float, proto: int = 6) -> World:
@@ -86,6 +87,24 @@ def test_connections_that_have_ended_do_not_count(
     found = expire(kernels["xdp"])
     assert found == expiry.Expired(flows=0, left=1)
     assert found.connections == ({(1, 1): count} if count else {})
+
+
+def test_a_flow_that_is_seen_while_it_is_looked_for_stays(
+    kernels: dict[str, Kernel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock goes on while entries are read: it is asked after that."""
+    kernel = kernels["xdp"]
+    kernel.install(world((NONE, ANSWERED), -1))
+    ticks = [NOW]
+    for entries in (kernel.maps.bindings, kernel.maps.translations):
+
+        def dump(read: Callable[[], tuple[bytes, bytes]] = entries.dump) -> tuple[bytes, bytes]:
+            ticks.append(NOW + int(RATE))
+            return read()
+
+        monkeypatch.setattr(entries, "dump", dump)
+    found = expiry.expire(kernel.maps, TIMEOUTS, lambda: ticks[-1], RATE)
+    assert found == expiry.Expired(flows=0, left=1)
 
 
 def test_half_a_flow_goes_soon(kernels: dict[str, Kernel]) -> None:

@@ -121,7 +121,7 @@ def test_a_node_that_alone_reaches_no_server_is_suspected_and_says_so(web: Field
         assert [name for name, words in says().items() if SUSPICION in words] == [suspect.name]
         assert SUSPICION in fleet.lbctl("status", check=False).stdout
         listed = json.loads(fleet.lbctl("node", "list", "-o", "json").stdout)
-        assert {each["node"]: each["problems"] for each in listed}[suspect.name] == 1
+        assert {each["node"]: each["problems"] for each in listed}[suspect.name] >= 1
         assert [slots(node) for node in fleet.nodes] == before
     wait_until("the all-clear", lambda: SUSPICION not in says()[suspect.name], timeout=PATIENCE)
     assert [slots(node) for node in fleet.nodes] == before
