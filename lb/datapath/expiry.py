@@ -44,8 +44,8 @@ class Expired:
 
 
 def expire(maps: Maps, timeouts: Timeouts, clock: Callable[[], int], rate: float) -> Expired:
-    """Remove the entries of flows that said nothing for too long. `clock` tells jiffies, `rate` is jiffies
-    per second."""
+    """Remove the entries of flows that said nothing for too long. `clock` tells jiffies, `rate` is
+    jiffies per second."""
     flows, bindings = table(maps.bindings.dump(), FLOW, BINDING)
     backs, clients = table(maps.translations.dump(), TRANSLATED, CLIENT)
     # After them: what is seen later than `now` would count as not seen for 2^32 jiffies.
