@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from lb.errors import UserError
 from lb.model.document import Document
-from lb.model.health import Flag, Line, Seconds, seconds
+from lb.model.health import Flag, Line, Seconds, can_be_run, seconds
 from lb.model.marked import Marked, close
 
 MAX_METRICS = 32  # each takes its part of the allowance for false alarms
@@ -95,14 +95,7 @@ class Command(Document):
     )
     timeout: Timeout = Field(default=10.0, description="Seconds after which it is ended.")
 
-    @field_validator("argv")
-    @classmethod
-    def _check_argv(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value[0].startswith("/"):
-            raise ValueError(f"{value[0]!r} is not the whole path of a program")
-        if any("\0" in each for each in value):
-            raise ValueError("arguments can't hold a zero byte")
-        return value
+    _check_argv = field_validator("argv")(can_be_run)
 
 
 class Webhook(Document):

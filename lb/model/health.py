@@ -184,6 +184,15 @@ class DnsCheck(_Check):
         return value
 
 
+def can_be_run(argv: tuple[str, ...]) -> tuple[str, ...]:
+    """A program with its whole path, and arguments that the kernel takes. Raises ValueError."""
+    if not argv[0].startswith("/"):
+        raise ValueError(f"{argv[0]!r} is not the whole path of a program")
+    if any("\0" in each for each in argv):
+        raise ValueError("arguments can't hold a zero byte")
+    return argv
+
+
 class ExecCheck(_Check):
     """Run a program of the node; status 0 is good. It finds LB_SERVICE, LB_BACKEND, LB_ADDRESS and
     LB_PORT in its environment. Nodes run programs of one folder only (`exec_dir` in lb.toml)."""
@@ -193,14 +202,7 @@ class ExecCheck(_Check):
         min_length=1, max_length=64, description="Program, with its whole path, and its arguments."
     )
 
-    @field_validator("argv")
-    @classmethod
-    def _check_argv(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value[0].startswith("/"):
-            raise ValueError(f"{value[0]!r} is not the whole path of a program")
-        if any("\0" in each for each in value):
-            raise ValueError("arguments can't hold a zero byte")
-        return value
+    _check_argv = field_validator("argv")(can_be_run)
 
 
 class NoCheck(_Check):

@@ -38,7 +38,7 @@ from lb.lab.topology import VIP4
 sys.path.insert(0, str(Path(__file__).parents[1] / "lab"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "fleet"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from field import Field, Requests, abort
+from field import Field, Requests, abort, traffic
 from helpers import create, service
 from simulated import Scenario, share_aborted
 from sticky import CLIENTS, many_clients
@@ -145,7 +145,7 @@ class Stage:
         self.begin()
         taken, back = [], 0.0
         begin = ("rollout", "start", "web", "--to", "canary", "--no-analysis", "--every", "1h")
-        with self.traffic() as requests:
+        with traffic(self.place, VIP4, RATE) as requests:
             for _ in range(ABORTS):
                 self.place.lbctl(*begin, "--steps", "50")
                 wait_until("the step", lambda: self.status()["status"]["phase"] == "baking", timeout=30)
@@ -184,7 +184,7 @@ class Stage:
     def drive(self, each: Hear = lambda _: None, begin: str = "") -> tuple[dict[str, Any], Requests]:
         """Requests until it is over; `each` hears how far it is, again and again. `begin`: with these
         metrics, once there is traffic; else it has begun."""
-        with self.traffic() as requests:
+        with traffic(self.place, VIP4, RATE) as requests:
             if begin:
                 self.start(begin)
             deadline = time.monotonic() + PATIENCE
@@ -197,29 +197,6 @@ class Stage:
                     raise LabError(f"the rollout did not end: {found['status']['phase']}")
                 time.sleep(LOOK)
         return found, requests
-
-    @contextmanager
-    def traffic(self) -> Iterator[Requests]:
-        """Requests at a steady pace; what came of them is known after the block."""
-        found = Requests()
-        script = Path(__file__).parents[1] / "fleet" / "asking.py"
-        argv = [sys.executable, str(script), str(VIP4), "80", str(RATE)]
-        child = subprocess.Popen(
-            in_namespace(self.place.namespace("client"), argv),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment(),
-            text=True,
-        )
-        try:
-            assert child.stdout
-            if not child.stdout.readline():
-                raise LabError("the client ended at once")
-            yield found
-            found.take(child.communicate(timeout=30)[0])  # the end of its input ends it
-        finally:
-            child.kill()
-            child.wait()
 
     def held(self, found: dict[str, Any]) -> list[float]:
         """The canary's share in the kernels of all live nodes."""

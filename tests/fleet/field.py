@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -55,6 +55,34 @@ class Requests:
         self.slowest_ms = max(self.slowest_ms, found["slowest_ms"])
 
 
+def script(place: Fleet | Lab, namespace: str, name: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start a program of this folder in a namespace, with its ends in our hands."""
+    argv = [sys.executable, str(HERE / name), *arguments]
+    return subprocess.Popen(
+        in_namespace(place.namespace(namespace), argv),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(),
+        text=True,
+    )
+
+
+@contextmanager
+def traffic(place: Fleet | Lab, address: Address, rate: float) -> Iterator[Requests]:
+    """Requests at a steady pace; what came of them is known after the block."""
+    found = Requests()
+    child = script(place, "client", "asking.py", str(address), "80", str(rate))
+    try:
+        assert child.stdout
+        if not child.stdout.readline():
+            raise LabError("the client ended at once")
+        yield found
+        found.take(child.communicate(timeout=30)[0])  # the end of its input ends it
+    finally:
+        child.kill()
+        child.wait()
+
+
 @dataclass
 class Field:
     """A fleet that serves `web`, on IPv4, from all of its backends."""
@@ -71,31 +99,13 @@ class Field:
         """Have another service, on IPv6, as something that can be deleted."""
         create(self.fleet, service(self.fleet, "six", VIP6))
 
-    @contextmanager
-    def traffic(self, address: Address = VIP4) -> Iterator[Requests]:
+    def traffic(self, address: Address = VIP4) -> AbstractContextManager[Requests]:
         """Requests at a steady pace; what came of them is known after the block."""
-        found = Requests()
-        child = self.script("client", "asking.py", str(address), "80", str(RATE))
-        try:
-            assert child.stdout
-            if not child.stdout.readline():
-                raise LabError("the client of the fleet ended at once")
-            yield found
-            found.take(child.communicate(timeout=30)[0])  # the end of its input ends it
-        finally:
-            child.kill()
-            child.wait()
+        return traffic(self.fleet, address, RATE)
 
     def script(self, namespace: str, name: str, *arguments: str) -> subprocess.Popen[str]:
-        """Start a program of this folder in a namespace, with its ends in our hands."""
-        argv = [sys.executable, str(HERE / name), *arguments]
-        return subprocess.Popen(
-            in_namespace(self.fleet.namespace(namespace), argv),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment(),
-            text=True,
-        )
+        """See script()."""
+        return script(self.fleet, namespace, name, *arguments)
 
     def weight(self, value: int, backend: int = 0, timeout: float = 30) -> None:
         """A change, in the kernels of all live nodes when this returns."""
