@@ -107,9 +107,35 @@ def new(address: str, health: Health, now: float, *, in_use: bool) -> Record:
     return Record(address=address, added=now, since=now, admitted=admitted)
 
 
-def resumed(record: Record) -> Record:
-    """What a record of an earlier process is worth: all, but no row of results spans the gap."""
-    return replace(record, streak=0, turned=0.0)
+def resumed(record: Record, now: float) -> Record:
+    """What a record of an earlier process is worth: all, but no row of results spans the gap. One from
+    the future was written before the clock was set back."""
+    latest = max(record.added, record.since, record.checked or 0.0)
+    return shifted(replace(record, streak=0, turned=0.0), min(0.0, now - latest))
+
+
+def shifted(record: Record, seconds: float) -> Record:
+    """The record by a clock that was set ahead so far: what lasts ends as soon as it would have."""
+    if not seconds:
+        return record
+
+    def move(at: float | None) -> float | None:
+        return None if at is None else at + seconds
+
+    ejection = record.ejection
+    return replace(
+        record,
+        added=record.added + seconds,
+        since=record.since + seconds,
+        turned=record.turned + seconds,
+        falls=tuple(at + seconds for at in record.falls),
+        ramp_from=move(record.ramp_from),
+        checked=move(record.checked),
+        failed_at=move(record.failed_at),
+        history=tuple(each._replace(at=each.at + seconds) for each in record.history),
+        ejection=ejection
+        and ejection._replace(since=ejection.since + seconds, until=ejection.until + seconds),
+    )
 
 
 def found(record: Record, now: float) -> Record:

@@ -36,7 +36,8 @@ want_command ss iproute2
 want_command ethtool ethtool
 want_command nft nftables
 want_command bpftool bpftool
-want_command faketime faketime
+want_command cc gcc
+[ -e /usr/include/stdlib.h ] || missing="$missing libc6-dev" # gcc only recommends it
 want_command tcpdump tcpdump
 want_command ping iputils-ping
 want_command dnsmasq dnsmasq-base

@@ -235,6 +235,15 @@ class Checks:
         due = {name for name, each in self.verdicts.items() if each.until <= now}
         return self._judge(due | {name for name, _ in over})
 
+    def clock_was_set(self, seconds: float) -> bool:
+        """The clock jumped ahead so far, or back: what waits for a time waits no longer for that, and no
+        shorter. True if that changes a verdict."""
+        self._records = {key: core.shifted(each, seconds) for key, each in self._records.items()}
+        self._ejected = {key: until + seconds for key, until in self._ejected.items()}
+        self._touched |= self._records.keys()
+        self._save_at = min(self._save_at + seconds, self.clock() + SAVE_SECONDS)
+        return self._judge(self._watched)
+
     def fallen(self) -> set[Key]:
         """Who got unhealthy, as agreed, since this was asked last."""
         found, self._fallen = self._fallen, set()
@@ -361,7 +370,7 @@ class Checks:
 
     def load(self) -> None:
         """Read what an earlier process knew."""
-        self._remembered = memory.load(self.settings.memory)
+        self._remembered = memory.load(self.settings.memory, self.clock())
 
     def save(self) -> None:
         """Write what is known."""

@@ -51,6 +51,7 @@ from lb.node.happenings import (
     Stop,
     StoreChanged,
     Timer,
+    WallClock,
 )
 from lb.node.hook import Hook
 from lb.node.last_known import LastKnown
@@ -104,6 +105,7 @@ class Daemon:
     _judged: frozenset[str] = frozenset()  # services that have a rollout under way
     _shares: Shares = field(default_factory=Shares)
     _in_touch: bool = True  # the last read of the store succeeded
+    _wall: WallClock = field(default_factory=WallClock)
 
     def __post_init__(self, attachment: Attachment) -> None:
         self.kernel = Kernel(self.maps, self.settings.observation.unserved)
@@ -209,6 +211,9 @@ class Daemon:
     def _turn(self, happened: Iterable[Happening], stale: bool) -> bool:
         """True if the kernel was made what it should be; False if there was no reason to."""
         now = time.monotonic()
+        if jump := self._wall.jump():
+            log.warning("the clock was set by %+.0f s", jump)
+            self._verdicts_changed |= self.checks.clock_was_set(jump)
         self._verdicts_changed |= self.checks.tick()
         if now >= self._retry_at:
             stale, self._retry_at = True, float("inf")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from lb.core.pathmtu import TooBig
@@ -98,3 +99,32 @@ class Timer:
             return False
         self.due = now + self.period
         return True
+
+
+JUMP_SECONDS = 1.0  # a clock that is slewed to the right time never gets that far between two looks
+ONE_MOMENT = 0.1
+
+
+@dataclass
+class WallClock:
+    """Notices that somebody set the clock on the wall: it then differs from the monotonic one."""
+
+    wall: Callable[[], float] = time.time
+    steady: Callable[[], float] = time.monotonic
+    _ahead: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._ahead = self._look()
+
+    def jump(self) -> float:
+        """Seconds that it was set ahead since the last look, negative if back; 0 if it was not."""
+        before, self._ahead = self._ahead, self._look()
+        found = self._ahead - before
+        return found if abs(found) >= JUMP_SECONDS else 0.0
+
+    def _look(self) -> float:
+        while True:
+            begin = self.steady()
+            wall = self.wall()
+            if self.steady() - begin < ONE_MOMENT:  # else we were stopped in between, and know nothing
+                return wall - begin

@@ -17,8 +17,9 @@ log = logging.getLogger("lbd")
 _KNOWN = TypeAdapter(dict[str, Record])
 
 
-def load(path: Path) -> dict[str, Record]:
-    """What an earlier process knew, by service/backend. Without it backends begin as unknown."""
+def load(path: Path, now: float) -> dict[str, Record]:
+    """What an earlier process knew, by service/backend; `now`: Unix seconds. Without it backends begin
+    as unknown."""
     try:
         known = _KNOWN.validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -27,7 +28,7 @@ def load(path: Path) -> dict[str, Record]:
         reason = error.strerror if isinstance(error, OSError) else "it is not what lbd wrote"
         log.warning("%s can't be read: %s; backends are unknown until they are checked", path, reason)
         return {}
-    return {name: health.resumed(each) for name, each in known.items()}
+    return {name: health.resumed(each, now) for name, each in known.items()}
 
 
 def save(path: Path, known: Mapping[str, Record]) -> None:

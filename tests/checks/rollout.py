@@ -33,12 +33,13 @@ from lb.lab.fleet import Fleet
 from lb.lab.lab import Lab
 from lb.lab.node import Node, program
 from lb.lab.shell import LabError, environment, in_namespace, wait_until
+from lb.lab.steady import Requests, traffic
 from lb.lab.topology import VIP4
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "lab"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "fleet"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from field import Field, Requests, abort, traffic
+from field import Field, abort
 from helpers import create, service
 from simulated import Scenario, share_aborted
 from sticky import CLIENTS, many_clients

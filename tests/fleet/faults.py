@@ -36,8 +36,7 @@ PACE = 1.05  # times as long as it was to be, at most
 
 QUARANTINED = "lb_quarantined_documents"
 
-# Debian's libfaketime; $LIB is the loader's (ld.so(8)).
-FAKETIME = "/usr/$LIB/faketime/libfaketime.so.1"
+CLOCK = Path(__file__).with_name("clock.c")
 
 
 class TooSlow(LabError):
@@ -386,30 +385,28 @@ def all_lost(field: Field) -> str:
 def clock_jumped(field: Field, folder: Path) -> str:
     """The clock of one node jumps an hour ahead, then back beyond where it was; changes come meanwhile.
 
-    The clock of its programs, by libfaketime: others use that of the machine."""
-    node, clock = field.fleet.nodes[2], folder / "clock"
-    clock.write_text("+0")
+    The clock of its programs, by clock.c: others use that of the machine."""
+    node, library, clock = field.fleet.nodes[2], folder / "clock.so", folder / "clock"
+    run(["cc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(library), str(CLOCK)])
+    clock.write_bytes(bytes(8))
     node.kill_lbd()
-    node.more_environment = {
-        "LD_PRELOAD": FAKETIME,
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
+    node.more_environment = {"LD_PRELOAD": str(library), "LB_CLOCK": str(clock)}
     try:
         node.start_lbd()
         begin = log_position(node)
-        for offset, value in (("+3600", 81), ("-3600", 82), ("+0", 83)):
-            clock.write_text(offset)
-            insist(abs(_clock_of(node) - float(offset)) < 60, "the node's clock jumped")
+        for offset, value in ((3600, 81), (-3600, 82), (0, 83)):
+            with clock.open("r+b") as file:  # in place: the node has it mapped
+                file.write(offset.to_bytes(8, sys.byteorder, signed=True))
+            insist(abs(_clock_of(node) - offset) < 60, "the node's clock jumped")
             field.weight(value)
             field.agree()
+        insist(logged(node, "the clock was set by -7200 s", begin), "lbd noticed it")
+        insist(not logged(node, "Traceback", begin), "lbd takes it")
+        insist(node.lbd is not None and node.lbd.poll() is None, "lbd still runs")
     finally:
         node.more_environment = {}
-    insist(not logged(node, "Traceback", begin), "lbd takes it")
-    insist(node.lbd is not None and node.lbd.poll() is None, "lbd still runs")
-    node.kill_lbd()
-    node.start_lbd()
+        node.kill_lbd()
+        node.start_lbd()
     field.agree()
     return "an hour ahead and an hour back: changes arrive, nodes agree"
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from lb.lab.fleet import Fleet
 from lb.lab.lab import Lab
 from lb.lab.node import Node
 from lb.lab.shell import LabError, environment, in_namespace, run, wait_until
+from lb.lab.steady import Requests, traffic
 from lb.lab.topology import VIP4, VIP6, Address
 from lb.model import keys
 from lb.model.rollout import RolloutLock
@@ -29,58 +29,6 @@ HERE = Path(__file__).parent
 SERVICE = "web"
 RATE = 200.0  # requests a second
 PATIENCE = 60.0
-
-
-@dataclass
-class Requests:
-    """What came of a client's requests."""
-
-    answers: Counter[str] = field(default_factory=Counter)
-    failures: Counter[str] = field(default_factory=Counter)
-    slowest_ms: int = 0
-
-    @property
-    def failed(self) -> int:
-        return self.failures.total()
-
-    @property
-    def total(self) -> int:
-        return self.answers.total() + self.failed
-
-    def take(self, output: str) -> None:
-        """What asking.py printed at its end."""
-        found = json.loads(output)
-        self.answers += Counter(found["answers"])
-        self.failures += Counter(found["failures"])
-        self.slowest_ms = max(self.slowest_ms, found["slowest_ms"])
-
-
-def script(place: Fleet | Lab, namespace: str, name: str, *arguments: str) -> subprocess.Popen[str]:
-    """Start a program of this folder in a namespace, with its ends in our hands."""
-    argv = [sys.executable, str(HERE / name), *arguments]
-    return subprocess.Popen(
-        in_namespace(place.namespace(namespace), argv),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment(),
-        text=True,
-    )
-
-
-@contextmanager
-def traffic(place: Fleet | Lab, address: Address, rate: float) -> Iterator[Requests]:
-    """Requests at a steady pace; what came of them is known after the block."""
-    found = Requests()
-    child = script(place, "client", "asking.py", str(address), "80", str(rate))
-    try:
-        assert child.stdout
-        if not child.stdout.readline():
-            raise LabError("the client ended at once")
-        yield found
-        found.take(child.communicate(timeout=30)[0])  # the end of its input ends it
-    finally:
-        child.kill()
-        child.wait()
 
 
 @dataclass
@@ -104,8 +52,15 @@ class Field:
         return traffic(self.fleet, address, RATE)
 
     def script(self, namespace: str, name: str, *arguments: str) -> subprocess.Popen[str]:
-        """See script()."""
-        return script(self.fleet, namespace, name, *arguments)
+        """Start a program of this folder in a namespace, with its ends in our hands."""
+        argv = [sys.executable, str(HERE / name), *arguments]
+        return subprocess.Popen(
+            in_namespace(self.fleet.namespace(namespace), argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment(),
+            text=True,
+        )
 
     def weight(self, value: int, backend: int = 0, timeout: float = 30) -> None:
         """A change, in the kernels of all live nodes when this returns."""
@@ -162,7 +117,11 @@ class Field:
                 and len(held[0]) == found["services"]
             )
 
-        wait_until("the nodes to agree", do_agree, timeout=PATIENCE)
+        try:
+            wait_until("the nodes to agree", do_agree, timeout=PATIENCE)
+        except LabError as error:
+            said = self.fleet.lbctl("status", "-o", "json", check=False)
+            raise LabError(f"{error}; they say: {said.stdout or said.stderr}; tables: {held}") from None
         return held[0]
 
     def weights(self) -> dict[str, int]:

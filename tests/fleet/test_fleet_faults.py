@@ -8,7 +8,9 @@ from pathlib import Path
 
 import faults
 import pytest
-from field import Field, Requests
+from field import Field
+
+from lb.lab.steady import Requests
 
 
 @pytest.fixture

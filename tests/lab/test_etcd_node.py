@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
 
 import pytest
 from helpers import create, held, service
 
+from lb.lab import steady
 from lb.lab.etcd import Etcd
 from lb.lab.lab import Lab
-from lb.lab.load import Client, Tally
 from lb.lab.shell import wait_until
 from lb.lab.topology import VIP4, VIP6
 from lb.model import keys
 
 PATIENCE = 40.0
+RATE = 200.0  # requests a second
 
 
 @pytest.fixture(scope="module")
@@ -43,23 +42,10 @@ def web(lab: Lab, etcd: Etcd) -> Lab:
 @contextmanager
 def traffic(lab: Lab) -> Iterator[None]:
     """New connections all the time; none of them may fail."""
-    stop = Event()
-
-    def drive() -> Tally:
-        client, tally = Client(lab, connections=8), Tally()
-        while not stop.is_set():
-            tally += client.run(400, 2)
-        return tally
-
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(drive)
-        try:
-            yield
-        finally:
-            stop.set()
-        tally = running.result()
-    assert tally.failed == 0, tally.failures
-    assert tally.requests > 300
+    with steady.traffic(lab, VIP4, RATE) as requests:
+        yield
+    assert requests.failed == 0, requests.failures
+    assert requests.total > 10
 
 
 def problems(lab: Lab) -> str:

@@ -55,8 +55,8 @@ class FakeProber:
 class Node:
     """A node's checks with hands on the clock."""
 
-    def __init__(self, folder: Path) -> None:
-        self.now = 1_000_000.0
+    def __init__(self, folder: Path, now: float = 1_000_000.0) -> None:
+        self.now = now
         self.told: list[Transition] = []
         self.prober = FakeProber()
         self.settings = Settings(memory=folder / "memory" / "health.json")
@@ -204,10 +204,10 @@ def test_a_restart_keeps_what_was_known(node: Node, tmp_path: Path) -> None:
     node.checks.tick()
     assert node.checks.due == math.inf  # written, and nothing else to do
 
-    again = Node(tmp_path)
+    again = Node(tmp_path, node.now)
     again.follow(health=HEALTH)  # the store could not be read, or its documents come later
     again.checks.save()
-    again = Node(tmp_path)
+    again = Node(tmp_path, node.now)
     again.follow(B1, B2, health=HEALTH)
     assert again.fitness == {"b2": 0.0}
     assert again.checks.reports()["web/b1"].since == since
@@ -223,13 +223,13 @@ def test_memory_that_is_of_no_use(node: Node, tmp_path: Path, caplog: pytest.Log
     for text in (whole[: len(whole) // 2], "[]", json.dumps({"web/b1": {}}), "\0"):
         node.settings.memory.write_text(text)
         caplog.clear()
-        again = Node(tmp_path)
+        again = Node(tmp_path, node.now)
         again.follow(B1, health=HEALTH)
         assert again.state("b1") == "unknown"
         assert "is not what lbd wrote" in caplog.text
     # Of another address.
     node.checks.save()
-    again = Node(tmp_path)
+    again = Node(tmp_path, node.now)
     again.follow(backend("b1", address="203.0.113.99"), health=HEALTH)
     assert again.state("b1") == "unknown"
 
@@ -258,6 +258,27 @@ def test_slow_start_goes_on_by_itself(node: Node) -> None:
             shares.append(node.fitness.get("b2", 1.0))
             assert node.checks.reports()["web/b2"].share == shares[-1]
     assert shares == [pytest.approx((n + 1) / 10) for n in range(10)]
+
+
+@pytest.mark.parametrize("hours", [-2, 2])
+def test_a_clock_that_is_set_neither_ends_nor_prolongs_anything(node: Node, hours: int) -> None:
+    node.follow(B1, B2, health=PASSIVE, mode="nat")
+    see(node, b1=0)
+    see(node, b1=9)
+    shown = node.checks.reports()["web/b1"]
+    assert shown.ejection
+    node.now += 3600 * hours
+    assert not node.checks.clock_was_set(3600 * hours)
+    moved = node.checks.reports()["web/b1"]
+    assert moved.ejection
+    assert moved.ejection.until == shown.ejection.until + 3600 * hours
+    assert moved.since == shown.since + 3600 * hours
+    assert node.checks.due <= node.now + 30
+    node.now += 29
+    assert not node.checks.tick()
+    node.now += 1
+    assert node.checks.tick()
+    assert node.fitness == {}
 
 
 def test_panic_is_said_loudly(node: Node, caplog: pytest.LogCaptureFixture) -> None:
@@ -416,8 +437,7 @@ def test_an_ejection_survives_a_restart_and_not_the_end_of_what_asked_for_it(
     see(node, b1=0)
     see(node, b1=9)
     node.checks.save()
-    again = Node(tmp_path)
-    again.now = node.now + 5
+    again = Node(tmp_path, node.now + 5)
     again.follow(B1, B2, health=PASSIVE, mode="nat")
     assert again.fitness == {"b1": 0.0}
     again.now = node.now + 30

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise, product
 from typing import Any
 
 import pytest
 
 from lb.core import health as core
-from lb.core.health import TABLE, Event, Member, Record, Result, State, judge, ramp, step
+from lb.core.health import TABLE, Event, Member, Record, Result, State, Verdict, judge, ramp, step
+from lb.core.passive import Ejection
 from lb.model.health import Health
 from lb.model.objects import Protocol
 
@@ -135,9 +137,38 @@ def test_the_pace_is_fast_while_results_speak_against_the_state() -> None:
     )
 
 
+@pytest.mark.parametrize("seconds", [-7200.0, 7200.0])  # a multiple of the steps of slow start
+def test_a_clock_that_is_set_changes_no_span(seconds: float) -> None:
+    health = Health(rise=1, fall=1, flaps=2, flap_window=60, flap_hold=30, slow_start=20)
+    settled = core.resumed(run(health, "+"), 1000.0)
+    held = run(health, "+-+-+", start=1e6)
+    ejected = replace(settled, ejection=Ejection(1e6, 1e6 + 30, 1, "why"))
+    pools = [[settled, held], [settled, run(health, "+", start=1e6)], [settled, ejected]]
+    for records, after in product(pools, (1, 10, 31, 45)):
+        now = 1e6 + after
+
+        def look(by: float, records: list[Record] = records, now: float = now) -> Verdict:
+            moved = [core.found(core.shifted(each, by), now + by) for each in records]
+            moved = [step(each, PASS, health, now + by) for each in moved]
+            members = [member(name, each, health) for name, each in zip("ab", moved, strict=True)]
+            return judged(members, health, now + by)
+
+        before, then = look(0.0), look(seconds)
+        assert (then.fitness, then.until - seconds) == (before.fitness, before.until)
+    assert core.shifted(held, seconds).history[0].at == held.history[0].at + seconds
+
+
+def test_what_was_written_before_the_clock_was_set_back_is_not_of_the_future() -> None:
+    seen = replace(run(Health(rise=1), "-+", start=5000.0), ejection=Ejection(5000.0, 5030.0, 1, "why"))
+    held = core.resumed(seen, 1000.0)
+    assert (held.checked, held.since, held.state) == (1000.0, 1000.0, State.HEALTHY)
+    assert held.ejection == Ejection(999.0, 1029.0, 1, "why")
+    assert core.resumed(seen, 6000.0).since == seen.since
+
+
 def test_a_restart_keeps_what_was_known_but_no_series_spans_it() -> None:
     health = Health(fall=3)
-    record = core.resumed(run(health, "+--"))
+    record = core.resumed(run(health, "+--"), 9.0)
     assert (record.state, record.since) == (State.HEALTHY, 1.0)
     assert run(health, "--", record, start=9.0).state is State.HEALTHY
     assert run(health, "---", record, start=9.0).state is State.UNHEALTHY
@@ -240,7 +271,7 @@ def test_a_ramp_says_when_it_goes_on() -> None:
 
 def test_who_recovers_ramps_up_and_so_does_who_is_new() -> None:
     health = Health(slow_start=20, fall=1, rise=1)
-    settled = core.resumed(run(health, "+"))
+    settled = core.resumed(run(health, "+"), 1000.0)
     back = run(health, "-+", settled, start=999.0)  # healthy again at 1000
     new = run(health, "+", start=1000.0)
     for record in (back, new):
@@ -256,12 +287,12 @@ def test_where_all_begin_together_none_is_held_back() -> None:
     for now in (1000.9, 1007.3, 1030.0):
         assert judged(together, health, now).fitness == {}
     # Nor does the one that is drained count as somebody to be compared with.
-    old = member("z", core.resumed(run(health, "+")), health, takes=False)
+    old = member("z", core.resumed(run(health, "+"), 1000.0), health, takes=False)
     assert set(judged([*together, old], health, 1001.0).fitness) <= {"z"}
 
 
 def test_admitted_backends_do_not_ramp() -> None:
     health = Health(slow_start=100)
     used = run(health, "+", fresh(health, in_use=True), start=1000.0)
-    old = core.resumed(run(health, "+"))
+    old = core.resumed(run(health, "+"), 1000.0)
     assert judged([member("a", used, health), member("b", old, health)], health, 1001.0).fitness == {}

@@ -1,7 +1,7 @@
-"""A client that asks at a steady pace: `python asking.py ADDRESS PORT RATE`, until its input ends.
+"""A client that asks at a steady pace: `python -m lb.lab.asking ADDRESS PORT RATE`.
 
-Each request is a connection of its own, and has 5 s. Prints a line when the first was answered; at the
-end, what came of all, as JSON.
+It goes on until its input ends. Each request is a connection of its own, and has 5 s. Prints a line
+when the first was answered; at the end, what came of all, as JSON.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: lb\r\nConnection: close\r\n\r\n"
 
 
 class Score:
+    """What came of the requests so far; times in seconds."""
+
     def __init__(self) -> None:
         self.answers: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
@@ -24,6 +26,7 @@ class Score:
 
 
 async def ask(address: str, port: int, score: Score) -> None:
+    """One request, and what came of it."""
     begin = time.monotonic()
     try:
         async with asyncio.timeout(SECONDS):
@@ -46,6 +49,7 @@ async def ask(address: str, port: int, score: Score) -> None:
 
 
 async def main() -> None:
+    """Ask until the input ends, then print the score."""
     address, port, rate = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     score, under_way = Score(), set[asyncio.Task[None]]()
     stop = asyncio.Event()
