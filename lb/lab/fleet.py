@@ -77,9 +77,8 @@ class Fleet(Namespaces):
         ip_batch(["-n", self.topology.switch], [f"link set dev {port} {change}"])
 
     def revive(self, node: Node) -> None:
-        """Give a node that was cut off from everything its links back, and have the router know it."""
-        for segment in ("control", "front"):
-            self.cut_off(node, False, segment)
+        """Give a node that was cut off from clients its link back, and have the router know it."""
+        self.cut_off(node, False, "front")
         for address in self.topology.router_addresses:
             self.run(node.name, ["ping", "-c1", "-W5", str(address)])
 

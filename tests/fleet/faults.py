@@ -221,7 +221,7 @@ def node_withdrawn_after_a_change(field: Field, connections: int) -> tuple[int, 
 
 def node_lost(field: Field, connections: int) -> str:
     """A node is gone at once, with all that runs on it and its links. The router finds out by itself;
-    until then it sends a third of all packets to nobody."""
+    until then it sends a third of all packets to nobody. The node comes back with an old state."""
     fleet, node = field.fleet, field.fleet.nodes[2]
     fleet.add_vip(OTHER_VIP4)
     create(fleet, service(fleet, "still", OTHER_VIP4))  # new, so that none of its slots has moved
@@ -240,9 +240,12 @@ def node_lost(field: Field, connections: int) -> str:
             wait_until("its lease to end", lambda: node.name in field.status()["lost"], timeout=PATIENCE)
             field.weight(85)
         finally:
-            fleet.revive(node)
+            fleet.cut_off(node, False, "control")
             node.start_lbd()
-        field.agree()
+            try:
+                field.agree()  # before it has packets, as docs/howto/fleet.md says
+            finally:
+                fleet.revive(node)
         seen = field.metric(2, "lb_outcome_packets_total")
         wait_until(
             "traffic by the node that is back",
