@@ -13,3 +13,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("lb")
+
+# So does how long something may take before it counts as not happening. Nobody waits that long in vain
+# but for a failure. It is read when lb.lab.shell is imported, and by the programs that tests start.
+os.environ.setdefault("LB_PATIENCE", "3")

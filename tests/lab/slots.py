@@ -9,6 +9,7 @@ from pathlib import Path
 from lb.cli.session import Session
 from lb.datapath.view import KernelView
 from lb.lab.lab import Lab
+from lb.lab.shell import PATIENCE
 
 
 class Slots:
@@ -30,8 +31,8 @@ class Slots:
         return self().get(backend, 0)
 
     def until(self, condition: Callable[[dict[str, int]], bool], timeout: float = 10.0) -> float:
-        """Wait for it; returns when it was so (monotonic clock)."""
-        deadline = time.monotonic() + timeout
+        """Wait for it, `timeout` seconds (times PATIENCE); returns when it was so (monotonic clock)."""
+        deadline = time.monotonic() + timeout * PATIENCE
         while not condition(found := self()):
             assert time.monotonic() < deadline, found
             time.sleep(0.001)
