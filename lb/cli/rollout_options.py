@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from pydantic import ValidationError
 
 from lb.errors import UserError
 from lb.model.health import seconds
 from lb.model.rollout import RolloutSpec
+
+WaitOption = Annotated[
+    bool,
+    typer.Option(
+        "--wait/--no-wait",
+        help="Return when it is over, or waits for a person; the exit code says how it ended.",
+    ),
+]
+WaitTimeoutOption = Annotated[
+    str | None,
+    typer.Option("--timeout", metavar="TIME", help="How long --wait waits; none = as long as it takes."),
+]
 
 
 def spec_of(**fields: Any) -> RolloutSpec:
@@ -48,6 +61,8 @@ def time_of(text: str, what: str) -> Any:
         raise UserError(f"{what}: {error}", hint="for example 60s, 5m or 1h") from None
 
 
-def limit_of(text: str | None) -> float | None:
-    """Of --timeout, in seconds. Raises UserError."""
+def limit_of(text: str | None, waits: bool) -> float | None:
+    """Of --timeout, in seconds; `waits`: there is something that it limits. Raises UserError."""
+    if text is not None and not waits:
+        raise UserError("--timeout is how long --wait waits", hint="add --wait, or leave --timeout out")
     return None if text is None else float(time_of(text, "--timeout"))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rolling import Runner
 
-from lb.cli import rollout as commands
+from lb.cli import rollout_asks as commands
 from lb.cli import rollout_wait
 from lb.errors import ExitCode
 from lb.model import keys
@@ -308,7 +308,8 @@ def test_a_service_that_goes(canary: Any, store: Store, runner: Runner) -> None:
         (("web", "--to", "canary", "--every", "0"), 2, "every"),
         (("web", "--to", "canary", "--deadline", "-5"), 2, "--deadline"),
         (("web", "--to", "canary", "--notify", "ftp://x"), 2, "notify"),
-        (("web", "--to", "canary", "--timeout", "x"), 2, "--timeout"),
+        (("web", "--to", "canary", "--wait", "--timeout", "x"), 2, "--timeout"),
+        (("web", "--to", "canary", "--timeout", "5m"), 2, "--timeout is how long --wait waits"),
         (("web",), 2, "--to"),
     ],
 )
