@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterator
 
 import pytest
-from helpers import create, held, outcomes, service
+from helpers import ENOUGH, create, held, outcomes, service
 
 from lb.lab import nginx
 from lb.lab.lab import Lab
@@ -73,7 +73,7 @@ def _tried(lab: Lab, port: int, checksum: str) -> Iterator[str]:
     """What doesn't work there, in words."""
     everybody = set(lab.topology.backends)
     for vip in (VIP4, VIP6):
-        with held(lab, vip, 40, port=port) as connections:
+        with held(lab, vip, ENOUGH, port=port) as connections:
             answers = connections.ask()
             if set(answers) != everybody:
                 yield f"{vip}: answers from {sorted(set(answers))}"

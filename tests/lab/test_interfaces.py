@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from ipaddress import IPv6Address
 
 import pytest
-from helpers import create, held, outcomes, service
+from helpers import ENOUGH, create, held, outcomes, service
 
 from lb.lab.lab import Lab
 from lb.lab.shell import wait_until
@@ -105,13 +105,13 @@ def test_clients_come_in_by_an_interface_that_is_no_card(node: Callable[[str], L
             for mode in ("nat", "fullnat"):
                 create(lab, service(lab, "web", VIP, mode=mode))
                 before = outcomes(lab)
-                with held(lab, VIP, 40) as connections:
+                with held(lab, VIP, ENOUGH) as connections:
                     answers = connections.ask()
                     assert set(answers) == set(lab.topology.backends)
                     assert connections.ask() == answers
                 after = outcomes(lab)
                 for outcome in ("forward_redirect", "reply_redirect"):
-                    assert after[outcome] - before[outcome] >= 40
+                    assert after[outcome] - before[outcome] >= ENOUGH
         finally:
             if lab.lbd:
                 lab.kill_lbd()

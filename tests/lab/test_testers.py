@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from helpers import create, held, outcomes, service
+from helpers import ENOUGH, create, held, outcomes, service
 from sticky import CLIENTS, Sticky, many_clients
 from transfers import MODES, ask_udp
 
@@ -82,9 +82,9 @@ def test_a_service_with_a_range_of_ports(node: Callable[[str], Lab], mode: str) 
             {**service(lab, f"tcp{suffix}", vip, mode=mode), **wide},
             {**service(lab, f"udp{suffix}", vip, mode=mode, protocol="udp"), **wide},
         )
-        with held(lab, vip, 40) as connections:
+        with held(lab, vip, ENOUGH) as connections:
             assert set(connections.ask()) == set(lab.topology.backends)
-        assert ask_udp(lab, vip, range(20000, 20040)) == set(lab.topology.backends)
+        assert ask_udp(lab, vip, range(20000, 20000 + ENOUGH)) == set(lab.topology.backends)
     before = outcomes(lab)
     refused = lab.run("client", ["curl", "-sS", "--noproxy", "*", f"http://{VIP4}:81/"], check=False)
     assert refused.returncode == 7  # "failed to connect", and at once: a server said so, not the node

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from helpers import create, held, outcomes, service
+from helpers import ENOUGH, create, held, outcomes, service
 from transfers import download, publish
 
 from lb.lab.lab import Lab
@@ -64,7 +64,7 @@ def reached(lab: Lab, mode: str, inside: int, outside: int) -> None:
     checksum, before = publish(lab, SIZE), outcomes(lab)
     taken = {name: received(lab, name, device) for name in lab.topology.backends}
     create(lab, service(lab, "web", vip, mode=mode, via=outside))
-    with held(lab, vip, 40) as connections:
+    with held(lab, vip, ENOUGH) as connections:
         answers = connections.ask()
         assert set(answers) == set(lab.topology.backends)
         assert connections.ask() == answers
@@ -72,7 +72,7 @@ def reached(lab: Lab, mode: str, inside: int, outside: int) -> None:
     sent = outcomes(lab)["forward_redirect"] - before["forward_redirect"]
     for name, packets in taken.items():
         assert received(lab, name, device) > packets
-    assert sent >= 5 * 40
+    assert sent >= 5 * ENOUGH
 
 
 @pytest.mark.usefixtures("receivers")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from helpers import backend_node, create, held, outcomes, service
+from helpers import ENOUGH, backend_node, create, held, outcomes, service
 from transfers import forget_path_mtu
 
 from lb.datapath.release import OTHER_FAMILY
@@ -35,7 +35,7 @@ def test_every_pair_of_families_reaches_every_backend(
         for vip in (VIP4, VIP6):
             if via != vip.version and not OTHER_FAMILY.is_here():
                 continue  # its kernel refuses; tunnel devices do (test_tunnel_devices.py)
-            with held(lab, vip, 40) as connections:
+            with held(lab, vip, ENOUGH) as connections:
                 answers = connections.ask()
                 assert set(answers) == everybody
                 assert connections.ask() == answers
