@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lb.lab.base import Namespaces
-from lb.lab.shell import Completed, LabError, environment, in_namespace, run, tail, wait_until
+from lb.lab.shell import PATIENCE, Completed, LabError, environment, in_namespace, run, tail, wait_until
 
 # BCC compiles two programs with clang: 5 to 10 s on a busy machine with two slow cores; in a fleet
 # several nodes do it at once.
@@ -93,7 +93,7 @@ class Node:
         if self.lbd is None:
             raise LabError("lbd was not started")
         self.lbd.send_signal(number)
-        status = self.lbd.wait(timeout=30)
+        status = self.lbd.wait(timeout=30 * PATIENCE)
         self.lbd = None
         return status
 
