@@ -69,6 +69,9 @@ OTHERS = (
     Part("interfaces", (INTERFACES,)),
     Part("links", (LINKS,)),
 )
+# In the suite, on every change: is what the kernel has to take, taken, and does each way that a packet
+# can go end at both hooks as it should?
+SHORT = Part("short", (BALANCERS, ENDS, BESIDE))
 PARTS = {part.name: part for part in (*MATRIX, *OTHERS)}
 OTHERS_ON = "6.1"
 
