@@ -16,9 +16,9 @@ from . import machine
 from .debian import Kernel
 from .results import Line, Ran, Result
 
-PACKETS = 2000  # under each hook, against the model
+PACKETS = 1000  # under each hook, against the model
 # Without KVM everything takes some 10 times longer, and there may be more going on.
-PATIENCE = 6
+PATIENCE = 10
 MINUTES = 15  # that a kernel may take
 
 BALANCERS = "tests/datapath/test_hooks.py::test_the_verifier_has_room_left"

@@ -20,7 +20,7 @@ class Line:
 
     test: str
     outcome: str
-    seconds: float
+    seconds: float = 0.0
     properties: dict[str, Any] = field(default_factory=dict)
     why: str = ""
 
@@ -118,8 +118,21 @@ def keep(new: Sequence[Result], file: Path = KEPT) -> None:
             known[result.series] = known.get(result.series, result).with_newer(result)
     order = [each for each in debian.SERIES if each in known]
     order += sorted(known.keys() - set(order))
-    text = json.dumps([asdict(_short(known[each])) for each in order], indent=1, ensure_ascii=False)
-    file.write_text(text + "\n")
+    file.write_text("[\n" + ",\n".join(_text(_short(known[each])) for each in order) + "\n]\n")
+
+
+def _text(result: Result) -> str:
+    """As JSON, a line for each test."""
+
+    def text(part: Ran) -> str:
+        raw = asdict(part)
+        lines = [{key: value for key, value in line.items() if value} for line in raw.pop("lines")]
+        written = ",\n".join(f"  {json.dumps(line, ensure_ascii=False)}" for line in lines)
+        return f'{json.dumps(raw)[:-1]}, "lines": [\n{written}\n ]}}'
+
+    parts = ",\n ".join(map(text, result.parts))
+    head = json.dumps({"series": result.series, "release": result.release})
+    return f'{head[:-1]}, "parts": [\n {parts}\n]}}'
 
 
 def _short(result: Result) -> Result:
