@@ -15,6 +15,7 @@ from lb.lab.shell import PATIENCE, Completed, LabError, environment, in_namespac
 # BCC compiles two programs with clang: 5 to 10 s on a busy machine with two slow cores; in a fleet
 # several nodes do it at once.
 LBD_START_SECONDS = 90.0
+WAIT_SECONDS = 10.0  # that lbctl waits for the nodes, if nobody says otherwise
 
 
 class Node:
@@ -104,6 +105,9 @@ class Node:
 
     def lbctl(self, *arguments: str, check: bool = True, text: str | None = None) -> Completed:
         """Run lbctl on the node's store and maps. Raises LabError if it fails."""
+        # A rollout's --wait has no end of its own.
+        if PATIENCE > 1 and "--wait" in arguments and arguments[0] != "rollout":
+            arguments = (*arguments, "--timeout", f"{WAIT_SECONDS * PATIENCE:g}")
         argv = in_namespace(self.name, [*program("lbctl"), *arguments])
         return run(argv, env=environment(self.lb_environment), check=check, text=text)
 
