@@ -40,6 +40,7 @@ fleet-down: root venv ## Remove the fleet
 
 .PHONY: test
 test: root venv ## Install what is missing and run the whole suite
+	@lb/lab/install.sh kernels || echo "test: nothing to boot Debian's kernel with: that test is skipped"
 	@$(BIN)/python -m pytest -q
 
 .PHONY: check-slots
@@ -63,8 +64,8 @@ check-rollout: root venv ## Rollouts of good and bad canaries, for real (minutes
 	@$(BIN)/python -m tests.checks.rollout
 
 .PHONY: test-kernel
-test-kernel: root deps-kernels venv ## Run the tests under another kernel in a virtual machine: KERNEL=6.1
-	@$(BIN)/python -m tests.kernels $(or $(KERNEL),6.1)
+test-kernel: root deps-kernels venv ## Run the tests under another kernel in a virtual machine: KERNEL=6.1 PART="modes demo"
+	@$(BIN)/python -m tests.kernels $(or $(KERNEL),6.1) $(PART:%=--part %)
 
 .PHONY: test-kernels
 test-kernels: root deps-kernels venv ## The same under all: 5.10, 6.1, 6.12, the newest; writes docs/reference/kernels.md

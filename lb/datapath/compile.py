@@ -81,8 +81,10 @@ def _main() -> None:
         f"-I{top / 'xdp/include'}",
         f"-I{source}",
         "-Werror",
-        # Headers of 6.12 use an attribute that clang 14 does not know.
+        # Headers of 6.12 use an attribute that clang 14 does not know, and say twice in which address
+        # space a variable of each CPU is.
         "-Wno-ignored-attributes",
+        "-Wno-duplicate-decl-specifier",
         *(f"-DLB_FD_{name.upper()}={each.fd}" for name, each in pinned.items()),
         *(f"-D{define}" for define in request["defines"]),
     ]

@@ -18,7 +18,7 @@ from lb.errors import ConflictError, UserError
 from lb.lab import nginx
 from lb.lab.ledger import ROOT, Ledger
 from lb.lab.sessions import started
-from lb.lab.shell import Completed, LabError, environment, in_namespace, run, wait_until
+from lb.lab.shell import PATIENCE, Completed, LabError, environment, in_namespace, run, wait_until
 from lb.lab.topology import Address, Plan
 
 _XDP_PASS = 2  # uapi/linux/bpf.h
@@ -187,7 +187,7 @@ class Namespaces(ABC):
 
     def _curl(self, address: Address, port: int, *, check: bool) -> Completed:
         host = f"[{address}]" if address.version == 6 else str(address)
-        options = ["--silent", "--show-error", "--noproxy", "*", "--max-time", "5"]
+        options = ["--silent", "--show-error", "--noproxy", "*", "--max-time", f"{5 * PATIENCE:g}"]
         return self.run("client", ["curl", *options, f"http://{host}:{port}/"], check=check)
 
 

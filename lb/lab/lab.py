@@ -25,15 +25,18 @@ class Lab(Namespaces, Node):
     def _settle(self) -> None:
         self.write_config()
 
-    def open_tunnels(self) -> None:
-        """Let the backends take modes ipip and gue, without tunnel devices."""
+    def open_tunnels(self, *, together: bool = False) -> None:
+        """Let the backends take modes ipip and gue, without tunnel devices. `together`: they share one
+        program and its counters, so that it is compiled once."""
         if self._has_open_tunnels:
             return
         self._has_open_tunnels = True
         vips = [option for vip in (VIP4, VIP6) for option in ("--vip", str(vip))]
         for name in self.topology.backends:
-            self.bpf_mount(name)
-            pins = ["--pin-dir", str(self.folder / name / "bpf" / "lb")]
+            owner = self.topology.backends[0] if together else name
+            if owner == name:
+                self.bpf_mount(name)
+            pins = ["--pin-dir", str(self.folder / owner / "bpf" / "lb")]
             command = [*program("lbctl"), "backend-node", "attach", "--interface", "back0"]
             run(in_namespace(name, [*command, *vips, *pins]), env=environment(self.lb_environment))
 

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lb.lab.base import Namespaces
-from lb.lab.shell import Completed, LabError, environment, in_namespace, run, tail, wait_until
+from lb.lab.shell import PATIENCE, Completed, LabError, environment, in_namespace, run, tail, wait_until
 
 # BCC compiles two programs with clang: 5 to 10 s on a busy machine with two slow cores; in a fleet
 # several nodes do it at once.
 LBD_START_SECONDS = 90.0
+WAIT_SECONDS = 10.0  # that lbctl waits for the nodes, if nobody says otherwise
 
 
 class Node:
@@ -93,7 +94,7 @@ class Node:
         if self.lbd is None:
             raise LabError("lbd was not started")
         self.lbd.send_signal(number)
-        status = self.lbd.wait(timeout=30)
+        status = self.lbd.wait(timeout=30 * PATIENCE)
         self.lbd = None
         return status
 
@@ -104,6 +105,9 @@ class Node:
 
     def lbctl(self, *arguments: str, check: bool = True, text: str | None = None) -> Completed:
         """Run lbctl on the node's store and maps. Raises LabError if it fails."""
+        # A rollout's --wait has no end of its own.
+        if PATIENCE > 1 and "--wait" in arguments and arguments[0] != "rollout":
+            arguments = (*arguments, "--timeout", f"{WAIT_SECONDS * PATIENCE:g}")
         argv = in_namespace(self.name, [*program("lbctl"), *arguments])
         return run(argv, env=environment(self.lb_environment), check=check, text=text)
 

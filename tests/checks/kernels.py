@@ -10,19 +10,15 @@ import sys
 
 from lb.errors import LbError
 from tests.kernels import debian, fresh, plan
-from tests.kernels.__main__ import everything, write_page
-from tests.kernels.plan import Result
-from tests.kernels.table import HOOKS
+from tests.kernels.__main__ import everything, wanted
+from tests.kernels.results import Result
 
-PROGRAMS = 3  # XDP, tc, and the one at a tunnel's other end
 INTEROP = (plan.TUNNELS, plan.IPVS, plan.LINKS, plan.INTERFACES)
 
 
 def programs_loaded(result: Result) -> int:
     """How many of our programs this kernel took."""
-    loaded = sum(result.outcome(f"{plan.VERIFIER}[{hook}]") == "passed" for hook in ("xdp", "tc"))
-    # Without the third nobody opens the tunnel.
-    return loaded + any(result.mode_works(hook, "ipip") is True for hook in HOOKS)
+    return sum(result.outcome(test) == "passed" for test in plan.PROGRAMS.values())
 
 
 def main() -> None:
@@ -31,22 +27,21 @@ def main() -> None:
     good = False
     try:
         results = everything(debian.SERIES)
-        write_page()
         good = fresh.works()
     except LbError as error:
         print(f"check-kernels: error: {error.message}\ncheck-kernels: {error.hint}", file=sys.stderr)
-    matrix = [result for result in results if result.of(plan.MODEL)]
     ends = [line for result in results for test in INTEROP for line in result.of(test)]
-    kernels = sum(result.whole for result in matrix)
-    loaded, programs = sum(map(programs_loaded, matrix)), PROGRAMS * len(debian.SERIES)
-    mismatches = sum(result.outcome(plan.MODEL) != "passed" for result in matrix)
+    kernels = sum(result.whole(part.name for part in plan.MATRIX) for result in results)
+    loaded = sum(map(programs_loaded, results))
+    programs = len(plan.PROGRAMS) * len(debian.SERIES)
+    mismatches = sum(result.outcome(plan.MODEL) != "passed" for result in results)
     working = sum(line.outcome == "passed" for line in ends)
     passed = (
         kernels == len(debian.SERIES)
         and loaded == programs
         and not mismatches
         and 0 < working == len(ends)
-        and all(result.whole for result in results)
+        and all(result.whole(part.name for part in wanted(result.series)) for result in results)
         and good
     )
     print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,72 +11,104 @@ from typing import Annotated
 
 import typer
 
-from lb.errors import LbError
+from lb.errors import LbError, UserError
 
-from . import debian, machine, plan, table
+from . import debian, machine, plan, results, table
 from .debian import Kernel
-from .plan import Part, Result
+from .plan import Part
+from .results import Result
 
-# What each kernel said last; the page is made of all of them.
-RESULTS = Path(__file__).parents[2] / ".make/kernels"
+LOGS = Path(__file__).parents[2] / ".make/kernels"
 SHOWN = 20  # lines of a test that failed
 # Tests wait for one another more than they use two processors; each machine takes 3 GB of memory.
 AT_ONCE = 2
 
 
-def measure(kernel: Kernel, tree: Path, name: str, parts: Sequence[Part]) -> Result:
-    """Run these parts under a kernel; says how it goes, and keeps the result."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    log = RESULTS / f"{name}.log"
+def measure(kernel: Kernel, tree: Path, parts: Sequence[Part], minutes: float) -> Result:
+    """Run these parts under a kernel; says how it goes."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    names = [part.name for part in parts]
+    log = LOGS / f"{kernel.series}-{names[0]}.log"
     how = "KVM" if machine.has_kvm() else "without KVM: minutes"
-    print(f"kernels: {kernel.release}: {', '.join(part.name for part in parts)} ({how})", flush=True)
-    result = plan.run(kernel, tree, log, parts)
-    (RESULTS / f"{name}.json").write_text(result.dump())
+    print(f"kernels: {kernel.release}: {', '.join(names)} ({how})", flush=True)
+    try:
+        result = plan.run(kernel, tree, log, parts, minutes)
+    except LbError as error:
+        print(f"kernels: {kernel.release}: FAILED: {error.message}", flush=True)
+        return Result(kernel.series, kernel.release)
     for line in result.failures:
         print(f"failed: {kernel.release}: {line.test}")
         print("\n".join(line.why.splitlines()[-SHOWN:]))
-    passed = sum(line.outcome == "passed" for line in result.lines)
-    skipped = sum(line.outcome == "skipped" for line in result.lines)
-    print(
-        f"kernels: {kernel.release}: {'ok' if result.whole else 'FAILED'}, {passed} passed,"
-        f" {skipped} skipped,"
-        f" {len(result.failures)} failed, {result.seconds:.0f} s; console: {log}",
-        flush=True,
-    )
+    for part in result.parts:
+        count = dict.fromkeys(("passed", "skipped", "failed"), 0)
+        for line in part.lines:
+            count[line.outcome] += 1
+        end = "ok" if part.whole else "no end" if part.status is None else "FAILED"
+        said = ", ".join(f"{number} {word}" for word, number in count.items())
+        print(f"kernels: {kernel.release}: {part.part}: {end}, {said}, {part.seconds:.0f} s")
+    print(f"kernels: {kernel.release}: console: {log}", flush=True)
     return result
 
 
-def everything(series: Iterable[str], others: bool = True, at_once: int = AT_ONCE) -> list[Result]:
-    """The matrix under these kernels, and the other ends under the one that they are for; so many
-    machines at once."""
+def jobs(series: Iterable[str], parts: Sequence[str]) -> list[tuple[str, tuple[Part, ...]]]:
+    """Which machines: the matrix with each kernel, the other ends with the one that they are for; or,
+    if parts are named, those."""
+    if unknown := {*parts} - plan.PARTS.keys():
+        raise UserError(f"no part {min(unknown)!r}", hint=f"there are: {', '.join(plan.PARTS)}")
+    if parts:
+        return [(each, tuple(plan.PARTS[name] for name in parts)) for each in series]
+    found = [(each, plan.MATRIX) for each in series]
+    return found + [(each, (part,)) for each in series if each == plan.OTHERS_ON for part in plan.OTHERS]
+
+
+def everything(
+    series: Sequence[str],
+    parts: Sequence[str] = (),
+    at_once: int = AT_ONCE,
+    minutes: float = plan.MINUTES,
+) -> list[Result]:
+    """Run them, so many machines at once; keep what they said, and write the page anew."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    kernels = {each: debian.fetch(each) for each in series}
     with machine.snapshot() as tree, ThreadPoolExecutor(at_once) as pool:
-        runs = []
-        for kernel in [debian.fetch(each) for each in series]:
-            if others and kernel.series == plan.OTHERS_ON:
-                name = f"{kernel.series}-others"
-                runs.append(pool.submit(measure, kernel, tree, name, plan.OTHERS))
-            runs.append(pool.submit(measure, kernel, tree, kernel.series, plan.MATRIX))
-        return [run.result() for run in runs]
+        runs = [
+            pool.submit(measure, kernels[each], tree, chosen, minutes)
+            for each, chosen in jobs(series, parts)
+        ]
+        try:
+            found = []
+            for run in runs:
+                found.append(run.result())
+                results.keep(found[-1:])
+                table.write()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            machine.end_all()
+            raise
+    merged: dict[str, Result] = {}
+    for result in found:
+        merged[result.series] = merged.get(result.series, result).with_newer(result)
+    return list(merged.values())
 
 
-def write_page() -> None:
-    """Write what is known of all kernels."""
-    names = [name for each in debian.SERIES for name in (each, f"{each}-others")]
-    files = [RESULTS / f"{name}.json" for name in names]
-    results = [Result.load(file.read_text()) for file in files if file.exists()]
-    table.PAGE.write_text(table.page(results))
+def wanted(series: str) -> tuple[Part, ...]:
+    """What is run with this kernel if nothing is left out."""
+    return plan.MATRIX + (plan.OTHERS if series == plan.OTHERS_ON else ())
 
 
 def main(
     series: Annotated[list[str], typer.Argument(help="6.1, 5.10, …, newest; all.")],
-    others: Annotated[bool, typer.Option(help="Also tunnels, IPVS, links: with 6.1.")] = True,
+    part: Annotated[
+        list[str] | None, typer.Option(help="Only this part (may be repeated): programs, modes, ….")
+    ] = None,
     at_once: Annotated[int, typer.Option(min=1, help="Machines at a time.")] = AT_ONCE,
+    minutes: Annotated[float, typer.Option(help="After which a machine is ended.")] = plan.MINUTES,
 ) -> None:
-    """Run the tests under these kernels, each in a virtual machine."""
-    results = everything(debian.SERIES if series == ["all"] else series, others, at_once)
-    if series == ["all"]:
-        write_page()
-    sys.exit(not all(result.whole for result in results))
+    """Run the tests under these kernels, each in a virtual machine, and write the table of kernels."""
+    chosen = debian.SERIES if series == ["all"] else tuple(series)
+    found = everything(chosen, part or (), at_once, minutes)
+    good = [result.whole(part or [each.name for each in wanted(result.series)]) for result in found]
+    sys.exit(not all(good))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ mount -t cgroup2 cgroup /sys/fs/cgroup
 ip link set lo up
 ulimit -l unlimited
 echo "up: Linux $(uname -r) after $(cut -d' ' -f1 /proc/uptime) s"
+echo up >/dev/ttyS1
 sh /command
 echo "exit $?" >/dev/ttyS1
 sync

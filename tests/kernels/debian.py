@@ -29,7 +29,6 @@ _SUITES = {
 }
 _KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _FRESH_SECONDS = 86400.0  # for which a list of packages is not fetched again
-_DOWNLOAD_SECONDS = 900.0
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,14 @@ class Kernel:
         return self.folder / "lib/modules" / self.release
 
 
-def fetch(series: str, cache: Path = CACHE) -> Kernel:
+def fetch(series: str, cache: Path = CACHE, *, seconds: float = 900.0) -> Kernel:
     """The newest kernel of a series ("6.1"; "newest": of all), from the cache if it is there. Where no
-    mirror answers, the newest that the cache has. Raises an error that says what to do."""
+    mirror answers within `seconds`, the newest that the cache has. Raises an error that says what to
+    do."""
     if series != NEWEST and not re.fullmatch(r"\d+\.\d+", series):
         raise UserError(f"{series!r} is no series of kernels", hint=f"for example {', '.join(SERIES)}")
     cache.mkdir(parents=True, exist_ok=True)
-    apt = _Apt(cache / "apt")
+    apt = _Apt(cache / "apt", seconds)
     try:
         apt.update()
         release = apt.newest(series)
@@ -95,8 +95,9 @@ def _version(release: str) -> tuple[int, ...]:
 class _Apt:
     """apt with lists and sources of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, seconds: float) -> None:
         self._folder = folder
+        self._seconds = seconds
         self._stamp = folder / "updated"
         self._config = folder / "apt.conf"
 
@@ -140,7 +141,7 @@ class _Apt:
         """Run a program of apt. Raises LabError with what it said."""
         argv = ("env", f"--chdir={folder or '/'}", *argv)
         env = {**os.environ, "APT_CONFIG": str(self._config)}
-        return run(argv, env=env, check=check, timeout=_DOWNLOAD_SECONDS).stdout
+        return run(argv, env=env, check=check, timeout=self._seconds).stdout
 
 
 def common(release: str) -> str:

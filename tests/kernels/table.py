@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lb.datapath.release import FEATURES
 
-from . import plan
-from .plan import Result
+from . import plan, results
+from .results import Result
 
 PAGE = Path(__file__).parents[2] / "docs/reference/kernels.md"
 TEMPLATE = Path(__file__).with_name("page.md")
@@ -25,28 +25,32 @@ LINKS = {
 }
 
 
-def page(results: Sequence[Result]) -> str:
-    """All of it. `results`: of the matrix under each kernel, and of the other ends under one."""
-    ends = (plan.TUNNELS, plan.IPVS, plan.LINKS, plan.INTERFACES)
-    others = next((each for each in results if any(map(each.of, ends))), None)
-    matrix = [result for result in results if result is not others]
-    if others is None:
-        others = Result(plan.OTHERS_ON, "(not run)", None, 0, ())
+def write() -> None:
+    """Write the page anew, of what is known."""
+    PAGE.write_text(page(results.load()))
+
+
+def page(known: Mapping[str, Result]) -> str:
+    """All of it, of what is known by series."""
+    others = known.get(plan.OTHERS_ON, Result(plan.OTHERS_ON, "(not run)"))
+    matrix = tuple(known.values())
     return TEMPLATE.read_text().format(
         features=_table(
             ("since", "what", "without it"), [(f.words, f.what, f.instead) for f in FEATURES]
         ),
         programs=_programs(matrix),
+        checks=_checks(matrix),
         modes=_modes(matrix),
         release=others.release,
         ends=_ends(others),
         links=_links(others),
         ipvs=_ipvs(others),
+        runs=_runs(matrix),
     )
 
 
 def _mark(result: Result, beginning: str) -> str:
-    return MARK[result.outcome(beginning) if result.of(beginning) else ""]
+    return MARK[result.outcome(beginning)]
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -54,36 +58,49 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _programs(results: Sequence[Result]) -> str:
+def _programs(results: Iterable[Result]) -> str:
+    def cell(result: Result, test: str) -> str:
+        walked = result.recorded(test, "verified")
+        return f"{walked:,}" if walked and result.outcome(test) == "passed" else _mark(result, test)
+
+    rows = [[r.release, *(cell(r, test) for test in plan.PROGRAMS.values())] for r in results]
+    return _table(("kernel", *(f"`{name}`" for name in plan.PROGRAMS)), rows)
+
+
+def _checks(results: Iterable[Result]) -> str:
+    checks = {
+        "every end of a packet": plan.ENDS,
+        "as the model says": plan.MODEL,
+        "`lbctl doctor` content": plan.DOCTOR,
+        "killed, adopted": plan.RESTART,
+        "upgraded under traffic": plan.UPGRADE,
+        "demo": plan.DEMO,
+    }
     rows = []
     for result in results:
-        walked = [result.recorded(f"{plan.VERIFIER}[{hook}]", "verified") for hook in ("xdp", "tc")]
-        packets = result.recorded(plan.MODEL, "packets") or 0
-        checks = (plan.DOCTOR, plan.RESTART, plan.UPGRADE, plan.DEMO)
-        rows.append(
-            [
-                result.release,
-                *(f"{number:,}" if number else "-" for number in walked),
-                f"{packets:,}" if packets else "-",
-                _mark(result, plan.MODEL),
-                *(_mark(result, check) for check in checks),
-            ]
+        packets = result.recorded(plan.MODEL, "packets")
+        cells = {title: _mark(result, test) for title, test in checks.items()}
+        if packets:
+            cells["as the model says"] += f" ({packets:,} packets)"
+        rows.append([result.release, *cells.values()])
+    return _table(("kernel", *checks), rows)
+
+
+def _runs(results: Iterable[Result]) -> str:
+    rows = [
+        (
+            result.release,
+            part.part,
+            part.when,
+            f"{part.seconds:.0f} s" if part.status is not None else "no end",
         )
-    columns = (
-        "kernel",
-        "verifier's instructions, XDP",
-        "the same, tc",
-        "packets at each hook",
-        "all end as the model says",
-        "`lbctl doctor` content",
-        "killed, adopted",
-        "upgraded under traffic",
-        "demo",
-    )
-    return _table(columns, rows)
+        for result in results
+        for part in result.parts
+    ]
+    return _table(("kernel", "part", "measured", "took"), rows)
 
 
-def _modes(results: Sequence[Result]) -> str:
+def _modes(results: Iterable[Result]) -> str:
     rows = [
         [result.release, hook, *(_mode_mark(result, hook, mode) for mode in MODES)]
         for result in results
@@ -92,8 +109,14 @@ def _modes(results: Sequence[Result]) -> str:
     return _table(("kernel", "hook", *MODES), rows)
 
 
+def mode_works(result: Result, hook: str, mode: str) -> bool | None:
+    """Did this mode work on this hook? None: it was not tried."""
+    said = result.recorded(f"{plan.MODES}::test_all_modes_at_once[{hook}]", "modes")
+    return None if said is None else said[mode] == "works"
+
+
 def _mode_mark(result: Result, hook: str, mode: str) -> str:
-    return MARK[{None: "", True: "passed", False: "failed"}[result.mode_works(hook, mode)]]
+    return MARK[{None: "", True: "passed", False: "failed"}[mode_works(result, hook, mode)]]
 
 
 def _ends(result: Result) -> str:
@@ -113,6 +136,8 @@ def _links(result: Result) -> str:
     rows = [(words, _mark(result, f"{one}[{kind}]")) for kind, words in LINKS.items()]
     bad = f"{plan.LINKS}::test_no_flow_breaks_and_no_check_flaps"
     rows += [(f"bad link, mode {mode}", _mark(result, f"{bad}[{mode}]")) for mode in ("dsr", "nat")]
+    good = f"{plan.LINKS}::test_a_canary_that_is_not_worse_is_promoted"
+    rows.append(("bad link, a canary that isn't worse is promoted", _mark(result, good)))
     return _table(("link", "works"), rows)
 
 

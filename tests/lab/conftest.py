@@ -19,7 +19,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="network namespaces need root"))
 
 
-@pytest.fixture(scope="module")
+# One lab for all modules where it takes minutes to make another (tests/kernels).
+@pytest.fixture(scope="session" if os.environ.get("LB_ONE_LAB") else "module")
 def lab() -> Iterator[Lab]:
     """A lab for the tests of one module; it can stand beside a `make lab`."""
     with Lab(prefix="lbt-") as lab:

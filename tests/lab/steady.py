@@ -1,10 +1,11 @@
 """A client that asks without a pause, until its standard input ends: `python steady.py ADDRESS PORT`.
-Each datagram waits a second for its answer. Prints a line when the first was answered and, at the end,
-how many were asked and how many had no answer, as JSON."""
+Each datagram waits a second (times LB_PATIENCE) for its answer. Prints a line when the first was
+answered and, at the end, how many were asked and how many had no answer, as JSON."""
 
 from __future__ import annotations
 
 import json
+import os
 import select
 import socket
 import sys
@@ -15,7 +16,7 @@ def main() -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     client = socket.socket(family, socket.SOCK_DGRAM)
     client.connect((address, port))
-    client.settimeout(1)
+    client.settimeout(float(os.environ.get("LB_PATIENCE", "1")))
     asked = lost = 0
     while not select.select([sys.stdin], [], [], 0)[0]:
         asked += 1

@@ -51,7 +51,7 @@ def test_all_modes_at_once(
     node: Callable[[str], Lab], checksum: str, hook: str, record_property: Callable[[str, object], None]
 ) -> None:
     lab = node(hook)
-    lab.open_tunnels()
+    lab.open_tunnels(together=True)
     create(
         lab,
         *(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from helpers import create, held, service
+from judged import begin, pools, status, traffic_until_over
 
 from lb.lab.lab import Lab
 from lb.lab.shell import wait_until
@@ -62,6 +63,28 @@ def test_no_flow_breaks_and_no_check_flaps(running: Lab, mode: str) -> None:
         assert connections.ask() == was
         # The one that made it healthy, and no other.
         assert [len(each["history"]) for each in health(lab)] == [1] * everybody
+
+
+# A loss is repaired by sending again, and a delay varies: what would be called worse too easily.
+METRICS = """\
+metrics:
+  - {name: failed_handshakes, min_samples: 30}
+  - {name: resets, min_samples: 30}
+  - {name: retransmits, min_samples: 30}
+  - {name: handshake_p50, min_samples: 30}
+"""
+
+
+def test_a_canary_that_is_not_worse_is_promoted(running: Lab) -> None:
+    pools(running, mode="nat")
+    with bad_links(running):
+        begin(running, ("--steps", "50,100", "--every", "5s", "--deadline", "20m"), METRICS)
+        ending, tally = traffic_until_over(running)
+    assert ending == "promoted", status(running)["status"]
+    verdicts = [each["verdict"] for each in status(running)["status"]["verdicts"]]
+    assert {each["outcome"] for each in verdicts} == {"pass"}
+    assert all(each["canary_samples"] >= 30 for each in verdicts)
+    assert tally.requests > 60
 
 
 def health(lab: Lab) -> list[dict[str, Any]]:

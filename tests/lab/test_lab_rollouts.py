@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from typing import Any
 
-from helpers import create, service
+from judged import begin, pools, status, traffic_until_over
 from slots import Slots
 from sticky import CLIENTS, many_clients
 
 from lb.errors import ExitCode
 from lb.lab.faults import Server
 from lb.lab.lab import Lab
-from lb.lab.load import Client, Tally, finish
+from lb.lab.load import Client, finish
 from lb.lab.shell import wait_until
-from lb.lab.topology import VIP4
 
 # What is not waiting for a step's time: nodes apply a split in some ten milliseconds.
 ALLOWED = 5.0
 
 
-def pools(lab: Lab, **policies: Any) -> tuple[Slots, list[str]]:
-    """A service whose last two backends are the canary."""
-    entry = service(lab, "web", VIP4, **policies)
-    canary = [each["name"] for each in entry["backends"][2:]]
-    for backend in entry["backends"]:
-        backend["pool"] = "canary" if backend["name"] in canary else "stable"
-    create(lab, entry)
-    return Slots(lab), canary
-
-
 def start(lab: Lab, *arguments: str) -> None:
     lab.lbctl("rollout", "start", "web", "--to", "canary", "--no-analysis", *arguments)
-
-
-def status(lab: Lab) -> dict[str, Any]:
-    shown: dict[str, Any] = json.loads(lab.lbctl("rollout", "status", "web", "-o", "json").stdout)
-    return shown["rollout"]
 
 
 def share(slots: Slots, canary: list[str]) -> float:
@@ -133,32 +116,6 @@ def test_a_canary_that_refuses_is_taken_back_by_health_checks(running: Lab) -> N
 
 
 # Judged by what the node's kernel sees. In mode nat answers pass it.
-JUDGED = ("--steps", "20,60,100", "--every", "2s", "--deadline", "3m")
-METRICS = """\
-metrics:
-  - {name: failed_handshakes, min_samples: 5}
-  - {name: resets, min_samples: 5}
-  - {name: http_5xx, min_samples: 5}
-"""
-
-
-def begin(lab: Lab) -> None:
-    (lab.folder / "analysis.yaml").write_text(METRICS)
-    file = str(lab.folder / "analysis.yaml")
-    lab.lbctl("rollout", "start", "web", "--to", "canary", *JUDGED, "--analysis", file)
-
-
-def traffic_until_over(lab: Lab) -> tuple[str, Tally]:
-    """Requests until the rollout is over; how it ended, and what came of them."""
-    tally, client = Tally(), Client(lab)
-    for _ in range(30):
-        tally += client.run(600, 2)
-        found = status(lab)["status"]
-        if found["phase"] in ("promoted", "aborted"):
-            return found["ending"] or found["phase"], tally
-    raise AssertionError(status(lab))
-
-
 def test_a_good_canary_is_promoted_by_what_the_kernel_saw(running: Lab) -> None:
     _, canary = pools(running, mode="nat")
     begin(running)

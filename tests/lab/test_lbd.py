@@ -14,7 +14,7 @@ from helpers import create, remove_all, service
 
 from lb.lab.lab import Lab
 from lb.lab.node import program
-from lb.lab.shell import wait_until
+from lb.lab.shell import PATIENCE, wait_until
 from lb.lab.topology import VIP4
 from lb.model import keys
 from lb.store.base import Put
@@ -200,7 +200,7 @@ def _doctor(lab: Lab, config: Path) -> list[dict[str, Any]]:
         ["nsenter", f"--net=/run/netns/{lab.topology.node}", *program("lbctl"), "doctor", "-o", "json"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60 * PATIENCE,
         env={**os.environ, "LB_CONFIG": str(config)},
         check=False,
     )

@@ -16,6 +16,7 @@ from helpers import create, held, outcomes, service
 import lb
 from lb.datapath import sources
 from lb.lab.lab import UDP_PORT, Lab
+from lb.lab.shell import PATIENCE
 from lb.lab.topology import VIP4
 
 STEADY = Path(__file__).with_name("steady.py")
@@ -37,7 +38,7 @@ def steady(lab: Lab, found: dict[str, int]) -> Iterator[None]:
         assert child.stdout
         assert child.stdout.readline() == "answered\n"
         yield
-        output, _ = child.communicate(timeout=10)
+        output, _ = child.communicate(timeout=10 * PATIENCE)
         found |= json.loads(output)
     finally:
         child.kill()

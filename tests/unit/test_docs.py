@@ -27,11 +27,19 @@ from lb.model import analysis, manifest
 from lb.model.objects import Mode
 from lb.node.main import app as lbd_app
 from lb.settings import Checks, Etcd, Hook, Limits, Metrics, Observation, Settings
+from tests.kernels import debian, plan
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 PROGRAMS = {"lbctl": typer.main.get_command(lbctl_app), "lbd": typer.main.get_command(lbd_app)}
-MAKE_VARIABLES = {"MODE": set(Mode), "HOOK": set(Hook), "SUITES": set(SUITES), "QUICK": {"1"}}
+MAKE_VARIABLES = {
+    "MODE": set(Mode),
+    "HOOK": set(Hook),
+    "SUITES": set(SUITES),
+    "QUICK": {"1"},
+    "KERNEL": set(debian.SERIES),
+    "PART": set(plan.PARTS),
+}
 MAKE_FILES = {"OLD", "NEW"}
 
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)

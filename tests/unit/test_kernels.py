@@ -14,8 +14,8 @@ from lb.errors import DatapathError, UserError
 from lb.node import doctor
 from lb.node.doctor import Check
 from lb.settings import Hook, Settings
-from tests.kernels import debian, plan, table
-from tests.kernels.plan import Line, Result
+from tests.kernels import debian, plan, results, table
+from tests.kernels.results import Line, Ran, Result
 
 RELEASES = [
     "6.1.0-9-amd64",
@@ -87,29 +87,78 @@ def test_the_tests_that_are_named_exist() -> None:
         assert f"def {function}" in (top / file).read_text(), test
 
 
-def result(*lines: Line, **fields: object) -> Result:
-    return replace(Result("6.1", "6.1.0-56-amd64", 0, 300.0, lines), **fields)  # type: ignore[arg-type]
+def ran(part: str, *lines: Line, status: int | None = 0) -> Ran:
+    return Ran(part, "2026-11-26", status, 300.0, lines)
+
+
+def result(*parts: Ran, series: str = "6.1", release: str = "6.1.0-56-amd64") -> Result:
+    return Result(series, release, parts)
+
+
+GOOD = Line("a.py::b[c]", "passed", 1.0)
+BAD = Line("a.py::d", "failed", 1.0, why="much\nE   this")
 
 
 def test_a_kernel_is_as_it_should_be_only_if_everything_ran() -> None:
-    good = Line("a.py::b[c]", "passed", 1.0)
-    assert result(good).whole
-    assert not result().whole
-    assert not result(good, status=None).whole
-    assert not result(good, Line("a.py::d", "failed", 1.0)).whole
-    assert result(good, Line("a.py::d", "skipped", 1.0)).outcome("a.py") == "skipped"
-    assert result(good).outcome("other.py") == "failed"
-    assert Result.load(result(good).dump()) == result(good)
+    assert result(ran("x", GOOD)).whole(["x"])
+    assert not result(ran("x", GOOD)).whole(["x", "y"])
+    assert not result(ran("x")).whole(["x"])
+    assert not result(ran("x", GOOD, status=None)).whole(["x"])
+    assert not result(ran("x", GOOD, BAD)).whole(["x"])
+    assert result(ran("x", GOOD, Line("a.py::d", "skipped", 1.0))).outcome("a.py") == "skipped"
+    assert result(ran("x", GOOD), ran("y", BAD)).outcome("a.py") == "failed"
+    assert result(ran("x", GOOD)).outcome("other.py") == ""
+
+
+def test_a_guest_that_was_ended_has_said_what_it_said() -> None:
+    said = [
+        '{"begun": "x", "status": 0, "seconds": 0}',
+        '{"test": "a.py::b[c]", "outcome": "passed", "seconds": 1.0, "properties": {}, "why": ""}',
+        '{"ended": "x", "status": 0, "seconds": 300}',
+        '{"begun": "y", "status": 0, "seconds": 0}',
+        "[  300.1] something of the kernel's",
+    ]
+    assert plan.heard(said, "2026-11-26") == (ran("x", GOOD), Ran("y", "2026-11-26"))
+
+
+def test_a_new_run_replaces_its_part_and_a_new_package_everything(tmp_path: Path) -> None:
+    file = tmp_path / "kernels.json"
+    other = result(ran("x", GOOD), series="5.10", release="5.10.0-46-amd64")
+    results.keep([result(ran("x", GOOD), ran("y", BAD)), other], file)
+    assert list(results.load(file)) == ["5.10", "6.1"]
+    shown = replace(BAD, why="E   this")
+    assert results.load(file)["6.1"] == result(ran("x", GOOD), ran("y", shown))
+    results.keep([result(ran("y", GOOD)), Result("5.10", "5.10.0-46-amd64")], file)
+    assert results.load(file) == {"5.10": other, "6.1": result(ran("x", GOOD), ran("y", GOOD))}
+    newer = result(ran("y", GOOD), release="6.1.0-57-amd64")
+    results.keep([newer], file)
+    assert results.load(file) == {"5.10": other, "6.1": newer}
 
 
 def test_what_was_not_run_is_not_called_good() -> None:
-    page = table.page([result(Line(f"{plan.MODEL}::t", "passed", 1.0, {"packets": 2015}))])
+    packets = Line(f"{plan.MODEL}::t", "passed", 1.0, {"packets": 2015})
+    page = table.page({"6.1": result(ran("programs", packets))})
     assert "| 6.1.0-56-amd64 | tc | not run | not run |" in page
-    assert "2,015 | yes | not run" in page
+    assert "not run | yes (2,015 packets) | not run" in page
     modes = dict.fromkeys(table.MODES, "works") | {"gue": "no answer"}
     failed = Line(f"{plan.MODES}::test_all_modes_at_once[tc]", "failed", 1.0, {"modes": modes})
-    page = table.page([result(Line(f"{plan.MODEL}::t", "failed", 1.0), failed)])
+    page = table.page({"6.1": result(ran("modes", failed))})
     assert "| 6.1.0-56-amd64 | tc | yes | yes | yes | **no** | yes |" in page
+
+
+def test_a_program_that_is_refused_has_no_figure() -> None:
+    walked = {"verified": 1_000_001}
+    lines = [Line(test, "failed", 1.0, walked) for test in plan.PROGRAMS.values()]
+    old = [Line(test, "passed", 1.0, {"verified": 0}) for test in plan.PROGRAMS.values()]
+    page = table.page({"6.1": result(ran("programs", *lines)), "5.10": result(ran("programs", *old))})
+    count = len(plan.PROGRAMS)
+    assert "| 6.1.0-56-amd64 |" + " **no** |" * count in page
+    assert "| 6.1.0-56-amd64 |" + " yes |" * count in page
+
+
+def test_the_page_is_made_of_what_was_measured() -> None:
+    """Nobody writes a result by hand."""
+    assert table.PAGE.read_text() == table.page(results.load())
 
 
 def test_the_script_ends_with_what_came_of_its_parts(tmp_path: Path) -> None:
