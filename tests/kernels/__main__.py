@@ -40,11 +40,8 @@ def measure(kernel: Kernel, tree: Path, parts: Sequence[Part], minutes: float) -
         print(f"failed: {kernel.release}: {line.test}")
         print("\n".join(line.why.splitlines()[-SHOWN:]))
     for part in result.parts:
-        count = dict.fromkeys(("passed", "skipped", "failed"), 0)
-        for line in part.lines:
-            count[line.outcome] += 1
         end = "ok" if part.whole else "no end" if part.status is None else "FAILED"
-        said = ", ".join(f"{number} {word}" for word, number in count.items())
+        said = ", ".join(f"{number} {word}" for word, number in part.counts().items())
         print(f"kernels: {kernel.release}: {part.part}: {end}, {said}, {part.seconds:.0f} s")
     print(f"kernels: {kernel.release}: console: {log}", flush=True)
     return result

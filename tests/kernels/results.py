@@ -4,6 +4,7 @@ the page. A run replaces what is known of the parts that it ran, and leaves the 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -35,6 +36,11 @@ class Ran:
     status: int | None = None
     seconds: float = 0.0
     lines: tuple[Line, ...] = ()
+
+    def counts(self) -> dict[str, int]:
+        """How many tests ended how."""
+        ended = Counter(line.outcome for line in self.lines)
+        return {word: ended[word] for word in ("passed", "skipped", "failed")}
 
     @property
     def whole(self) -> bool:
