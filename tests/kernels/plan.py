@@ -16,7 +16,7 @@ from . import machine
 from .debian import Kernel
 from .results import Line, Ran, Result
 
-PACKETS = 1000  # under each hook, against the model
+PACKETS = 500  # under each hook, against the model
 # Without KVM everything takes some 10 times longer, and there may be more going on.
 PATIENCE = 10
 MINUTES = 15  # that a kernel may take
