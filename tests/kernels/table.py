@@ -32,7 +32,7 @@ def write() -> None:
 
 def page(known: Mapping[str, Result]) -> str:
     """All of it, of what is known by series."""
-    others = known.get(plan.OTHERS_ON, Result(plan.OTHERS_ON, "(not run)"))
+    others = known.get(plan.OWN, Result(plan.OWN, "(not run)"))
     matrix = tuple(known.values())
     return TEMPLATE.read_text().format(
         features=_table(
