@@ -73,7 +73,7 @@ def wait_until(what: str, condition: Callable[[], bool], *, timeout: float = 10)
     """Ask until the condition holds. Raises LabError after `timeout` seconds (times PATIENCE)."""
     retrying = Retrying(
         stop=stop_after_delay(timeout * PATIENCE),
-        wait=wait_fixed(0.02),
+        wait=wait_fixed(0.02 * PATIENCE),
         retry=retry_if_result(lambda holds: not holds),
     )
     try:

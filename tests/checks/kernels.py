@@ -10,7 +10,7 @@ import sys
 
 from lb.errors import LbError
 from tests.kernels import debian, fresh, plan
-from tests.kernels.__main__ import everything, wanted
+from tests.kernels.__main__ import everything
 from tests.kernels.results import Result
 
 INTEROP = (plan.TUNNELS, plan.IPVS, plan.LINKS, plan.INTERFACES)
@@ -31,7 +31,7 @@ def main() -> None:
     except LbError as error:
         print(f"check-kernels: error: {error.message}\ncheck-kernels: {error.hint}", file=sys.stderr)
     ends = [line for result in results for test in INTEROP for line in result.of(test)]
-    kernels = sum(result.whole(part.name for part in plan.MATRIX) for result in results)
+    kernels = sum(result.whole(plan.MATRIX) for result in results)
     loaded = sum(map(programs_loaded, results))
     programs = len(plan.PROGRAMS) * len(debian.SERIES)
     mismatches = sum(result.outcome(plan.MODEL) != "passed" for result in results)
@@ -41,7 +41,7 @@ def main() -> None:
         and loaded == programs
         and not mismatches
         and 0 < working == len(ends)
-        and all(result.whole(part.name for part in wanted(result.series)) for result in results)
+        and all(result.whole(plan.wanted(result.series)) for result in results)
         and good
     )
     print(

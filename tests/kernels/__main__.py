@@ -24,41 +24,39 @@ SHOWN = 20  # lines of a test that failed
 AT_ONCE = 2
 
 
-def measure(kernel: Kernel, tree: Path, parts: Sequence[Part], minutes: float) -> Result:
-    """Run these parts under a kernel; says how it goes."""
+def measure(kernel: Kernel, tree: Path, part: Part, minutes: float) -> Result:
+    """Run a part under a kernel; says how it goes."""
     LOGS.mkdir(parents=True, exist_ok=True)
-    names = [part.name for part in parts]
-    log = LOGS / f"{kernel.series}-{names[0]}.log"
+    log = LOGS / f"{kernel.series}-{part.name}.log"
     how = "KVM" if machine.has_kvm() else "without KVM: minutes"
-    print(f"kernels: {kernel.release}: {', '.join(names)} ({how})", flush=True)
+    print(f"kernels: {kernel.release}: {part.name} ({how})", flush=True)
     try:
-        result = plan.run(kernel, tree, log, parts, minutes)
+        result = plan.run(kernel, tree, log, part, minutes)
     except LbError as error:
-        print(f"kernels: {kernel.release}: FAILED: {error.message}", flush=True)
+        print(f"kernels: {kernel.release}: {part.name}: FAILED: {error.message}", flush=True)
         return Result(kernel.series, kernel.release)
+    # At once: what was said isn't lost if another machine is what goes wrong.
+    results.keep([result])
     for line in result.failures:
         print(f"failed: {kernel.release}: {line.test}")
         print("\n".join(line.why.splitlines()[-SHOWN:]))
-    for part in result.parts:
-        count = dict.fromkeys(("passed", "skipped", "failed"), 0)
-        for line in part.lines:
-            count[line.outcome] += 1
-        end = "ok" if part.whole else "no end" if part.status is None else "FAILED"
-        said = ", ".join(f"{number} {word}" for word, number in count.items())
-        print(f"kernels: {kernel.release}: {part.part}: {end}, {said}, {part.seconds:.0f} s")
-    print(f"kernels: {kernel.release}: console: {log}", flush=True)
+    for ran in result.parts:
+        end = "ok" if ran.whole else "no end" if ran.status is None else "FAILED"
+        said = ", ".join(f"{number} {word}" for word, number in ran.counts().items())
+        print(f"kernels: {kernel.release}: {ran.part}: {end}, {said}, {ran.seconds:.0f} s", flush=True)
     return result
 
 
-def jobs(series: Iterable[str], parts: Sequence[str]) -> list[tuple[str, tuple[Part, ...]]]:
-    """Which machines: the matrix with each kernel, the other ends with the one that they are for; or,
-    if parts are named, those."""
-    if unknown := {*parts} - plan.PARTS.keys():
+def jobs(series: Iterable[str], names: Sequence[str]) -> list[tuple[str, Part]]:
+    """Which machines, those first that matter most: the named parts, or all that there are."""
+    if unknown := {*names} - plan.PARTS.keys():
         raise UserError(f"no part {min(unknown)!r}", hint=f"there are: {', '.join(plan.PARTS)}")
-    if parts:
-        return [(each, tuple(plan.PARTS[name] for name in parts)) for each in series]
-    found = [(each, plan.MATRIX) for each in series]
-    return found + [(each, (part,)) for each in series if each == plan.OTHERS_ON for part in plan.OTHERS]
+    return [
+        (each, part)
+        for part in plan.PARTS.values()
+        for each in series
+        if part.name in (names or plan.wanted(each))
+    ]
 
 
 def everything(
@@ -72,28 +70,22 @@ def everything(
     kernels = {each: debian.fetch(each) for each in series}
     with machine.snapshot() as tree, ThreadPoolExecutor(at_once) as pool:
         runs = [
-            pool.submit(measure, kernels[each], tree, chosen, minutes)
-            for each, chosen in jobs(series, parts)
+            pool.submit(measure, kernels[each], tree, part, minutes)
+            for each, part in jobs(series, parts)
         ]
         try:
-            found = []
-            for run in runs:
-                found.append(run.result())
-                results.keep(found[-1:])
-                table.write()
+            found = [run.result() for run in runs]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             machine.end_all()
             raise
+        finally:
+            pool.shutdown()
+            table.write()
     merged: dict[str, Result] = {}
     for result in found:
         merged[result.series] = merged.get(result.series, result).with_newer(result)
     return list(merged.values())
-
-
-def wanted(series: str) -> tuple[Part, ...]:
-    """What is run with this kernel if nothing is left out."""
-    return plan.MATRIX + (plan.OTHERS if series == plan.OTHERS_ON else ())
 
 
 def main(
@@ -107,7 +99,7 @@ def main(
     """Run the tests under these kernels, each in a virtual machine, and write the table of kernels."""
     chosen = debian.SERIES if series == ["all"] else tuple(series)
     found = everything(chosen, part or (), at_once, minutes)
-    good = [result.whole(part or [each.name for each in wanted(result.series)]) for result in found]
+    good = [result.whole(part or plan.wanted(result.series)) for result in found]
     sys.exit(not all(good))
 
 

@@ -3,7 +3,9 @@ the page. A run replaces what is known of the parts that it ran, and leaves the 
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -35,6 +37,11 @@ class Ran:
     status: int | None = None
     seconds: float = 0.0
     lines: tuple[Line, ...] = ()
+
+    def counts(self) -> dict[str, int]:
+        """How many tests ended how."""
+        ended = Counter(line.outcome for line in self.lines)
+        return {word: ended[word] for word in ("passed", "skipped", "failed")}
 
     @property
     def whole(self) -> bool:
@@ -86,16 +93,22 @@ class Result:
         return {*parts} <= {part.part for part in self.parts if part.whole}
 
     def with_newer(self, other: Result) -> Result:
-        """With the parts of another run; only those, if it was of another package."""
+        """With the parts of another run; only those, if it was of another package. One that came to no
+        end, and saw nothing fail, says less than one that did."""
         if other.release != self.release:
             return other
-        parts = {part.part: part for part in (*self.parts, *other.parts)}
+        parts = {part.part: part for part in self.parts}
+        for part in other.parts:
+            old = parts.get(part.part, part)
+            says_less = part.status is None and not part.counts()["failed"]
+            parts[part.part] = old if says_less and old.status is not None else part
         return replace(self, parts=tuple(parts.values()))
 
 
 def load(file: Path = KEPT) -> dict[str, Result]:
     """What is known, by series."""
-    raw = json.loads(file.read_text()) if file.exists() else []
+    text = file.read_text() if file.exists() else ""
+    raw = json.loads(text or "[]")
     results = [
         Result(
             each["series"],
@@ -112,13 +125,15 @@ def load(file: Path = KEPT) -> dict[str, Result]:
 
 def keep(new: Sequence[Result], file: Path = KEPT) -> None:
     """Add what was measured just now. A machine that didn't come up has said nothing."""
-    known = load(file)
-    for result in new:
-        if result.parts:
-            known[result.series] = known.get(result.series, result).with_newer(result)
-    order = [each for each in debian.SERIES if each in known]
-    order += sorted(known.keys() - set(order))
-    file.write_text("[\n" + ",\n".join(_text(_short(known[each])) for each in order) + "\n]\n")
+    with file.open("a") as one_at_a_time:
+        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+        known = load(file)
+        for result in new:
+            if result.parts:
+                known[result.series] = known.get(result.series, result).with_newer(result)
+        order = [each for each in debian.SERIES if each in known]
+        order += sorted(known.keys() - set(order))
+        file.write_text("[\n" + ",\n".join(_text(_short(known[each])) for each in order) + "\n]\n")
 
 
 def _text(result: Result) -> str:

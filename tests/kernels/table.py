@@ -8,7 +8,7 @@ from pathlib import Path
 from lb.datapath.release import FEATURES
 
 from . import plan, results
-from .results import Result
+from .results import Ran, Result
 
 PAGE = Path(__file__).parents[2] / "docs/reference/kernels.md"
 TEMPLATE = Path(__file__).with_name("page.md")
@@ -32,7 +32,7 @@ def write() -> None:
 
 def page(known: Mapping[str, Result]) -> str:
     """All of it, of what is known by series."""
-    others = known.get(plan.OTHERS_ON, Result(plan.OTHERS_ON, "(not run)"))
+    others = known.get(plan.OWN, Result(plan.OWN, "(not run)"))
     matrix = tuple(known.values())
     return TEMPLATE.read_text().format(
         features=_table(
@@ -88,16 +88,16 @@ def _checks(results: Iterable[Result]) -> str:
 
 def _runs(results: Iterable[Result]) -> str:
     rows = [
-        (
-            result.release,
-            part.part,
-            part.when,
-            f"{part.seconds:.0f} s" if part.status is not None else "no end",
-        )
+        (result.release, part.part, part.when, *_end(part))
         for result in results
         for part in result.parts
     ]
-    return _table(("kernel", "part", "measured", "took"), rows)
+    return _table(("kernel", "part", "measured", "took", "tests"), rows)
+
+
+def _end(part: Ran) -> tuple[str, str]:
+    took = "no end" if part.status is None else f"{part.seconds:.0f} s"
+    return took, ", ".join(f"{count} {word}" for word, count in part.counts().items() if count)
 
 
 def _modes(results: Iterable[Result]) -> str:

@@ -47,7 +47,7 @@ def failures(kernel: Kernel, part: Part, log: Path) -> list[Line]:
     """The tests that failed. Raises NoVerdict."""
     with machine.snapshot() as tree:
         try:
-            ended = machine.run(kernel, plan.script(tree, [part]), timeout=MINUTES * 60, log=log)
+            ended = machine.run(kernel, plan.script(tree, part), timeout=MINUTES * 60, log=log)
         except LbError as error:
             raise NoVerdict(f"no virtual machine: {error.message}") from None
     if not ended.up:

@@ -68,6 +68,8 @@ def network(lab: Lab, kind: str) -> Iterator[None]:
         ("node1", "link set x7 up"),
     ]
     try:
+        # On one wire (macvlan) no other interface may answer for these addresses.
+        _arp_ignore(lab, 1)
         for namespace, line in lines:
             lab.run(namespace, ["ip", *line.format(client=lab.topology.client).split()])
         lab.run("client", ["ethtool", "-K", "x7", "tx", "off"])
@@ -80,9 +82,15 @@ def network(lab: Lab, kind: str) -> Iterator[None]:
         wait_until("the link", lambda: lab.run("client", ping, check=False).returncode == 0, timeout=30)
         yield
     finally:
+        _arp_ignore(lab, 0)
         for namespace in ("client", "node1"):
             for name in ("x7", "p7", "q7"):
                 lab.run(namespace, ["ip", "link", "del", name], check=False)
+
+
+def _arp_ignore(lab: Lab, value: int) -> None:
+    for namespace in ("client", "node1"):
+        lab.run(namespace, ["sysctl", "-qw", f"net.ipv4.conf.all.arp_ignore={value}"])
 
 
 def makes(lab: Lab, kind: str) -> bool:

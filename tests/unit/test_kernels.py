@@ -14,6 +14,7 @@ from lb.errors import DatapathError, UserError
 from lb.node import doctor
 from lb.node.doctor import Check
 from lb.settings import Hook, Settings
+from tests.kernels import __main__ as main
 from tests.kernels import debian, plan, results, table
 from tests.kernels.results import Line, Ran, Result
 
@@ -81,7 +82,7 @@ def test_what_an_old_kernel_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_tests_that_are_named_exist() -> None:
     top = Path(__file__).parents[2]
-    named = [test for part in (*plan.MATRIX, *plan.OTHERS) for test in part.tests]
+    named = [test for part in plan.PARTS.values() for test in part.tests]
     for test in named:
         file, _, function = test.partition("[")[0].partition("::")
         assert f"def {function}" in (top / file).read_text(), test
@@ -132,6 +133,8 @@ def test_a_new_run_replaces_its_part_and_a_new_package_everything(tmp_path: Path
     assert results.load(file) == {"5.10": other, "6.1": result(ran("x", GOOD), ran("y", GOOD))}
     newer = result(ran("y", GOOD), release="6.1.0-57-amd64")
     results.keep([newer], file)
+    cut_short = result(ran("y", status=None), release="6.1.0-57-amd64")
+    results.keep([cut_short], file)
     assert results.load(file) == {"5.10": other, "6.1": newer}
 
 
@@ -161,7 +164,11 @@ def test_the_page_is_made_of_what_was_measured() -> None:
     assert table.PAGE.read_text() == table.page(results.load())
 
 
-def test_the_script_ends_with_what_came_of_its_parts(tmp_path: Path) -> None:
-    text = plan.script(tmp_path, plan.MATRIX)
-    assert text.count("|| status=1") == len(plan.MATRIX)
-    assert text.endswith("exit $status\n")
+def test_what_matters_most_is_run_first_and_other_ends_once() -> None:
+    machines = [(series, part.name) for series, part in main.jobs(debian.SERIES, ())]
+    assert machines[:5] == [*((series, "programs") for series in debian.SERIES), ("5.10", "modes")]
+    assert [series for series, part in machines if part == "tunnels"] == ["6.1"]
+    assert {part for series, part in machines if series == "5.10"} == set(plan.MATRIX)
+    assert [(series, part.name) for series, part in main.jobs(["6.12"], ["ipvs"])] == [("6.12", "ipvs")]
+    with pytest.raises(UserError, match="no part 'all'"):
+        main.jobs(["6.12"], ["all"])
