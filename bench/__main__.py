@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import checks, control, daemon, fleet, live, packet, report, requests, rows, slots
+from bench import checks, control, daemon, fleet, growth, live, packet, report, requests, rows, slots
 from bench.rows import RESULTS, Options, Row, row
 from lb.errors import LbError
 
 SUITES: dict[str, Callable[[Options], list[Row]]] = {
     "slots": slots.run,
     "packet": packet.run,
+    "growth": growth.run,
     "live": live.run,
     "requests": requests.run,
     "control": control.run,
@@ -24,7 +25,7 @@ SUITES: dict[str, Callable[[Options], list[Row]]] = {
     "checks": checks.run,
     "fleet": fleet.run,
 }
-NEED_ROOT = {"packet", "live", "requests", "control", "daemon", "fleet"}
+NEED_ROOT = {"packet", "growth", "live", "requests", "control", "daemon", "fleet"}
 
 
 def main() -> int:

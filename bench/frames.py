@@ -16,7 +16,7 @@ from lb.core.state import BackendKey, DesiredState
 from lb.model.objects import Address, Backend, ClusterConfig, Mode, Protocol, Service, Tracking
 
 PORT = 80
-GROWN = ip_address("198.18.0.1")
+GROWN = ip_address("198.18.0.1")  # the first of them; all have the upper half in common
 BACKENDS = 10  # of each service
 LENGTH = 8 * WORDS
 RETURNED = (Mode.DSR, Mode.IPIP, Mode.GUE)
@@ -86,12 +86,13 @@ def world(returned: Collection[Mode] = RETURNED) -> tuple[DesiredState, Observed
 
 
 def grown(services: int, backends: int) -> tuple[DesiredState, Observed]:
-    """So many services of so many backends each, mode dsr; the one at GROWN is measured."""
+    """So many services of so many backends each, mode dsr, at GROWN and the addresses after it. Their
+    names tell how many backends they have: a service that got others would remember its flows."""
     found: dict[str, Service] = {}
     members: dict[BackendKey, Backend] = {}
     hops: dict[Address, NextHop] = {}
     for number in range(services):
-        name = f"service-{number}"
+        name = grown_name(number, backends)
         found[name] = Service(
             name=name, vip=GROWN + number, port=PORT, mode=Mode.DSR, tracking=Tracking.MOVING
         )
@@ -102,6 +103,11 @@ def grown(services: int, backends: int) -> tuple[DesiredState, Observed]:
     config = ClusterConfig(seed="000102030405060708090a0b0c0d0e0f")
     state = DesiredState(config=config, services=found, backends=members)
     return state, Observed(hops, frozenset({INGRESS, OTHER}))
+
+
+def grown_name(number: int, backends: int) -> str:
+    """Of a service."""
+    return f"service-{number}-of-{backends}"
 
 
 def tcp(destination: Address, *, syn: bool = False) -> bytes:

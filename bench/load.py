@@ -36,6 +36,8 @@ class BenchRun(ctypes.Structure):
         ("flows", ctypes.c_uint32),
         ("ipv6", ctypes.c_uint32),
         ("ports", ctypes.c_uint32),
+        ("spread", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
         ("verdicts", ctypes.c_uint64 * VERDICTS),
         ("frame", ctypes.c_uint8 * (8 * WORDS)),
     )
@@ -58,16 +60,18 @@ class Bench:
         self.flows.put(index_key(0), raw + bytes(self.flows.value_size - len(raw)))
 
 
-FLOW = np.dtype([("addr", ">u4"), ("port", ">u2"), ("pad", "u2")])
+FLOW = np.dtype([("addr", ">u4"), ("port", ">u2"), ("to", ">u2")])
 
 
-def uniform_flows() -> NDArray[np.void]:
-    """FLOWS different pairs of source address (10.0.0.0/8) and port, in random order."""
+def uniform_flows(to: Sequence[int] = (0,)) -> NDArray[np.void]:
+    """FLOWS different pairs of source address (10.0.0.0/8) and port, in random order, to these
+    destinations (lower halves of addresses) in turn."""
     numbers = np.random.default_rng(1).permutation(FLOWS).astype(np.uint64)
     flows = np.zeros(FLOWS, dtype=FLOW)
     # 16 ports for each of 65,536 clients.
     flows["addr"] = 0x0A000100 + (numbers >> np.uint64(4))
     flows["port"] = 32768 + (numbers & np.uint64(15)) * 1999
+    flows["to"] = np.resize(np.array(to, dtype=np.uint16), FLOWS)
     return flows
 
 

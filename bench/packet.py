@@ -51,9 +51,14 @@ from lb.settings import Limits, Observation
 SUITE = "packet"
 PROGRAM_OF = {"empty wrapper": "bench_empty", "parse + swap + TX": "bench_swap", "lb": "bench_lb"}
 FLOOR = "parse + swap + TX"
-SOME = 10_000
-MANY_LABEL = {1: "1 flow", SOME: "10 k flows", FLOWS: "1 M flows"}
-SIZES = ((1, 10), (10, 10), (100, 10), (1000, 10), (1, 100), (1, 1000))  # services, backends of each
+FEW, SOME, MANY = 1000, 10_000, 100_000
+MANY_LABEL = {
+    1: "1 flow",
+    FEW: "1 k flows",
+    SOME: "10 k flows",
+    MANY: "100 k flows",
+    FLOWS: "1 M flows",
+}
 TOLERATED = 0.01  # share of packets that may find their LRU entry evicted, or still there
 
 # struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
@@ -73,6 +78,7 @@ class Case:
     service: str = ""
     new: bool = False  # each packet begins a flow
     opening: bytes = b""  # what a flow has to begin with to be known; else `frame`
+    spread: bool = False  # each flow to the address that it has in the table
 
     @property
     def label(self) -> str:
@@ -83,11 +89,13 @@ class Case:
 class Session:
     """One loaded balancer, and each case's place in its flows."""
 
-    def __init__(self, bench: Bench, world: tuple[DesiredState, Observed]) -> None:
+    def __init__(
+        self, bench: Bench, world: tuple[DesiredState, Observed], to: Sequence[int] = (0,)
+    ) -> None:
         self.bench = bench
         self._next: dict[tuple[str, str], int] = {}
-        self._inserted = uniform_flows()
-        self._walked = shuffled(self._inserted, (1, SOME))
+        self._inserted = uniform_flows(to)
+        self._walked = shuffled(self._inserted, (1, FEW, SOME, MANY))
         self._state, self._observed = world
         self._bases = Bases()
         self._apply()
@@ -145,12 +153,14 @@ class Session:
         return ns
 
     def warm(self, case: Case) -> None:
-        """One packet of each flow: makes the entries that the case counts on. If its flows are to be
-        new, it fills the LRU, so that each evicts one; then the order is that of the measurement, in
-        which a flow comes up again when all others have been there."""
+        """Two packets of each flow, as it takes two to be more than begun: makes the entries that the
+        case counts on. If its flows are to be new, one of each fills the LRU, so that each evicts one;
+        then the order is that of the measurement, in which a flow comes up again when all others have
+        been there."""
         self.bench.use_flows(self._walked if case.new else self._inserted)
-        opening = replace(case, frame=case.opening or case.frame)
-        self._send(opening, "lb", max(case.flows, 1000), 0)
+        self._send(replace(case, frame=case.opening or case.frame), "lb", max(case.flows, 1000), 0)
+        if not case.new:
+            self._send(case, "lb", max(case.flows, 1000), 0)
         self.bench.use_flows(self._walked)
 
     def forget(self) -> None:
@@ -165,6 +175,7 @@ class Session:
             flows=case.flows,
             ipv6=case.version == 6,
             ports=case.ports,
+            spread=case.spread,
             frame=(ctypes.c_uint8 * frames.LENGTH)(*case.frame),
         )
         self.bench.runs.put(index_key(0), bytes(state))
@@ -193,7 +204,7 @@ class Session:
             raise DatapathError(f"bench: {case.label}: {unexpected} of {packets} flows were {kind}")
 
 
-def measure(session: Session, cases: Sequence[Case], options: Options) -> list[Row]:
+def measure(session: Session, cases: Sequence[Case], options: Options, suite: str = SUITE) -> list[Row]:
     """All of these interleaved: per case the three programs."""
     rounds, repeat = options.pick(11, 3), options.pick(100_000, 20_000)
     for case in cases:
@@ -211,13 +222,13 @@ def measure(session: Session, cases: Sequence[Case], options: Options) -> list[R
             values = times[f"{case.label}|{peer}"]
             # Within a round, as the three ran one after the other: phases of the machine cancel out.
             ratio = statistics.median(ns / floor for ns, floor in zip(values, floors, strict=True))
-            found.append(row(SUITE, case.label, peer, "ns/packet", values, ratio=ratio))
+            found.append(row(suite, case.label, peer, "ns/packet", values, ratio=ratio))
     return found
 
 
 def flow_cases(flows: int) -> list[Case]:
     """TCP data of flows that are known, for every mode, family and tracking; and UDP. Mode `fullnat`
-    knows all its flows, whatever `tracking` says, but has no room for a million."""
+    knows all its flows, whatever `tracking` says, but has no room for so many."""
     return [
         Case(
             name=f"{t.mode} IPv{t.version} {t.protocol.upper()}, {tracked(t)}",
@@ -230,7 +241,7 @@ def flow_cases(flows: int) -> list[Case]:
         )
         for t in frames.targets()
         if t.protocol is Protocol.TCP or (t.tracking is Tracking.ALWAYS and t.version == 4)
-        if t.mode is not Mode.FULLNAT or (t.tracking is Tracking.ALWAYS and flows < FLOWS)
+        if t.mode is not Mode.FULLNAT or (t.tracking is Tracking.ALWAYS and flows <= SOME)
     ]
 
 
@@ -333,23 +344,6 @@ def observation(session: Session, options: Options) -> list[Row]:
     return found
 
 
-def growth(bench: Bench, options: Options, sizes: Sequence[tuple[int, int]] = SIZES) -> list[Row]:
-    """What a packet to one service costs while there are more and more services and backends."""
-    found: list[Row] = []
-    for services, backends in sizes:
-        session = Session(bench, frames.grown(services, backends))
-        case = Case(
-            name=f"dsr IPv4 TCP, {services:,} services of {backends:,} backends",
-            frame=frames.tcp(frames.GROWN),
-            version=4,
-            verdict=XDP_TX,
-            service="service-0",
-        )
-        cases = [case, replace(case, flows=FLOWS)] if services == 1 else [case]
-        found += measure(session, cases, options)
-    return found
-
-
 def chosen(cases: Sequence[Case], options: Options) -> list[Case]:
     """Warming 1 M flows takes a second for each case."""
     return [each for each in cases if not options.quick or "dsr IPv4 TCP" in each.name]
@@ -373,7 +367,8 @@ def run(options: Options) -> list[Row]:
         with load(Limits()) as bench:
             session = Session(bench, frames.world())
             found += measure(session, [*flow_cases(1), *other_cases()], options)
-            found += measure(session, flow_cases(SOME), options)
+            for flows in (FEW, SOME):
+                found += measure(session, flow_cases(flows), options)
             found += observation(session, options)
             for case in chosen(syn_cases(), options):
                 session.forget()
@@ -381,10 +376,10 @@ def run(options: Options) -> list[Row]:
         # Twice as many entries as flows: a full LRU evicts by approximation.
         with load(Limits(conntrack=2 * FLOWS, embryonic=2 * FLOWS)) as bench:
             session = Session(bench, frames.world())
+            found += measure(session, chosen(flow_cases(MANY), options), options)
             for case in chosen(flow_cases(FLOWS), options):
                 session.forget()
                 found += measure(session, [case], options)
             session.forget()
             found += while_slots_move(session, options)
-            found += growth(bench, options, SIZES[:3] if options.quick else SIZES)
     return found

@@ -25,10 +25,16 @@ _PROSE = {
     " known. That packets met the verdict, and flows were known or new as stated, is checked by the"
     " programs' own counters."
     " Nothing is sent.",
+    "growth": "As in `packet`. *To all of them*: each flow goes to one of the services, in turn, so what"
+    " a packet needs of tables, backends and counters is rarely in the processor's caches when there is"
+    " much of it. 1,000 services of 1,000 backends would be a million backends: left out.",
     "live": "Frames that travel over veth pairs, generator and all on one CPU, in Mpps; ...x is the"
-    " ratio to the *redirect floor* of as many flows in the same round. lb redirects in all modes.",
+    " ratio to the *redirect floor* of as many flows in the same round. lb redirects in all modes."
+    " nftables has no 1 M flows: the kernel's connection tracking holds 262,144 for the whole machine.",
     "requests": "wrk with 16 connections, one nginx, everything on this machine; ...x is the ratio to"
-    " the direct path. CPU is of the whole machine, less that of processes that are none of the lab's.",
+    " the direct path. CPU is of the whole machine, less that of processes that are none of the lab's."
+    " The *redirect floor* is the least that an XDP program can do in the path of `nat` (bench/road.c),"
+    " *kernel forwarding* that path without a program.",
     "daemon": "A real lbd in the lab, with three services of four backends.",
     "checks": "Health checks: lbd's parts in one process, one nginx on the loopback. late_p99 is by how"
     " much 99 of 100 checks began late at most.",
@@ -109,6 +115,7 @@ def plots(rows: Sequence[Row]) -> dict[str, str]:
     if rebuilt:
         groups = _grouped((each.label, each.peer, each.median) for each in rebuilt)
         found["slots-rebuild.svg"] = plot.bars("Rebuilding one service's table", "ms", groups)
+    found |= _plots_of_traffic(rows)
     packets = [
         each
         for each in rows
@@ -121,6 +128,45 @@ def plots(rows: Sequence[Row]) -> dict[str, str]:
         title = "ns per packet over parse + swap + TX"
         found["packet-flows.svg"] = plot.bars(title, "x", groups)
     return found
+
+
+def _plots_of_traffic(rows: Sequence[Row]) -> dict[str, str]:
+    """Suites `growth`, `live`, `requests`, `daemon`."""
+
+    def chosen(suite: str, *sections: str) -> list[Row]:
+        return [r for r in rows if r.suite == suite and (not sections or r.section in sections)]
+
+    wanted = {
+        "growth.svg": (
+            "dsr: ns per packet over parse + swap + TX", "x",
+            [(r.label, r.section, r.ratio_to_floor or 0.0) for r in chosen("growth") if r.peer == "lb"],
+        ),
+        "live.svg": (
+            "Frames a second over veth", "Mpps",
+            [(f"{r.peer}, {r.label}", r.section, r.median) for r in chosen("live")],
+        ),
+        "requests-answers.svg": (
+            "Answers a second", "/s",
+            [(r.peer, r.label, r.median) for r in chosen("requests", "answers")],
+        ),
+        "requests-cpu.svg": (
+            "CPU of the whole machine for 10,000 requests", "s",
+            [(r.peer, r.label, r.median) for r in chosen("requests", "CPU for 10,000 requests")],
+        ),
+        "requests-p99.svg": (
+            "Latency, p99", "ms",
+            [(r.peer, r.label, r.median) for r in chosen("requests", "latency p99")],
+        ),
+        "daemon-memory.svg": (
+            "Memory of lbd", "MB",
+            [(r.label, r.peer, r.median) for r in chosen("daemon", "memory")],
+        ),
+    }  # fmt: skip
+    return {
+        name: plot.bars(title, unit, _grouped(values))
+        for name, (title, unit, values) in wanted.items()
+        if values
+    }
 
 
 def _grouped(values: Iterable[tuple[str, str, float]]) -> dict[str, dict[str, float]]:

@@ -1,5 +1,10 @@
 """Suite `requests`: wrk asks one nginx in the lab, directly and by way of what stands in between.
 
+Two floors stand in the same path as `nat`, between the client and the server's own address: the node's
+kernel as a router, and the least that an XDP program can do there (road.c). What they take more than
+the direct path is the lab's: veth pairs and bridges, which everything that answers both ways through
+the node pays for, too.
+
 The balancer's program is off the interfaces while others are measured, as frames that went through a
 program cost the kernel's own stack more. CPU is that of the whole machine, less that of processes
 that are none of the lab's (the machine may be shared). lbd isn't running meanwhile: the data path needs
@@ -17,13 +22,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from bench import road
 from bench.rows import Options, Row, interleaved, row
 from lb.lab.lab import Lab
 from lb.lab.shell import LabError, wait_until
-from lb.lab.topology import VIP4
+from lb.lab.topology import VIP4, Address
 
 SUITE = "requests"
 DIRECT, HAPROXY, NGINX, NFTABLES = "direct", "HAProxy", "nginx stream", "nftables DNAT"
+ROUTER, ROAD = "kernel forwarding", "redirect floor"
 DSR, NAT = "lb dsr", "lb nat"
 PORT = {DSR: 80, NAT: 8084, HAPROXY: 8081, NGINX: 8082, NFTABLES: 8083}
 KEEP, CLOSE = "keep-alive", "a connection each"
@@ -84,7 +91,9 @@ class Field:
         self._namespaces = {_namespace(f"/run/netns/{name}") for name in lab.topology.namespaces}
         self._ports = [link.port for link in lab.topology.links if link.namespace == lab.topology.node]
         self._prepare(backend)
-        self._is_attached = True
+        (balancer,) = (lab.node_folder / "bpf/lb").glob("program_xdp_*")
+        self._programs = {DSR: balancer, NAT: balancer, ROAD: road.pin(lab)}
+        self._attached: Path | None = balancer
 
     def _prepare(self, backend: str) -> None:
         lab = self._lab
@@ -110,26 +119,36 @@ class Field:
 
     def peers(self) -> list[str]:
         """Those that are installed."""
-        return [DIRECT, DSR, NAT, NFTABLES, HAPROXY, *([NGINX] if STREAM_MODULE.exists() else [])]
+        stream = [NGINX] if STREAM_MODULE.exists() else []
+        return [DIRECT, DSR, NAT, ROAD, ROUTER, NFTABLES, HAPROXY, *stream]
 
-    def _attach(self, wanted: bool) -> None:
-        if self._is_attached == wanted:
+    def _attach(self, wanted: Path | None) -> None:
+        if self._attached == wanted:
             return
-        self._is_attached = wanted
-        node, bpf = self._lab.topology.node, self._lab.node_folder / "bpf"
-        (program,) = (bpf / "lb").glob("program_xdp_*")
+        self._attached = wanted
+        node, switch = self._lab.topology.node, self._lab.topology.switch
         for namespace, interfaces, pinned in (
-            (node, ("front0", "back0"), program),
-            (self._lab.topology.switch, self._ports, bpf / "pass"),
+            (node, ("front0", "back0"), wanted),
+            (switch, self._ports, wanted and self._lab.node_folder / "bpf/pass"),
         ):
             for interface in interfaces:
-                how = ["xdpdrv", "pinned", str(pinned)] if wanted else ["xdp", "off"]
-                self._lab.run(namespace, ["ip", "link", "set", "dev", interface, *how])
+                link = ["ip", "link", "set", "dev", interface]
+                self._lab.run(namespace, [*link, "xdp", "off"])
+                if pinned:
+                    self._lab.run(namespace, [*link, "xdpdrv", "pinned", str(pinned)])
+
+    def _at(self, peer: str) -> tuple[Address, int]:
+        """Where to ask."""
+        return {
+            DIRECT: (self._front, 80),
+            ROAD: (self._server, 80),
+            ROUTER: (self._server, 80),
+        }.get(peer) or (VIP4, PORT[peer])
 
     def ask(self, peer: str, how: str, seconds: int) -> Run:
         """One run of wrk through this peer."""
-        self._attach(peer in (DSR, NAT))
-        address, port = (self._front, 80) if peer == DIRECT else (VIP4, PORT[peer])
+        self._attach(self._programs.get(peer))
+        address, port = self._at(peer)
         wait_until(f"an answer by {peer}", lambda: bool(self._lab.answer(address, port)))
         command = ["wrk", "--threads", "1", "--connections", str(CONNECTIONS), "--latency"]
         command += ["--duration", f"{seconds}s", "--script", str(_SCRIPT)]
@@ -231,7 +250,11 @@ def rows_of(runs: Runs) -> list[Row]:
             ratio = times_direct(runs, peer, how, value)
             made.append(row(SUITE, f"{what}: {how}", peer, unit, [value(r) for r in each], ratio=ratio))
     for peer, how in runs:
-        if peer != DIRECT:
-            more = [over_direct(runs, peer, how)]
-            made.append(row(SUITE, f"CPU over direct for 10,000 requests: {how}", peer, "s", more))
+        if peer == DIRECT:
+            continue
+        more = over_direct(runs, peer, how)
+        made.append(row(SUITE, f"CPU over direct for 10,000 requests: {how}", peer, "s", [more]))
+        theirs = over_direct(runs, HAPROXY, how) if (HAPROXY, how) in runs else 0.0
+        if theirs > 0:
+            made.append(row(SUITE, f"CPU over direct, of HAProxy's: {how}", peer, "x", [more / theirs]))
     return made

@@ -20,6 +20,8 @@ struct bench_run {
 	__u32 flows; /* how many are in use */
 	__u32 ipv6;
 	__u32 ports; /* write the source port, too */
+	__u32 spread; /* and the lower half of the destination (IPv4) */
+	__u32 pad;
 	__u64 verdicts[8];
 	__u64 frame[BENCH_WORDS];
 };
@@ -27,7 +29,7 @@ struct bench_run {
 struct bench_flow {
 	__u32 addr; /* source address, or its last 32 bits */
 	__u16 port;
-	__u16 pad;
+	__u16 to; /* lower half of the destination */
 };
 
 struct bench_flows {
@@ -64,6 +66,8 @@ static __always_inline struct bench_run *restore(struct xdp_md *ctx)
 		((struct iphdr *)(data + sizeof(struct ethhdr)))->saddr = flow->addr;
 		if (run->ports)
 			*(__u16 *)(data + BENCH_L4_IPV4) = flow->port;
+		if (run->spread)
+			*(__u16 *)(data + BENCH_L4_IPV4 - sizeof(__u16)) = flow->to;
 	}
 	return run;
 }

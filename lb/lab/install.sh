@@ -24,6 +24,8 @@ want_package() { installed "$1" || missing="$missing $1"; }
 want_package python3-bpfcc # BCC. The package named bcc on PyPI is something else
 want_package python3-venv
 want_command nginx nginx-light
+# A peer of `make bench`; fits Debian's nginx only.
+if ! command -v nginx >/dev/null || installed nginx-common; then want_package libnginx-mod-stream; fi
 want_command etcd etcd-server
 want_command etcdctl etcd-client
 want_command haproxy haproxy
