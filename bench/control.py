@@ -27,6 +27,7 @@ from lb.datapath.bpf import Map
 from lb.datapath.encode import index_key
 from lb.datapath.kernel import Kernel, read_owners
 from lb.datapath.maps import Maps, new_table
+from lb.datapath.slotmaps import table_key
 from lb.errors import LbError
 from lb.model import keys
 from lb.model.objects import Address, Backend, ClusterConfig, Service
@@ -107,7 +108,7 @@ class Onlooker:
         owners = read_owners(maps.service_owners)
         wanted = ids.uid(keys.service(service))
         self._tables = maps.tables
-        self._number = index_key(next(number for number, uid in owners.items() if uid == wanted))
+        self._number = table_key(next(number for number, uid in owners.items() if uid == wanted))
         self._before = self._tables.get(self._number)
         self._seen = 0.0
         self._stop = threading.Event()
@@ -185,7 +186,7 @@ def memory(node: Node, services: int) -> list[Row]:
 
 def changes(node: Node, services: int, options: Options) -> list[Row]:
     """One weight change, from the parsed state to the kernel; and the swap of one table alone."""
-    tables, number = node.kernel.maps.tables, index_key(1)
+    tables, number = node.kernel.maps.tables, table_key(1)
     content = bytes(new_table().value_size)
     fill: list[float] = []
     swap: list[float] = []

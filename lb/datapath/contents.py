@@ -19,8 +19,8 @@ from lb.datapath.maps import Maps
 from lb.datapath.rulemaps import Kept
 from lb.datapath.slotmaps import Encoded
 
-# New tables that are open at the same time; each is a file descriptor.
-_TABLES_AT_ONCE = 200
+# Services whose new tables are open at the same time; each is a file descriptor, and so is its past.
+_TABLES_AT_ONCE = 100
 
 
 @dataclass
@@ -105,7 +105,7 @@ def write(
     for service, prefix in rules.delete:
         maps.rules.delete(layout.rule_key(service, prefix))
     for number in swaps.delete:
-        maps.tables.delete(index_key(number))
+        slotmaps.take_away(maps.tables, number)
     for number in services.delete:
         maps.services.put(index_key(number), bytes(maps.services.value_size))
     for endpoint in nat_back.delete:

@@ -21,10 +21,20 @@ from lb.datapath.maps import new_table
 from lb.errors import DatapathError
 
 EMPTY = 0  # an id that no backend has
-_FIRST, _SECOND = (n.to_bytes(4, sys.byteorder) for n in range(2))
+_ONLY = bytes(4)  # key of the one element of a table
 
 U32 = NDArray[np.uint32]
-Encoded = tuple[bytes, bytes | None]  # the two elements of an inner map of `tables`
+Encoded = tuple[bytes, bytes | None]  # a table and its past
+
+
+def table_key(service: int) -> bytes:
+    """In `tables`: of a service's table."""
+    return (2 * service).to_bytes(4, sys.byteorder)
+
+
+def past_key(service: int) -> bytes:
+    """Of its past."""
+    return (2 * service + 1).to_bytes(4, sys.byteorder)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +122,16 @@ def read(tables: Map, service: int) -> Slots | None:
 
 def read_raw(tables: Map, service: int) -> Encoded | None:
     """The same, as bytes."""
-    key = service.to_bytes(4, sys.byteorder)
+    while (held := _read_one(tables, table_key(service))) is not None:
+        number, table = held
+        past = _read_one(tables, past_key(service)) if _is_stirred(table) else None
+        if tables.get(table_key(service)) == number:
+            return table, past and past[1]
+    return None
+
+
+def _read_one(tables: Map, key: bytes) -> tuple[bytes, bytes] | None:
+    """Number and content of an inner map."""
     found = tables.get(key)
     while found is not None:
         try:
@@ -122,23 +141,45 @@ def read_raw(tables: Map, service: int) -> Encoded | None:
             if found == before:
                 raise
             continue  # it was swapped for another one just now, and is gone
-        past = inner.get(_SECOND) if inner.max_entries > 1 else None
-        return inner.get(_FIRST) or b"", past
+        return found, inner.get(_ONLY) or b""
     return None
+
+
+def _is_stirred(table: bytes) -> bool:
+    return bool((_split(table)[1] & np.uint32(layout.SLOT_STIRRED)).any())
 
 
 def swap(tables: Map, fresh: Mapping[int, Encoded]) -> None:
     """Put new tables in place of the present ones: filled off to the side, then one update each. The
     system call returns when no packet sees the old ones any more (10 ms); packets see the new ones at
-    once."""
-    made = {service: new_table(with_past=past is not None) for service, (_, past) in fresh.items()}
+    once.
+
+    A past is in place before the table that speaks of it, and goes after it. So a packet may see an
+    older table with a newer past; that says the same of each slot whose window is open, as its origin
+    stays what it was.
+    """
+    made: dict[bytes, Map] = {}
     for service, (table, past) in fresh.items():
-        made[service].put(_FIRST, table)
         if past is not None:
-            made[service].put(_SECOND, past)
-    tables.put_many(
-        [(n.to_bytes(4, sys.byteorder), each.fd.to_bytes(4, sys.byteorder)) for n, each in made.items()]
-    )
+            made[past_key(service)] = _filled(past)
+        made[table_key(service)] = _filled(table)
+    tables.put_many([(key, each.fd.to_bytes(4, sys.byteorder)) for key, each in made.items()])
+    for service, (_, past) in fresh.items():
+        if past is None and tables.get(past_key(service)) is not None:
+            tables.delete(past_key(service))
+
+
+def take_away(tables: Map, service: int) -> None:
+    """The service's table, and its past."""
+    tables.delete(table_key(service))
+    if tables.get(past_key(service)) is not None:
+        tables.delete(past_key(service))
+
+
+def _filled(content: bytes) -> Map:
+    made = new_table()
+    made.put(_ONLY, content)
+    return made
 
 
 def _epochs(ends: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -19,7 +19,6 @@ from pathlib import Path
 from lb.cli.wait import until_applied
 from lb.core import ids, slots
 from lb.datapath import slotmaps
-from lb.datapath.encode import index_key
 from lb.datapath.kernel import read_owners
 from lb.datapath.maps import Maps
 from lb.lab.shell import LabError
@@ -52,7 +51,7 @@ class Kernels:
 
     def tables(self) -> list[bytes | None]:
         """Which table each kernel has in force, as a number of its own."""
-        return [maps.tables.get(index_key(number)) for maps, number, _ in self._seats]
+        return [maps.tables.get(slotmaps.table_key(number)) for maps, number, _ in self._seats]
 
     def share(self, node: int) -> int:
         """Slots of the backend in one kernel."""

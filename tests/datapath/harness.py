@@ -37,9 +37,9 @@ from lb.core.reference import (
 )
 from lb.core.reference.world import Backend, Endpoint, Service
 from lb.datapath import compile as compiler
-from lb.datapath import contents, layout
+from lb.datapath import contents, layout, slotmaps
 from lb.datapath.bpf import Map, Program, ProgramType, _check, _libbpf, _TestRunOpts, possible_cpus
-from lb.datapath.maps import Maps
+from lb.datapath.maps import Maps, new_table
 from lb.datapath.release import XDP_REPLAY
 from lb.model.objects import Address
 from lb.settings import Limits
@@ -173,10 +173,11 @@ class Kernel:
         contents.turn_page(maps, layout.Has.RANGES | layout.Has.NAT_BACK)
         self._world = world
 
-    def use_tables(self, tables: Mapping[int, Map]) -> None:
+    def use_tables(self, tables: Mapping[int, TableMaps]) -> None:
         """Give services their slot tables. Slow: the kernel waits for all programs to be done."""
         for number, table in tables.items():
-            self.maps.tables.put(u32(number), u32(table.fd))
+            self.maps.tables.put(slotmaps.past_key(number), u32(table.past.fd))
+            self.maps.tables.put(slotmaps.table_key(number), u32(table.slots.fd))
 
     def run(self, frame: bytes, ifindex: int, *, flags: int = 0) -> Seen:
         """One frame through the program."""
@@ -478,8 +479,28 @@ class Pasts(Mapping[int, Past]):
         return sum(1 for _ in self)
 
 
-def fill_table(table: Map, slots: Sequence[int], pasts: Pasts | None = None) -> None:
-    """Write a service's slots and their past. The table has room for both."""
+@dataclass(frozen=True)
+class TableMaps:
+    """A service's table and its past, in kernels that use_tables() gave them to."""
+
+    slots: Map = field(default_factory=new_table)
+    past: Map = field(default_factory=new_table)
+
+    def fill(self, content: slotmaps.Encoded) -> None:
+        """Write both, in the order of slotmaps.swap()."""
+        table, past = content
+        if past:
+            self.past.put(u32(0), past)
+        self.slots.put(u32(0), table)
+
+    def close(self) -> None:
+        """Let go of them."""
+        self.slots.close()
+        self.past.close()
+
+
+def fill_table(table: TableMaps, slots: Sequence[int], pasts: Pasts | None = None) -> None:
+    """Write a service's slots and their past."""
     pattern = pasts.pattern if pasts else (None,)
     ends = sorted({past.closes for past in pattern if past})
     past = [p.origin if p else 0 for p in pattern]
@@ -489,8 +510,7 @@ def fill_table(table: Map, slots: Sequence[int], pasts: Pasts | None = None) -> 
     words = np.asarray(slots, dtype=np.uint32) | np.resize(np.array(flags, np.uint32), layout.SLOTS)
     closes = np.array(ends + [0] * (layout.EPOCHS - len(ends)), dtype=np.uint64)
     packed = np.resize(np.array(past, dtype=np.uint32), layout.SLOTS)
-    table.put(u32(1), bytes(closes.nbytes) + packed.tobytes())
-    table.put(u32(0), closes.tobytes() + words.tobytes())
+    table.fill((closes.tobytes() + words.tobytes(), bytes(closes.nbytes) + packed.tobytes()))
 
 
 def read_all(counters: Map, rows: int) -> np.ndarray:

@@ -31,7 +31,6 @@ from lb.core.reference.pick import SEEN_STEP, find_service
 from lb.core.reference.pieces import FRAGMENT_NS
 from lb.core.reference.world import FlowKey
 from lb.datapath.clock import Clock
-from lb.datapath.maps import new_table
 
 from . import harness
 from .harness import Kernel
@@ -178,7 +177,7 @@ def hypothesis_settings(packets: int):
 @pytest.mark.timeout(0)
 def test_kernel_does_what_the_model_says(kernels: dict[str, Kernel], record_property) -> None:
     clock = Clock()
-    tables = {n: new_table(with_past=True) for n in range(1, MAX_TABLES + 1)}
+    tables = {n: harness.TableMaps() for n in range(1, MAX_TABLES + 1)}
     for kernel in kernels.values():
         kernel.use_tables(tables)
     outcomes: Counter[Outcome] = Counter()

@@ -40,8 +40,7 @@ from lb.core.reference import (
     fullnat,
     process,
 )
-from lb.datapath.bpf import Map
-from lb.datapath.maps import new_table
+from lb.datapath.slotmaps import table_key
 from lb.model.objects import TRANSLATIONS, Affinity, Mode, Network, NoBackend, Tracking
 
 from . import harness, netns
@@ -81,16 +80,16 @@ def one_service(version: int, proto: int = 6, **policy: object) -> World:
 
 
 @pytest.fixture
-def table(kernels: dict[str, Kernel]) -> Iterator[Map]:
+def table(kernels: dict[str, Kernel]) -> Iterator[harness.TableMaps]:
     """Service 1's table, in both kernels."""
-    shared = new_table(with_past=True)
+    shared = harness.TableMaps()
     for kernel in kernels.values():
         kernel.use_tables({1: shared})
     yield shared
     shared.close()
 
 
-def install(kernel: Kernel, world: World, table: Map) -> None:
+def install(kernel: Kernel, world: World, table: harness.TableMaps) -> None:
     kernel.install(world)
     harness.fill_table(table, world.tables[1])
 
@@ -104,7 +103,7 @@ def frame(l4: Packet, version: int, *, src: str = "", dst: str = "", ttl: int = 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("affinity", list(Affinity))
 def test_the_same_packets_get_the_same_backend(
-    kernels: dict[str, Kernel], table: Map, version: int, affinity: Affinity
+    kernels: dict[str, Kernel], table: harness.TableMaps, version: int, affinity: Affinity
 ) -> None:
     world = one_service(version, affinity=affinity, tracking=Tracking.NEVER)
     for kernel in kernels.values():
@@ -131,7 +130,7 @@ def test_a_service_without_a_table_has_no_backend(kernels: dict[str, Kernel], ho
     kernel = kernels[hook]
     world = one_service(4, no_backend=NoBackend.DROP)
     kernel.install(world)
-    kernel.maps.tables.delete(harness.u32(1))
+    kernel.maps.tables.delete(table_key(1))
     seen = kernel.run(frame(TCP(dport=80), 4), INGRESS)
     assert list(seen.outcomes) == [Outcome.DROP_NO_BACKEND]
 
@@ -170,7 +169,7 @@ RARE = {
 
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize("name", RARE)
-def test_rare_frames(kernels: dict[str, Kernel], table: Map, hook: str, name: str) -> None:
+def test_rare_frames(kernels: dict[str, Kernel], table: harness.TableMaps, hook: str, name: str) -> None:
     """What chance may not come upon, with a backend and without."""
     ip = RARE[name].copy()
     ip.src = ip.fields.get("src", CLIENTS[6])
@@ -197,7 +196,7 @@ def test_rare_frames(kernels: dict[str, Kernel], table: Map, hook: str, name: st
 )
 def test_way_back_to_a_client_without_neighbour_entry(
     kernels: dict[str, Kernel],
-    table: Map,
+    table: harness.TableMaps,
     hook: str,
     version: int,
     ifindex: int,
@@ -217,7 +216,7 @@ def test_way_back_to_a_client_without_neighbour_entry(
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("size", [0, 1446, 3400])
 def test_frames_of_all_sizes(
-    kernels: dict[str, Kernel], table: Map, hook: str, version: int, size: int
+    kernels: dict[str, Kernel], table: harness.TableMaps, hook: str, version: int, size: int
 ) -> None:
     kernel = kernels[hook]
     world = one_service(version, proto=17, mode=Mode.NAT, tracking=Tracking.NEVER)
@@ -232,7 +231,12 @@ def test_frames_of_all_sizes(
 @pytest.mark.parametrize("resolved", [True, False])
 @pytest.mark.parametrize("ttl", [2, 64, 255])
 def test_the_sum_that_a_card_computed_stays_right(
-    kernels: dict[str, Kernel], table: Map, version: int, mode: Mode, resolved: bool, ttl: int
+    kernels: dict[str, Kernel],
+    table: harness.TableMaps,
+    version: int,
+    mode: Mode,
+    resolved: bool,
+    ttl: int,
 ) -> None:
     """CHECKSUM_COMPLETE: the kernel compares skb->csum with the packet after the run, and fails it if
     they differ. (Not where VLAN tags are cut off: the helper takes a test run for egress, where the
@@ -265,7 +269,7 @@ def test_the_sum_that_a_card_computed_stays_right(
     ("hook", "outcome"), [("xdp", Outcome.FORWARD_TX), ("tc", Outcome.DROP_NO_SPACE)]
 )
 def test_a_tunnel_that_begins_where_a_tagged_frame_came_from(
-    kernels: dict[str, Kernel], table: Map, hook: str, outcome: Outcome
+    kernels: dict[str, Kernel], table: harness.TableMaps, hook: str, outcome: Outcome
 ) -> None:
     """Under tc the helper that makes room for the outer header refuses frames with a tag in the way."""
     world = one_service(4, mode=Mode.IPIP)
@@ -363,7 +367,7 @@ def test_every_end_of_a_packet_has_its_test() -> None:
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("outcome", ENDS, ids=lambda outcome: outcome.name.lower())
 def test_every_end_of_a_packet(
-    kernels: dict[str, Kernel], table: Map, hook: str, version: int, outcome: Outcome
+    kernels: dict[str, Kernel], table: harness.TableMaps, hook: str, version: int, outcome: Outcome
 ) -> None:
     world, packet = ENDS[outcome](version)
     kernel = kernels[hook]
@@ -381,7 +385,7 @@ OPEN, CLOSED = 2**62, 1
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("mode", [Mode.DSR, Mode.FULLNAT])
 def test_clients_of_a_prefix_go_by_a_table_of_their_own(
-    kernels: dict[str, Kernel], table: Map, hook: str, version: int, mode: Mode
+    kernels: dict[str, Kernel], table: harness.TableMaps, hook: str, version: int, mode: Mode
 ) -> None:
     kernel, world = kernels[hook], one_service(version, mode=mode)
     client = ip_address(CLIENTS[version])
@@ -395,7 +399,7 @@ def test_clients_of_a_prefix_go_by_a_table_of_their_own(
         tables={1: np.full(65536, 1, np.uint32), 2: np.full(65536, 2, np.uint32)}
         | {3: np.full(65536, 3, np.uint32)},
     )
-    more = {number: new_table(with_past=True) for number in (2, 3)}
+    more = {number: harness.TableMaps() for number in (2, 3)}
     kernel.use_tables(more)
     for number, each in more.items():
         harness.fill_table(each, world.tables[number])
@@ -439,7 +443,7 @@ def test_the_verifier_has_room_left(kernels: dict[str, Kernel], hook: str, recor
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize(("version", "client"), [(4, "192.0.2.77"), (6, "2001:db8:d::77")])
 def test_answers_larger_than_the_route_takes_are_for_the_kernel(
-    kernels: dict[str, Kernel], table: Map, hook: str, version: int, client: str
+    kernels: dict[str, Kernel], table: harness.TableMaps, hook: str, version: int, client: str
 ) -> None:
     """The route's MTU (600 and 1,300) is smaller than its interface's."""
     world = one_service(version, mode=Mode.NAT, tracking=Tracking.NEVER)
@@ -457,7 +461,7 @@ def test_answers_larger_than_the_route_takes_are_for_the_kernel(
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize("version", [4, 6])
 def test_answers_to_health_checks_via_the_vip_are_for_the_kernel(
-    kernels: dict[str, Kernel], table: Map, hook: str, version: int
+    kernels: dict[str, Kernel], table: harness.TableMaps, hook: str, version: int
 ) -> None:
     """In mode nat these say that they come from an address that nobody has."""
     world = one_service(version, mode=Mode.NAT, tracking=Tracking.NEVER)
@@ -479,7 +483,7 @@ FOREVER = 2**63
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("how", ["remembered", "older than the move", "bound"])
 def test_clients_of_a_backend_that_failed_are_told(
-    kernels: dict[str, Kernel], table: Map, hook: str, version: int, how: str
+    kernels: dict[str, Kernel], table: harness.TableMaps, hook: str, version: int, how: str
 ) -> None:
     """`established: reset`: whatever the policy for a service without a backend. What begins a
     connection goes to another one."""

@@ -24,6 +24,7 @@ from lb.datapath import layout
 from lb.datapath.encode import index_key
 from lb.datapath.kernel import Kernel, read_owners
 from lb.datapath.maps import Maps
+from lb.datapath.slotmaps import table_key
 from lb.datapath.view import KernelView
 from lb.errors import CapacityError, DatapathError
 from lb.model import keys
@@ -130,7 +131,7 @@ def test_what_was_changed_by_hand_is_found_and_put_right() -> None:
         maps.by_name[name].delete(victim)
     for name in ("services", "backends"):
         maps.by_name[name].put(index_key(1), bytes(maps.by_name[name].value_size))
-    maps.tables.delete(index_key(1))
+    maps.tables.delete(table_key(1))
     kernel.adopt()
     kernel.apply(wanted_of(state))
     again = Kernel(maps)

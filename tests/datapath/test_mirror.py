@@ -25,7 +25,7 @@ from lb.core.ids import uid
 from lb.core.reference import Flow, FlowKey, World
 from lb.datapath import attach, compile, layout
 from lb.datapath.bpf import Program
-from lb.datapath.maps import Maps, new_table
+from lb.datapath.maps import Maps
 from lb.model import keys
 from lb.model.objects import Affinity, Mode, Tracking
 
@@ -116,11 +116,11 @@ class Scene:
 def mirror(programs: tuple[Maps, Program]) -> Iterator[Any]:
     maps, program = programs
     kernel = Kernel("tc", maps, program, 0, frozenset())
-    tables = {1: new_table(), TABLE: new_table()}
+    tables = {1: harness.TableMaps(), TABLE: harness.TableMaps()}
     kernel.use_tables(tables)
     for number, backend in ((1, 1), (TABLE, CANARY)):
         words = np.full(65536, backend, dtype=np.uint32)
-        tables[number].put(u32(0), bytes(8 * layout.EPOCHS) + words.tobytes())
+        tables[number].fill((bytes(8 * layout.EPOCHS) + words.tobytes(), None))
     wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
     wire.bind(("veb-far", 0))
     wire.setblocking(False)

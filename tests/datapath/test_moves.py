@@ -25,7 +25,6 @@ from lb.core import flowhash
 from lb.core.moves import QUIET, calm, quieten, stir
 from lb.core.reference import Backend, Endpoint, FlowKey, Past, Service, World, process
 from lb.datapath import layout, slotmaps
-from lb.datapath.maps import new_table
 from lb.datapath.slotmaps import Slots
 from lb.model.objects import Affinity, Tracking
 
@@ -134,7 +133,7 @@ class KernelNode:
 
     def __init__(self, kernel: harness.Kernel) -> None:
         self.kernel = kernel
-        self.table = new_table(with_past=True)
+        self.table = harness.TableMaps()
         kernel.use_tables({1: self.table})
         kernel.install(world_of({}))
 
@@ -143,13 +142,11 @@ class KernelNode:
         ahead = time.monotonic_ns() - now
         stirred = slots.moves.stirred
         moves = replace(slots.moves, closes=np.where(stirred, slots.moves.closes + ahead, 0))
-        table, past = slotmaps.encode(Slots(slots.backends, moves))
+        encoded = slotmaps.encode(Slots(slots.backends, moves))
         for number, backend in backends.items():
             raw = bytes(harness.backend_struct(backend))
             self.kernel.maps.backends.put(harness.u32(number), raw)
-        if past:
-            self.table.put(harness.u32(1), past)
-        self.table.put(harness.u32(0), table)
+        self.table.fill(encoded)
 
     def send(self, flow: int, flags: str) -> int | None:
         seen = self.kernel.run(segment(flow, flags), INGRESS)

@@ -21,7 +21,6 @@ from lb.core.ids import uid
 from lb.core.reference import World
 from lb.datapath import headers, layout, sources
 from lb.datapath.bpf import Map, Program
-from lb.datapath.maps import new_table
 from lb.datapath.watch import Watch
 from lb.model import keys
 from lb.model.flows import FlowReport, FlowTotals, Vantage
@@ -120,7 +119,7 @@ class Connection:
 @pytest.fixture(params=HOOKS)
 def kernel(request: pytest.FixtureRequest, kernels: dict[str, Kernel]) -> Iterator[Kernel]:
     kernel = kernels[request.param]
-    shared = new_table(with_past=True)
+    shared = harness.TableMaps()
     kernel.use_tables({1: shared})
     harness.fill_table(shared, np.ones(65536, dtype=np.uint32))
     yield kernel

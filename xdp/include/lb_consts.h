@@ -42,7 +42,7 @@
 #define LB_SLOT_MASK (LB_SLOTS - 1)
 #define LB_SLOT_EMPTY 0u    /* backend id 0 is never allocated: an empty slot names it */
 #define LB_SLOT_BACKEND 0x00ffffffu /* a slot's bits that are its backend's id */
-#define LB_SLOT_STIRRED 0x80000000u /* it moved lately: the table's second element has its origin */
+#define LB_SLOT_STIRRED 0x80000000u /* it moved lately: the table's past has its origin */
 #define LB_EPOCHS 128u      /* different times at which windows of one service may close */
 #define LB_LINKS 4096u      /* attached interfaces, hashed by ifindex; collisions are refused at attach */
 

@@ -13,7 +13,7 @@
 #define lb_lookups LB_MAP(LB_FD_LOOKUPS)             /* per-CPU array: lb_lookup, at lookup_place() */
 #define lb_services LB_MAP(LB_FD_SERVICES)           /* array: lb_service */
 #define lb_rules LB_MAP(LB_FD_RULES)                 /* LPM trie: lb_rule_key -> lb_rule */
-#define lb_tables LB_MAP(LB_FD_TABLES)               /* array of maps: service -> array[1 or 2] of lb_table */
+#define lb_tables LB_MAP(LB_FD_TABLES)               /* array of maps: 2 * service -> array[1] of lb_table; + 1: its past */
 #define lb_backends LB_MAP(LB_FD_BACKENDS)           /* array: lb_backend */
 #define lb_conntrack LB_MAP(LB_FD_CONNTRACK)         /* LRU hash: lb_flow_key -> lb_flow */
 #define lb_embryonic LB_MAP(LB_FD_EMBRYONIC)         /* the same: flows of which only the begin was seen */

@@ -65,26 +65,29 @@ static __always_inline struct lb_rule *find_rule(const struct lb_service *svc, _
 	return bpf_map_lookup_elem(lb_rules, &key);
 }
 
-/* The slot's word, and its past if it isn't quiet: in one lookup of the table, so that both are of the
- * same table. */
+/* The slot's word, and its past if it isn't quiet. */
 static __always_inline __u32 slot_word(__u32 service, __u32 slot, struct lb_past *past)
 {
-	void *inner = bpf_map_lookup_elem(lb_tables, &service);
+	__u32 at = 2 * service, only = 0;
+	void *inner = bpf_map_lookup_elem(lb_tables, &at);
 	struct lb_table *table;
-	__u32 at = 0;
 	__u32 word;
 
 	if (!inner)
 		return LB_SLOT_EMPTY;
-	table = bpf_map_lookup_elem(inner, &at);
+	/* Inner maps are of one size, so this is no call but a few instructions. */
+	table = bpf_map_lookup_elem(inner, &only);
 	if (!table)
 		return LB_SLOT_EMPTY;
 	word = table->slot[slot & LB_SLOT_MASK];
 	if (!(word & LB_SLOT_STIRRED))
 		return word;
 	past->moving = table->closes[(word >> 24) & (LB_EPOCHS - 1)] > bpf_ktime_get_ns();
-	at = 1;
-	table = bpf_map_lookup_elem(inner, &at);
+	at++;
+	inner = bpf_map_lookup_elem(lb_tables, &at);
+	if (!inner)
+		return word;
+	table = bpf_map_lookup_elem(inner, &only);
 	if (table)
 		past->origin = table->slot[slot & LB_SLOT_MASK];
 	return word;

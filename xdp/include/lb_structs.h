@@ -77,7 +77,8 @@ struct lb_owner {
 
 /* A service's slots. If some moved lately there is a second one of these, their past: in it a slot is
  * the id of the backend that it had before. It means something only where the first says
- * LB_SLOT_STIRRED. */
+ * LB_SLOT_STIRRED. It is put in place before the first, so it may be of a newer table: a slot whose window is
+ * open has the same origin there. */
 struct lb_table {
 	__u64 closes[LB_EPOCHS]; /* when windows close: CLOCK_MONOTONIC in ns (bpf_ktime_get_ns) */
 	__u32 slot[LB_SLOTS];    /* backend id, in bits 24..30 the epoch, and LB_SLOT_STIRRED */
