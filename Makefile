@@ -90,7 +90,7 @@ test-packets: root venv ## Compare kernel and model on PACKETS=200000 packets fo
 	|| exit 1; done
 
 .PHONY: bench
-bench: root venv ## Measure (SUITES="slots packet growth live requests control daemon checks fleet" QUICK=1)
+bench: root venv ## Measure, half an hour (SUITES="slots packet growth live requests control daemon checks fleet" QUICK=1)
 	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(SUITES)
 
 .PHONY: bench-compare

@@ -1,4 +1,5 @@
-"""`python -m bench [--quick] [SUITE…]`: run the suites, write bench/results/latest.{json,md}."""
+"""`python -m bench [--quick] [SUITE…]`: run the suites, write bench/results/latest.{json,md} and the
+tables of docs/performance.md. What isn't a whole run goes to bench/results/partial instead."""
 
 from __future__ import annotations
 
@@ -10,7 +11,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import checks, control, daemon, fleet, growth, live, packet, report, requests, rows, slots
+from bench import (
+    checks,
+    control,
+    daemon,
+    document,
+    fleet,
+    growth,
+    live,
+    packet,
+    report,
+    requests,
+    rows,
+    slots,
+)
 from bench.rows import RESULTS, Options, Row, row
 from lb.errors import LbError
 
@@ -54,9 +68,13 @@ def main() -> int:
         print(f"error: {error.message}" + f"\nhint: {error.hint}" * bool(error.hint), file=sys.stderr)
         return int(error.exit_code)
     found = [*machine(load), *found]
-    rows.write(chosen.results / "latest.json", found)
-    report.write(chosen.results, found)
-    print(chosen.results / "latest.md")
+    is_whole = not chosen.quick and SUITES.keys() <= set(suites)
+    folder = chosen.results if is_whole else chosen.results / "partial"
+    rows.write(folder / "latest.json", found)
+    report.write(folder, found)
+    if folder == RESULTS:
+        document.write()
+    print(folder / "latest.md")
     return 0
 
 

@@ -21,10 +21,9 @@ _PROSE = {
     " the *empty wrapper*, and is part of all figures. ...x is the ratio to *parse + swap + TX*,"
     " the median of the rounds. `dsr`, `ipip` and `gue` go back out of the interface they came in"
     " by (XDP_TX), `nat` and `fullnat` out of another (XDP_REDIRECT). Flows are uniform, walked in"
-    " another order than inserted; conntrack has 131,072 entries, and 2 M where 1 M flows are"
+    " another order than inserted; conntrack has 131,072 entries, and 2 M where 100 k or 1 M flows are"
     " known. That packets met the verdict, and flows were known or new as stated, is checked by the"
-    " programs' own counters."
-    " Nothing is sent.",
+    " programs' own counters. Nothing is sent.",
     "growth": "As in `packet`. *To all of them*: each flow goes to one of the services, in turn, so what"
     " a packet needs of tables, backends and counters is rarely in the processor's caches when there is"
     " much of it. 1,000 services of 1,000 backends would be a million backends: left out.",

@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import random
+import re
 from fractions import Fraction
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,9 +14,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from bench import __main__ as run
 from bench import (
     compare,
     control,
+    document,
     fleet,
     frames,
     goals,
@@ -438,3 +441,24 @@ def test_the_check_fails_unless_every_goal_is_met_and_measured() -> None:
         assert goals.missed({**met, goal.name: float("nan")}) == [goal.name]
         assert goals.missed({name: met[name] for name in met if name != goal.name}) == [goal.name]
     assert "FAIL hit_vs_floor=none" in check.line({})
+
+
+def test_only_a_whole_run_is_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "SUITES", {name: lambda _: [made(1)] for name in ("slots", "paper")})
+    for arguments, folder in (
+        ([], tmp_path),
+        (["slots", "paper"], tmp_path),
+        (["slots"], tmp_path / "partial"),
+        (["--quick"], tmp_path / "partial"),
+    ):
+        monkeypatch.setattr("sys.argv", ["bench", "--results", str(tmp_path), *arguments])
+        assert run.main() == 0
+        (folder / "latest.json").unlink()
+        assert not list(tmp_path.rglob("*.json"))
+
+
+def test_performance_quotes_the_results_that_are_committed() -> None:
+    """If not: python -m bench.document."""
+    page = document.PAGE.read_text()
+    assert page == document.filled(page, rows.read(rows.RESULTS / "latest.json"))
+    assert set(re.findall(r"<!-- figures: (\w+) -->", page)) == document.PARTS.keys()
