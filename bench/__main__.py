@@ -8,38 +8,12 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from bench import (
-    checks,
-    control,
-    daemon,
-    document,
-    fleet,
-    growth,
-    live,
-    packet,
-    report,
-    requests,
-    rows,
-    slots,
-)
+from bench import document, report, rows
 from bench.rows import RESULTS, Options, Row, row
+from bench.suites import NEED_ROOT, SUITES, measured
 from lb.errors import LbError
-
-SUITES: dict[str, Callable[[Options], list[Row]]] = {
-    "slots": slots.run,
-    "packet": packet.run,
-    "growth": growth.run,
-    "live": live.run,
-    "requests": requests.run,
-    "control": control.run,
-    "daemon": daemon.run,
-    "checks": checks.run,
-    "fleet": fleet.run,
-}
-NEED_ROOT = {"packet", "growth", "live", "requests", "control", "daemon", "fleet"}
 
 
 def main() -> int:
@@ -61,7 +35,7 @@ def main() -> int:
         for suite in suites:
             start = time.monotonic()
             print(f"bench: {suite} …", file=sys.stderr, flush=True)
-            found += SUITES[suite](options)
+            found += measured(suite, options)
             print(f"bench: {suite}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
             load.append(os.getloadavg()[0])
     except LbError as error:

@@ -7,8 +7,8 @@ nginx on the loopback, which takes a processor too.
 from __future__ import annotations
 
 import json
+import os
 import queue
-import resource
 import subprocess
 import sys
 import tempfile
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
+from bench.daemon import resident
 from bench.rows import Options, Row, row
 from lb.core.state import DesiredState
 from lb.model.health import Health, HttpCheck, TcpCheck
@@ -90,7 +91,8 @@ def serve(kind: str, seconds: float) -> dict[str, float]:
         used = 100 * (time.process_time() - cpu) / (time.monotonic() - began)
         return {
             "cpu": used,
-            "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            # Not ru_maxrss, which a process has from the one that started it.
+            "memory": resident(os.getpid(), "VmHWM"),
             "late_p99": prober.lateness(99) * 1000,
         }
 

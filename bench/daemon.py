@@ -29,10 +29,10 @@ PATIENCE = 60.0
 _SERVICES = 3
 
 
-def resident(pid: int) -> float:
-    """Memory of a process, in MB (VmRSS)."""
+def resident(pid: int, what: str = "VmRSS") -> float:
+    """Memory of a process, in MB. VmHWM: the most that it had since its program began."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1024
 
 
 def cpu(pid: int) -> float:

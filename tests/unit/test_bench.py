@@ -34,6 +34,7 @@ from bench import (
     rows,
     shares,
     slots,
+    suites,
 )
 from bench.peers import maglev, native, rendezvous
 from bench.rows import Options, Row
@@ -41,6 +42,7 @@ from bench.shares import Layout
 from lb.core.conflicts import conflicts
 from lb.core.plan import plan
 from lb.core.reference.parse import Packet, parse
+from lb.errors import LbError
 from lb.node.planning import Bases
 from tests.checks import bench as check
 
@@ -444,7 +446,8 @@ def test_the_check_fails_unless_every_goal_is_met_and_measured() -> None:
 
 
 def test_only_a_whole_run_is_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "SUITES", {name: lambda _: [made(1)] for name in ("slots", "paper")})
+    monkeypatch.setattr(run, "SUITES", dict.fromkeys(("slots", "paper")))
+    monkeypatch.setattr(run, "measured", lambda *_: [made(1)])
     for arguments, folder in (
         ([], tmp_path),
         (["slots", "paper"], tmp_path),
@@ -455,6 +458,19 @@ def test_only_a_whole_run_is_the_latest(tmp_path: Path, monkeypatch: pytest.Monk
         assert run.main() == 0
         (folder / "latest.json").unlink()
         assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_suite_runs_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its errors come back."""
+    monkeypatch.setattr(slots, "run", None)  # here, not there
+    assert {row.suite for row in suites.measured("slots", Options(quick=True))} == {"slots"}
+    monkeypatch.setattr(suites, "_outcome", failing)
+    with pytest.raises(LbError, match="no such thing as slots"):
+        suites.measured("slots", Options())
+
+
+def failing(suite: str, _: Options) -> suites.Failure:
+    return suites.Failure(f"no such thing as {suite}", "")
 
 
 def test_performance_quotes_the_results_that_are_committed() -> None:
