@@ -124,13 +124,14 @@ def load(file: Path = KEPT) -> dict[str, Result]:
 
 
 def keep(new: Sequence[Result], file: Path = KEPT) -> None:
-    """Add what was measured just now. A machine that didn't come up has said nothing."""
+    """Add what was measured just now: parts of which at least one test ended."""
     with file.open("a") as one_at_a_time:
         fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
         known = load(file)
         for result in new:
-            if result.parts:
-                known[result.series] = known.get(result.series, result).with_newer(result)
+            said = replace(result, parts=tuple(part for part in result.parts if part.lines))
+            if said.parts:
+                known[said.series] = known.get(said.series, said).with_newer(said)
         order = [each for each in debian.SERIES if each in known]
         order += sorted(known.keys() - set(order))
         file.write_text("[\n" + ",\n".join(_text(_short(known[each])) for each in order) + "\n]\n")

@@ -129,7 +129,9 @@ def test_a_new_run_replaces_its_part_and_a_new_package_everything(tmp_path: Path
     assert list(results.load(file)) == ["5.10", "6.1"]
     shown = replace(BAD, why="E   this")
     assert results.load(file)["6.1"] == result(ran("x", GOOD), ran("y", shown))
-    results.keep([result(ran("y", GOOD)), Result("5.10", "5.10.0-46-amd64")], file)
+    results.keep(
+        [result(ran("y", GOOD), ran("z", status=None)), Result("5.10", "5.10.0-46-amd64")], file
+    )
     assert results.load(file) == {"5.10": other, "6.1": result(ran("x", GOOD), ran("y", GOOD))}
     newer = result(ran("y", GOOD), release="6.1.0-57-amd64")
     results.keep([newer], file)
