@@ -229,6 +229,7 @@ def measure(session: Session, cases: Sequence[Case], options: Options, suite: st
 def flow_cases(flows: int) -> list[Case]:
     """TCP data of flows that are known, for every mode, family and tracking; and UDP. Mode `fullnat`
     knows all its flows, whatever `tracking` says, but has no room for so many."""
+    udp = (4,) if flows in (FEW, SOME) else (4, 6)  # with both, conntrack's default would be full
     return [
         Case(
             name=f"{t.mode} IPv{t.version} {t.protocol.upper()}, {tracked(t)}",
@@ -240,7 +241,7 @@ def flow_cases(flows: int) -> list[Case]:
             opening=frames.tcp(frames.vip(t), syn=True) if t.protocol is Protocol.TCP else b"",
         )
         for t in frames.targets()
-        if t.protocol is Protocol.TCP or (t.tracking is Tracking.ALWAYS and t.version == 4)
+        if t.protocol is Protocol.TCP or (t.tracking is Tracking.ALWAYS and t.version in udp)
         if t.mode is not Mode.FULLNAT or (t.tracking is Tracking.ALWAYS and flows <= SOME)
     ]
 
