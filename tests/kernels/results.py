@@ -49,6 +49,11 @@ class Ran:
         failed = any(line.outcome == "failed" for line in self.lines)
         return self.status == 0 and bool(self.lines) and not failed
 
+    def says_less_than(self, old: Ran | None) -> bool:
+        """It came to no end and saw nothing fail, and the old one did come to its end?"""
+        failed = self.counts()["failed"]
+        return old is not None and old.status is not None and self.status is None and not failed
+
 
 @dataclass(frozen=True)
 class Result:
@@ -93,15 +98,17 @@ class Result:
         return {*parts} <= {part.part for part in self.parts if part.whole}
 
     def with_newer(self, other: Result) -> Result:
-        """With the parts of another run; only those, if it was of another package. One that came to no
-        end, and saw nothing fail, says less than one that did."""
+        """With the parts of another run; only those, if it was of another package. What a test said
+        last holds, whichever part it was in."""
         if other.release != self.release:
             return other
         parts = {part.part: part for part in self.parts}
-        for part in other.parts:
-            old = parts.get(part.part, part)
-            says_less = part.status is None and not part.counts()["failed"]
-            parts[part.part] = old if says_less and old.status is not None else part
+        newer = [part for part in other.parts if not part.says_less_than(parts.get(part.part))]
+        again = {line.test for part in newer for line in part.lines}
+        for name, part in parts.items():
+            left = tuple(line for line in part.lines if line.test not in again)
+            parts[name] = replace(part, lines=left)
+        parts |= {part.part: part for part in newer}
         return replace(self, parts=tuple(parts.values()))
 
 

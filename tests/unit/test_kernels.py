@@ -124,20 +124,25 @@ def test_a_guest_that_was_ended_has_said_what_it_said() -> None:
 
 def test_a_new_run_replaces_its_part_and_a_new_package_everything(tmp_path: Path) -> None:
     file = tmp_path / "kernels.json"
-    other = result(ran("x", GOOD), series="5.10", release="5.10.0-46-amd64")
-    results.keep([result(ran("x", GOOD), ran("y", BAD)), other], file)
+    old = result(ran("x", GOOD), series="5.10", release="5.10.0-46-amd64")
+    results.keep([result(ran("x", GOOD), ran("y", BAD)), old], file)
     assert list(results.load(file)) == ["5.10", "6.1"]
     shown = replace(BAD, why="E   this")
     assert results.load(file)["6.1"] == result(ran("x", GOOD), ran("y", shown))
-    results.keep(
-        [result(ran("y", GOOD), ran("z", status=None)), Result("5.10", "5.10.0-46-amd64")], file
-    )
-    assert results.load(file) == {"5.10": other, "6.1": result(ran("x", GOOD), ran("y", GOOD))}
+    mended = replace(BAD, outcome="passed", why="")
+    results.keep([result(ran("y", mended), ran("z", status=None)), replace(old, parts=())], file)
+    assert results.load(file) == {"5.10": old, "6.1": result(ran("x", GOOD), ran("y", mended))}
     newer = result(ran("y", GOOD), release="6.1.0-57-amd64")
     results.keep([newer], file)
-    cut_short = result(ran("y", status=None), release="6.1.0-57-amd64")
+    cut_short = result(Ran("y", "2026-11-27", None, 0.0, (GOOD,)), release="6.1.0-57-amd64")
     results.keep([cut_short], file)
-    assert results.load(file) == {"5.10": other, "6.1": newer}
+    assert results.load(file) == {"5.10": old, "6.1": newer}
+
+
+def test_what_a_test_said_last_holds_whichever_part_it_was_in() -> None:
+    mended = replace(BAD, outcome="passed", why="")
+    merged = result(ran("x", GOOD, BAD)).with_newer(result(ran("y", mended)))
+    assert merged == result(ran("x", GOOD), ran("y", mended))
 
 
 def test_what_was_not_run_is_not_called_good() -> None:
@@ -168,7 +173,7 @@ def test_the_page_is_made_of_what_was_measured() -> None:
 
 def test_what_matters_most_is_run_first_and_other_ends_once() -> None:
     machines = [(series, part.name) for series, part in main.jobs(debian.SERIES, ())]
-    assert machines[:5] == [*((series, "programs") for series in debian.SERIES), ("5.10", "modes")]
+    assert machines[:5] == [*((series, "programs") for series in debian.SERIES), ("5.10", "beside")]
     assert [series for series, part in machines if part == "tunnels"] == ["6.1"]
     assert {part for series, part in machines if series == "5.10"} == set(plan.MATRIX)
     assert [(series, part.name) for series, part in main.jobs(["6.12"], ["ipvs"])] == [("6.12", "ipvs")]
