@@ -204,13 +204,15 @@ class Background:
         renew = Timer(RENEW_SECONDS)
         while True:
             try:
-                task = self._tasks.get(timeout=max(0.0, renew.due - time.monotonic()))
-                if task is None:
-                    return
-                task()
-            except queue.Empty:
-                pass
+                try:
+                    task = self._tasks.get(timeout=max(0.0, renew.due - time.monotonic()))
+                except queue.Empty:
+                    pass
+                else:
+                    if task is None:
+                        return
+                    task()
+                if renew.is_due(time.monotonic()):
+                    self._reporter.renew()
             except LbError as error:  # the store is there, but takes no such report
                 log.error("store: status not written: %s", error)
-            if renew.is_due(time.monotonic()):
-                self._reporter.renew()
