@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 # Where everything takes longer (lb/lab/shell.py), answers do, too.
 TIMEOUT = 5 * float(os.environ.get("LB_PATIENCE", "1"))
@@ -61,7 +62,9 @@ def _more(sock: socket.socket) -> bytes:
 def main() -> None:
     address, port, count, *rest = sys.argv[1:]
     first = int(rest[0]) if rest else 0
-    held = [connect(address, int(port), first + index if first else 0) for index in range(int(count))]
+    sources = [first + index if first else 0 for index in range(int(count))]
+    with ThreadPoolExecutor(32) as pool:  # so that those which nobody answers are waited for together
+        held = list(pool.map(lambda source: connect(address, int(port), source), sources))
     for _ in sys.stdin:
         print(json.dumps([ask(sock) for sock in held]), flush=True)
 
