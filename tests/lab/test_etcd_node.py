@@ -49,8 +49,9 @@ def traffic(lab: Lab) -> Iterator[None]:
 
 
 def problems(lab: Lab) -> str:
-    (node,) = json.loads(lab.lbctl("status", "-o", "json").stdout)["nodes"]
-    return " ".join(each["message"] for each in node["problems"])
+    """What the node says, if it has written its status since etcd is back."""
+    nodes = json.loads(lab.lbctl("status", "-o", "json").stdout)["nodes"]
+    return " ".join(each["message"] for node in nodes for each in node["problems"])
 
 
 def log_since(lab: Lab, begin: int) -> str:
