@@ -128,24 +128,29 @@ def load(limits: Limits, programs: Sequence[str] = PROGRAMS) -> Iterator[Bench]:
 
 
 def _compile(maps: Mapping[str, Map], hook: str, names: Sequence[str]) -> dict[str, Program]:
-    os.environ["BCC_KERNEL_SOURCE"] = str(headers.find().path)
-    from bcc import BPF  # reads the environment
-
     top = sources.directory()
     flags = [
         f"-I{top / 'xdp/include'}",
         f"-I{top / hook}",
         f"-DBENCH_OTHER={OTHER}",
-        "-Wno-ignored-attributes",
         *(f"-DLB_FD_{name.upper()}={each.fd}" for name, each in maps.items()),
     ]
     path = top / "tc/lb.c" if hook == "tc" else Path(__file__).with_name("wrapper.c")
+    loaded = compiled(path, hook, names, flags)
+    return {name if hook == "xdp" else hook: each for name, each in loaded.items()}
+
+
+def compiled(path: Path, hook: str, names: Sequence[str], flags: Sequence[str]) -> dict[str, Program]:
+    """Programs of a file, by name. Raises DatapathError."""
+    os.environ["BCC_KERNEL_SOURCE"] = str(headers.find().path)
+    from bcc import BPF  # reads the environment
+
     kind = BPF.SCHED_CLS if hook == "tc" else BPF.XDP
     try:
-        module = BPF(text=path.read_text(), cflags=flags)
+        module = BPF(text=path.read_text(), cflags=["-Wno-ignored-attributes", *flags])
         loaded = {name: module.load_func(name, kind) for name in names}
     except Exception as error:
         raise DatapathError(
             f"{path.name}: {error}", hint="what the compiler or the verifier said is above"
         ) from error
-    return {name if hook == "xdp" else hook: Program(os.dup(each.fd)) for name, each in loaded.items()}
+    return {name: Program(os.dup(each.fd)) for name, each in loaded.items()}

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from lb.datapath import headers
-from lb.datapath.bpf import Map, Program
-from lb.errors import DatapathError
+from bench.load import compiled
+from lb.datapath.bpf import Map
 from lb.lab.lab import Lab
 
 
 def pin(lab: Lab) -> Path:
     """Compile road.c for the lab's client and its only backend, and pin it; its path. lbd has to have
     run there."""
-    os.environ["BCC_KERNEL_SOURCE"] = str(headers.find().path)
-    from bcc import BPF  # reads the environment
-
     plan, folder = lab.topology, lab.node_folder / "bpf"
     (backend,) = plan.backends
     egress = Map.open(folder / "lb/maps/egress")
@@ -34,13 +29,9 @@ def pin(lab: Lab) -> Path:
         "BACK": back["ifindex"],
         "FRONT": front["ifindex"],
     }
-    flags = ["-Wno-ignored-attributes", *(f"-DROAD_{name}={value}" for name, value in defines.items())]
-    path = Path(__file__).with_suffix(".c")
-    try:
-        function = BPF(text=path.read_text(), cflags=flags).load_func("bench_road", BPF.XDP)
-    except Exception as error:
-        raise DatapathError(f"{path.name}: {error}", hint="what the compiler said is above") from error
-    Program(os.dup(function.fd)).pin(folder / "road")
+    flags = [f"-DROAD_{name}={value}" for name, value in defines.items()]
+    loaded = compiled(Path(__file__).with_suffix(".c"), "xdp", ["bench_road"], flags)
+    loaded["bench_road"].pin(folder / "road")
     return folder / "road"
 
 

@@ -12,6 +12,7 @@ import typer
 
 from lb.cli import rollout_asks, rollout_report, rollout_session, rollout_wait, words
 from lb.cli.analysis import read_analysis
+from lb.cli.change import ATTEMPTS
 from lb.cli.complete import pool_names
 from lb.cli.options import ServiceName, command
 from lb.cli.output import Format, Table, note
@@ -32,8 +33,6 @@ app = typer.Typer(
     help="Rollouts: a new version takes traffic step by step, and is promoted or rolled back.",
     no_args_is_help=True,
 )
-
-ATTEMPTS = 50  # of writers who outrun this one
 
 IdOption = Annotated[
     str | None,
@@ -222,9 +221,8 @@ def _watch_live(session: Session, rollout: Rollout) -> None:
 @command(app, "wait")
 def wait_for_it(session: Session, service: ServiceName, timeout: WaitTimeoutOption = None) -> None:
     """Wait until it is over, or needs a person. The exit code says how it ended."""
-    rollout_session.wait(
-        session, rollout_session.find(session, service).rollout, limit_of(timeout, True)
-    )
+    rollout = rollout_session.find(session, service).rollout
+    rollout_session.wait(session, rollout, limit_of(timeout, waits=True))
 
 
 @command(app, "history")

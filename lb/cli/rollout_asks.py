@@ -9,6 +9,7 @@ from socket import gethostname
 import typer
 
 from lb.cli import rollout_session, rollout_wait
+from lb.cli.change import ATTEMPTS
 from lb.cli.options import ServiceName, command
 from lb.cli.output import note
 from lb.cli.record import who
@@ -23,7 +24,6 @@ from lb.store import rollouts as stored
 from lb.store.base import Compare, Put
 from lb.store.rollouts import Found
 
-ATTEMPTS = 50  # of writers who outrun this one
 ACTED_SECONDS = 10.0  # that a command waits for a node to act on it
 
 SUMMARIES = {

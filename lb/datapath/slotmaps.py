@@ -17,6 +17,7 @@ from lb.core import moves
 from lb.core.moves import QUIET, Moves
 from lb.datapath import layout
 from lb.datapath.bpf import Map
+from lb.datapath.encode import index_key
 from lb.datapath.maps import new_table
 from lb.errors import DatapathError
 
@@ -29,12 +30,12 @@ Encoded = tuple[bytes, bytes | None]  # a table and its past
 
 def table_key(service: int) -> bytes:
     """In `tables`: of a service's table."""
-    return (2 * service).to_bytes(4, sys.byteorder)
+    return index_key(2 * service)
 
 
 def past_key(service: int) -> bytes:
     """Of its past."""
-    return (2 * service + 1).to_bytes(4, sys.byteorder)
+    return index_key(2 * service + 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,15 +164,19 @@ def swap(tables: Map, fresh: Mapping[int, Encoded]) -> None:
         if past is not None:
             made[past_key(service)] = _filled(past)
         made[table_key(service)] = _filled(table)
-    tables.put_many([(key, each.fd.to_bytes(4, sys.byteorder)) for key, each in made.items()])
+    tables.put_many([(key, index_key(each.fd)) for key, each in made.items()])
     for service, (_, past) in fresh.items():
-        if past is None and tables.get(past_key(service)) is not None:
-            tables.delete(past_key(service))
+        if past is None:
+            _take_past_away(tables, service)
 
 
 def take_away(tables: Map, service: int) -> None:
     """The service's table, and its past."""
     tables.delete(table_key(service))
+    _take_past_away(tables, service)
+
+
+def _take_past_away(tables: Map, service: int) -> None:
     if tables.get(past_key(service)) is not None:
         tables.delete(past_key(service))
 

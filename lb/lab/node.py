@@ -106,8 +106,8 @@ class Node:
     def lbctl(self, *arguments: str, check: bool = True, text: str | None = None) -> Completed:
         """Run lbctl on the node's store and maps. Raises LabError if it fails."""
         # A rollout's --wait has no end of its own.
-        is_endless = "--wait" not in arguments or arguments[0] == "rollout"
-        if PATIENCE > 1 and not is_endless and "--timeout" not in arguments:
+        waits = "--wait" in arguments and arguments[0] != "rollout"
+        if waits and "--timeout" not in arguments:
             arguments = (*arguments, "--timeout", f"{WAIT_SECONDS * PATIENCE:g}")
         argv = in_namespace(self.name, [*program("lbctl"), *arguments])
         return run(argv, env=environment(self.lb_environment), check=check, text=text)

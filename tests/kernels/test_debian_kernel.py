@@ -22,7 +22,6 @@ from .debian import Kernel
 from .plan import Part
 from .results import Line
 
-SERIES = "6.1"
 MINUTES = 6.0
 FETCH_SECONDS = 240.0
 
@@ -34,9 +33,9 @@ def kernel() -> Kernel:
     if not shutil.which("qemu-system-x86_64"):
         pytest.skip("qemu is not installed: run make deps-kernels")
     try:
-        return debian.fetch(SERIES, seconds=FETCH_SECONDS)
+        return debian.fetch(plan.OWN, seconds=FETCH_SECONDS)
     except LbError as error:
-        pytest.skip(f"no kernel {SERIES} to be had: {error.message.splitlines()[0]}")
+        pytest.skip(f"no kernel {plan.OWN} to be had: {error.message.splitlines()[0]}")
 
 
 class NoVerdict(Exception):
