@@ -1,34 +1,25 @@
-"""The store of a fleet: an etcd cluster, of which any member will do.
-
-A call goes to the member that answered last, and to the next one when that fails. What changes nothing
-is tried until the time is up; a commit is tried again only if it was not done for sure.
-"""
+"""The store of a fleet: an etcd cluster."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
+from weakref import WeakSet
 
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
-
-from lb.errors import ConflictError, NotFoundError, RevisionCompacted, StoreUnavailable
+from lb.errors import ConflictError, NotFoundError, RevisionCompacted
 from lb.store.base import Compare, Delete, KeyValue, Put, Snapshot, Store, Unwritten, conflict
 from lb.store.etcd_client import Connection, Credentials, Header
-from lb.store.etcd_errors import CallFailed, Remedy
+from lb.store.etcd_errors import Remedy
+from lb.store.etcd_members import LeaseEnded, Members
 from lb.store.etcd_package import rpc
 from lb.store.etcd_requests import key_value, prefix_range, transaction
 from lb.store.etcd_watch import EtcdWatch
 
-# While no member answers, only watches wait for the whole timeout: whoever else asks has work to do, and
-# is told so soon.
-PATIENCE_WHILE_AWAY = 0.5
 FRESH_SECONDS = 1.0  # a member that answered so lately needs no pulse before a commit
-
-T = TypeVar("T")
 
 
 class EtcdStore(Store):
@@ -39,14 +30,10 @@ class EtcdStore(Store):
         self, endpoints: Sequence[str], credentials: Credentials, *, timeout: float = 5.0
     ) -> None:
         """`endpoints` are host:port; `timeout` is how long to look for a member that answers."""
-        self.timeout = timeout
+        self.members = Members(endpoints, credentials, timeout)
         self.cluster = ""  # as the last answer named it
-        self._connections = [Connection(each, credentials) for each in endpoints]
-        self._current = 0
-        self._away = False
         self._lock = threading.Lock()
-        self._watches: set[EtcdWatch] = set()
-        self._closed = False
+        self._watches: WeakSet[EtcdWatch] = WeakSet()
 
     def read(self, prefix: str, *, revision: int | None = None) -> Snapshot:
         """See Store.read. It is one answer of one member, so it is whole or not at all."""
@@ -56,14 +43,14 @@ class EtcdStore(Store):
             )
         first, last = prefix_range(prefix)
         request = rpc.RangeRequest(key=first, range_end=last, revision=revision or 0)
-        answer = self._ask(lambda member, timeout: member.range(request, timeout))
+        answer = self.members.ask(lambda member, timeout: member.range(request, timeout))
         header = self._note(answer.header)
         return Snapshot(revision or header.revision, tuple(map(key_value, answer.kvs)), header.cluster)
 
     def get(self, key: str) -> KeyValue | None:
         """See Store.get."""
         request = rpc.RangeRequest(key=key.encode())
-        answer = self._ask(lambda member, timeout: member.range(request, timeout))
+        answer = self.members.ask(lambda member, timeout: member.range(request, timeout))
         self._note(answer.header)
         return key_value(answer.kvs[0]) if answer.kvs else None
 
@@ -85,8 +72,8 @@ class EtcdStore(Store):
             return member.txn(request, timeout)
 
         try:
-            answer = self._ask(commit, repeat=frozenset({Remedy.ELSEWHERE}))
-        except _LeaseEnded as error:
+            answer = self.members.ask(commit, repeat=frozenset({Remedy.ELSEWHERE}))
+        except LeaseEnded as error:
             leases = sorted({o.lease for o in operations if isinstance(o, Put) and o.lease})
             raise NotFoundError(
                 f"lease {', '.join(map(str, leases))} has ended",
@@ -99,7 +86,7 @@ class EtcdStore(Store):
 
     def watch(self, prefix: str, *, after: int) -> EtcdWatch:
         """See Store.watch."""
-        watch = EtcdWatch(self, prefix, after, self.cluster)
+        watch = EtcdWatch(self.members, prefix, after, self.cluster)
         with self._lock:
             self._watches.add(watch)
         return watch
@@ -110,117 +97,33 @@ class EtcdStore(Store):
         if not ttl > 0:
             raise ValueError(f"a lease needs a time to live above 0, not {ttl}")
         request = rpc.LeaseGrantRequest(TTL=math.ceil(ttl))
-        return int(self._ask(lambda member, timeout: member.grant(request, timeout)).ID)
+        return int(self.members.ask(lambda member, timeout: member.grant(request, timeout)).ID)
 
     def renew(self, lease: int) -> bool:
         """See Store.renew."""
         request = rpc.LeaseKeepAliveRequest(ID=lease)
-        return bool(self._ask(lambda member, timeout: member.keep_alive(request, timeout)).TTL > 0)
+        return bool(
+            self.members.ask(lambda member, timeout: member.keep_alive(request, timeout)).TTL > 0
+        )
 
     def revoke(self, lease: int) -> None:
         """See Store.revoke; no error for a lease that has ended already."""
         request = rpc.LeaseRevokeRequest(ID=lease)
-        with suppress(_LeaseEnded):
-            self._ask(lambda member, timeout: member.revoke(request, timeout))
+        with suppress(LeaseEnded):
+            self.members.ask(lambda member, timeout: member.revoke(request, timeout))
 
     def close(self) -> None:
         """See Store.close."""
+        self.members.close()
         with self._lock:
-            self._closed = True
             watches = list(self._watches)
         for watch in watches:
             watch.close()
-        for connection in self._connections:
-            connection.close()
-
-    # -- for watches -----------------------------------------------------------------------------
-
-    @property
-    def closed(self) -> bool:
-        """Whether close() was called."""
-        return self._closed
-
-    def forget(self, watch: EtcdWatch) -> None:
-        """A watch that was closed."""
-        with self._lock:
-            self._watches.discard(watch)
-
-    def first_pulse(self, key: bytes) -> tuple[Connection, Header]:
-        """A member that answers now, and its answer; takes the whole timeout to find one."""
-
-        def pulse(member: Connection, timeout: float) -> tuple[Connection, Header]:
-            return member, member.pulse(key, timeout)
-
-        return self._ask(pulse, patient=True)
-
-    def one_try(self) -> float:
-        """How long one member may take to answer, so that the others have their turn."""
-        return max(0.2, self.timeout / len(self._connections))
-
-    def leave(self, member: Connection) -> None:
-        """Turn to the next member, unless another thread has."""
-        with self._lock:
-            if self._connections[self._current] is member:
-                self._current = (self._current + 1) % len(self._connections)
-
-    # --------------------------------------------------------------------------------------------
-
-    def _ask(
-        self,
-        call: Callable[[Connection, float], T],
-        *,
-        repeat: frozenset[Remedy] = frozenset({Remedy.ELSEWHERE, Remedy.DOUBTFUL}),
-        patient: bool = False,
-    ) -> T:
-        """The answer of the first member that gives one. Raises LbError."""
-        budget = self.timeout if patient or not self._away else min(self.timeout, PATIENCE_WHILE_AWAY)
-        deadline = time.monotonic() + budget
-
-        def attempt() -> T:
-            if self._closed:
-                raise StoreUnavailable("the connection to etcd is closed", hint="open the store again")
-            member = self._connections[self._current]
-            left = max(0.001, min(self.one_try(), deadline - time.monotonic()))
-            try:
-                answer = call(member, left)
-            except CallFailed as error:
-                if error.remedy in (Remedy.ELSEWHERE, Remedy.DOUBTFUL):
-                    self.leave(member)
-                raise
-            self._away = False
-            return answer
-
-        retrying = Retrying(
-            retry=retry_if_exception(
-                lambda error: isinstance(error, CallFailed) and error.remedy in repeat
-            ),
-            wait=wait_random_exponential(multiplier=0.01, max=0.25),
-            stop=stop_after_delay(budget),
-            reraise=True,
-        )
-        try:
-            return retrying(attempt)
-        except CallFailed as error:
-            if self._closed:
-                raise StoreUnavailable("the connection to etcd was closed") from error
-            if "lease not found" in error.text:
-                raise _LeaseEnded from error
-            self._away = error.remedy in (Remedy.ELSEWHERE, Remedy.DOUBTFUL)
-            if error.remedy is Remedy.DOUBTFUL and error.remedy not in repeat:
-                raise StoreUnavailable(
-                    f"etcd did not say whether the change was stored: {error}",
-                    hint="look (lbctl status, lbctl history) before trying again",
-                ) from error
-            raise error.as_error() from error
 
     def _note(self, message: object) -> Header:
         header = Header.of(message)
         self.cluster = header.cluster
         return header
-
-
-class _LeaseEnded(Exception):
-    """etcd: "requested lease not found"."""
 
 
 def _conflict(compares: Sequence[Compare | Unwritten], responses: Sequence[Any]) -> ConflictError:

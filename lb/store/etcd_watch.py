@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lb.errors import RevisionCompacted, StoreUnavailable
 from lb.store.base import Batch, Watch
 from lb.store.etcd_client import Connection, Header, Stream
 from lb.store.etcd_errors import CallFailed, Remedy
+from lb.store.etcd_members import Members
 from lb.store.etcd_package import rpc
 from lb.store.etcd_requests import event, prefix_range
-
-if TYPE_CHECKING:
-    from lb.store.etcd import EtcdStore
 
 PULSE_SECONDS = 2.0  # of silence, after which the server is asked whether it is still there
 # The server answers, and its revision goes up, but nothing comes: that may be right (others' keys), or a
@@ -32,8 +30,8 @@ BREATH_SECONDS = 0.05  # between two tries of streams that break at once
 class EtcdWatch(Watch):
     """`next` may be called from several threads: each change goes to one."""
 
-    def __init__(self, store: EtcdStore, prefix: str, after: int, cluster: str) -> None:
-        self._store = store
+    def __init__(self, members: Members, prefix: str, after: int, cluster: str) -> None:
+        self._members = members
         self._key, self._range_end = prefix_range(prefix)
         self._position = after  # everything up to here has come
         self._told = after  # and this much the caller knows
@@ -67,7 +65,6 @@ class EtcdWatch(Watch):
     def close(self) -> None:
         """See Watch.close."""
         self._closing.set()
-        self._store.forget(self)
         stream = self._stream
         if stream is not None:
             stream.close()
@@ -90,16 +87,16 @@ class EtcdWatch(Watch):
             if error.remedy is Remedy.NONE:
                 raise error.as_error() from error
             if self._member is not None and error.remedy is not Remedy.LOG_IN:
-                self._store.leave(self._member)
+                self._members.leave(self._member)
             self._closing.wait(BREATH_SECONDS)
         return None
 
     def _ended(self) -> bool:
-        return self._closing.is_set() or self._store.closed
+        return self._closing.is_set() or self._members.closed
 
     def _begin(self) -> None:
         """A new stream, from where the last one had come, at a member that answers."""
-        member, header = self._store.first_pulse(self._key)
+        member, header = self._members.first_pulse(self._key)
         self._check_history(header)
         request = rpc.WatchCreateRequest(
             key=self._key,
@@ -154,7 +151,7 @@ class EtcdWatch(Watch):
         silence = time.monotonic() - self._heard
         if silence < SILENCE_SECONDS and time.monotonic() - self._member.heard < PULSE_SECONDS:
             return
-        header = self._member.pulse(self._key, self._store.one_try())
+        header = self._member.pulse(self._key, self._members.one_try())
         self._check_history(header)
         if silence >= SILENCE_SECONDS:
             if header.revision > self._position:

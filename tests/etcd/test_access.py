@@ -146,11 +146,11 @@ def test_a_token_that_is_no_longer_known_is_renewed(guarded: Servers, password: 
         with store.watch("/t/", after=revision) as watch:
             assert watch.next(timeout=0.1) is None
             lease = store.grant(60)
-            token = store._connections[0]._token  # type: ignore[attr-defined]
+            token = store.members.connections[0]._token  # type: ignore[attr-defined]
             guarded.stop()
             guarded.start()
             patiently(lambda: store.commit([Put("/t/a", "2")]))
-            assert store._connections[0]._token != token  # type: ignore[attr-defined]
+            assert store.members.connections[0]._token != token  # type: ignore[attr-defined]
             assert store.renew(lease)
             batch = watch.next(PATIENCE)
             assert batch is not None
@@ -180,7 +180,7 @@ def test_settings_lead_to_the_store(etcd: Servers, tmp_path: Path) -> None:
     settings = settings_module.load(file, {})
     with open_store(settings.store, settings.etcd) as store:
         use(store)
-        assert store.timeout == 1.5  # type: ignore[attr-defined]
+        assert store.members.timeout == 1.5  # type: ignore[attr-defined]
 
 
 def test_etcd3_lives_with_a_protobuf_that_other_clients_need(etcd: Servers) -> None:

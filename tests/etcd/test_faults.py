@@ -135,14 +135,14 @@ def test_nothing_is_missed_or_doubled_while_leaders_die(cluster: Etcd, store: Et
 
 def test_calls_go_to_the_next_member_when_one_is_dead_or_frozen(cluster: Etcd, store: EtcdStore) -> None:
     first, second, _ = cluster.members
-    assert store._connections[store._current].endpoint == first.endpoint
+    assert store.members.current.endpoint == first.endpoint
     store.commit([Put("/t/a", "1")])
     first.kill()
     assert [item.value for item in store.read("/t/").items] == ["1"]
     store.commit([Put("/t/a", "2")])
     cluster.start([first])
-    while store._connections[store._current].endpoint != second.endpoint:
-        store.leave(store._connections[store._current])
+    while store.members.current.endpoint != second.endpoint:
+        store.members.leave(store.members.current)
     store.get("/t/a")
     second.signal(signal.SIGSTOP)
     try:
@@ -150,7 +150,7 @@ def test_calls_go_to_the_next_member_when_one_is_dead_or_frozen(cluster: Etcd, s
         found = store.get("/t/a")
         assert found is not None
         assert found.value == "2"
-        assert time.monotonic() - begin < store.timeout
+        assert time.monotonic() - begin < store.members.timeout
     finally:
         second.signal(signal.SIGCONT)
 
@@ -161,7 +161,7 @@ def test_a_commit_is_not_lost_in_a_frozen_member(cluster: Etcd, store: EtcdStore
     first.signal(signal.SIGSTOP)
     try:
         # Long enough ago for the member to be asked first: so there is no doubt what was done.
-        store._connections[0].heard -= 10
+        store.members.connections[0].heard -= 10
         patiently(lambda: store.commit([Put("/t/a", "2")], [Compare("/t/a", revision)]))
     finally:
         first.signal(signal.SIGCONT)
@@ -180,7 +180,7 @@ def test_a_watch_leaves_a_frozen_member(cluster: Etcd, store: EtcdStore) -> None
     ):
         following = pool.submit(follow, watch, "2")
         wait_until("the watch", lambda: watch._position == before, timeout=PATIENCE)
-        assert watch._member is store._connections[0]
+        assert watch._member is store.members.connections[0]
         first.signal(signal.SIGSTOP)
         try:
             frozen = time.monotonic()
@@ -190,7 +190,7 @@ def test_a_watch_leaves_a_frozen_member(cluster: Etcd, store: EtcdStore) -> None
         finally:
             first.signal(signal.SIGCONT)
     assert [event.value for event in events] == ["1", "2"]
-    assert waited < etcd_watch.PULSE_SECONDS + 2 * store.one_try() + 1
+    assert waited < etcd_watch.PULSE_SECONDS + 2 * store.members.one_try() + 1
 
 
 def test_a_frozen_server_is_noticed_and_returned_to(etcd: Etcd, store: EtcdStore) -> None:
@@ -201,7 +201,7 @@ def test_a_frozen_server_is_noticed_and_returned_to(etcd: Etcd, store: EtcdStore
         begin = time.monotonic()
         with pytest.raises(StoreUnavailable):
             watch.next()
-        assert time.monotonic() - begin < etcd_watch.PULSE_SECONDS + 3 * store.timeout
+        assert time.monotonic() - begin < etcd_watch.PULSE_SECONDS + 3 * store.members.timeout
         begin = time.monotonic()
         with pytest.raises(StoreUnavailable):  # and whoever else asks is told soon
             store.read("/t/")
@@ -368,7 +368,7 @@ def test_what_others_write_need_not_be_text(store: EtcdStore) -> None:
     from lb.store.etcd_package import rpc
 
     request = rpc.PutRequest(key=b"/t/\xff\xfe", value=b"\x80\x00\xff")
-    store._connections[0]._client.kvstub.Put(request)
+    store.members.connections[0]._client.kvstub.Put(request)
     (item,) = store.read("/t/").items
     assert (item.key, item.value) == ("/t/\ufffd\ufffd", "\ufffd\x00\ufffd")
 
