@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.netns import MAC, OTHER
-from lb.datapath import headers, layout, sources
+from lb.datapath import consts, headers, sources, structs
 from lb.datapath.bpf import Map, MapType, Program, _libbpf
 from lb.datapath.encode import index_key
 from lb.datapath.kernel import Kernel
@@ -116,8 +116,8 @@ def load(limits: Limits, programs: Sequence[str] = PROGRAMS) -> Iterator[Bench]:
         loaded |= _compile(every, "tc", ["lb"])
     for index, mac in MAC.items():
         maps.egress.put(index_key(index), index_key(index))
-        link = layout.Link(ifindex=index, master=index, mac=(ctypes.c_uint8 * 6)(*mac))
-        maps.links.put(index_key(index % layout.LINKS), bytes(link))
+        link = structs.Link(ifindex=index, master=index, mac=(ctypes.c_uint8 * 6)(*mac))
+        maps.links.put(index_key(index % consts.LINKS), bytes(link))
     kernel = Kernel(maps)
     kernel.adopt()
     try:

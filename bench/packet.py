@@ -37,7 +37,7 @@ from bench.rows import Options, Row, interleaved, row
 from lb.core import ids, slots
 from lb.core.plan import Observed, plan
 from lb.core.state import DesiredState
-from lb.datapath import layout
+from lb.datapath import structs
 from lb.datapath.bpf import possible_cpus
 from lb.datapath.encode import index_key
 from lb.datapath.kernel import read_owners
@@ -192,7 +192,7 @@ class Session:
         raw = self.bench.maps.service_stats.get(index_key(number)) or b""
         size = len(raw) // possible_cpus()
         parts = (raw[at : at + size] for at in range(0, len(raw), size))
-        return sum(layout.Stats.from_buffer_copy(part).flows for part in parts)
+        return sum(structs.Stats.from_buffer_copy(part).flows for part in parts)
 
     def _check(self, case: Case, packets: int, verdicts: Sequence[int], new: int) -> None:
         wanted = [packets if verdict == case.verdict else 0 for verdict in range(VERDICTS)]

@@ -15,7 +15,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink import nlmsg
 from pyroute2.netlink.exceptions import NetlinkError
 
-from lb.datapath import layout
+from lb.datapath import consts
 from lb.datapath.bpf import Program
 from lb.errors import DatapathError, LbError, NotFoundError, UserError
 from lb.settings import Hook
@@ -146,11 +146,11 @@ def check(ip: IPRoute, names: Sequence[str]) -> list[Interface]:
         if not each.up:
             raise DatapathError(f"interface {each.name!r} is down", hint=f"ip link set {each.name} up")
         for index in (each.index, *each.ports):
-            other = places.setdefault(index % layout.LINKS, each.name)
+            other = places.setdefault(index % consts.LINKS, each.name)
             if other != each.name:
                 raise DatapathError(
                     f"interfaces {other!r} and {each.name!r} have indexes that differ by a multiple"
-                    f" of {layout.LINKS}",
+                    f" of {consts.LINKS}",
                     hint="make one of them anew, or attach to one of them only",
                 )
     return found

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from lb.core.diff import Difference, diff
 from lb.core.ids import Allocation
-from lb.datapath import encode, layout, rulemaps, slotmaps
+from lb.datapath import consts, encode, mapkeys, rulemaps, slotmaps, structs
 from lb.datapath.bpf import Map
 from lb.datapath.encode import index_key
 from lb.datapath.maps import Maps
@@ -103,7 +103,7 @@ def write(
     if any(each.put or each.delete for each in (vips, ranges)):
         turn_page(maps, has(have, want))
     for service, prefix in rules.delete:
-        maps.rules.delete(layout.rule_key(service, prefix))
+        maps.rules.delete(mapkeys.rule_key(service, prefix))
     for number in swaps.delete:
         slotmaps.take_away(maps.tables, number)
     for number in services.delete:
@@ -116,7 +116,7 @@ def write(
         maps.quic.delete(server)
     for number in backends.delete:
         # The generation stays, for the id's next owner.
-        freed = layout.Backend(generation=backend_ids[number].generation)
+        freed = structs.Backend(generation=backend_ids[number].generation)
         maps.backends.put(index_key(number), bytes(freed))
     return sum(
         len(each.put) + len(each.delete)
@@ -124,20 +124,20 @@ def write(
     )
 
 
-def turn_page(maps: Maps, has: layout.Has) -> None:
+def turn_page(maps: Maps, has: consts.Has) -> None:
     """Have the programs look up anew what they found so far in vips, ranges and nat_back. `has`: which
     of these may not be empty."""
-    edition = layout.Edition.from_buffer_copy(maps.editions.get(index_key(0)) or b"")
-    fresh = layout.Edition(number=(edition.number + 1) % 2**32, has=has)
+    edition = structs.Edition.from_buffer_copy(maps.editions.get(index_key(0)) or b"")
+    fresh = structs.Edition(number=(edition.number + 1) % 2**32, has=has)
     maps.editions.put(index_key(0), bytes(fresh))
 
 
-def has(*contents: Contents) -> layout.Has:
+def has(*contents: Contents) -> consts.Has:
     """Which maps one of these has something for."""
-    found = layout.Has(0)
+    found = consts.Has(0)
     for each in contents:
-        found |= layout.Has.RANGES if each.ranges else 0
-        found |= layout.Has.NAT_BACK if each.nat_back else 0
+        found |= consts.Has.RANGES if each.ranges else 0
+        found |= consts.Has.NAT_BACK if each.nat_back else 0
     return found
 
 

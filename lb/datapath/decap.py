@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pyroute2 import IPRoute
 
-from lb.datapath import attach, compile, layout, sources
+from lb.datapath import attach, compile, mapkeys, sources, structs
 from lb.datapath.bpf import Map, MapType, Program
 from lb.datapath.encode import index_key
 from lb.datapath.lifecycle import ensure_bpf_fs
@@ -57,11 +57,11 @@ def attach_to(
     ensure_bpf_fs(pin_dir)
     wanted = set(vips)
     maps = _maps(pin_dir)
-    held = {layout.address_from(key) for key, _ in maps["decap_vips"].items()}
+    held = {mapkeys.address_from(key) for key, _ in maps["decap_vips"].items()}
     for vip in wanted - held:
-        maps["decap_vips"].put(layout.address_bytes(vip), bytes([1, 0, 0, 0]))
+        maps["decap_vips"].put(mapkeys.address_bytes(vip), bytes([1, 0, 0, 0]))
     for vip in held - wanted:
-        maps["decap_vips"].delete(layout.address_bytes(vip))
+        maps["decap_vips"].delete(mapkeys.address_bytes(vip))
     path = pin_dir / f"program_{sources.fingerprint('tc')}"
     if not path.exists():
         compile.load("tc", pin_dir, path, "decap")
@@ -93,7 +93,7 @@ def look(ip: IPRoute, pin_dir: Path = DEFAULT_PINS) -> Decapsulation:
         )
     maps = _maps(pin_dir)
     vips = sorted(
-        (layout.address_from(key) for key, _ in maps["decap_vips"].items()),
+        (mapkeys.address_from(key) for key, _ in maps["decap_vips"].items()),
         key=lambda vip: (vip.version, int(vip)),
     )
     counters = {each: _sum(maps["decap_stats"], each) for each in DecapOutcome}
@@ -102,7 +102,7 @@ def look(ip: IPRoute, pin_dir: Path = DEFAULT_PINS) -> Decapsulation:
 
 def _maps(pin_dir: Path) -> dict[str, Map]:
     directory = pin_dir / "maps"
-    size = ctypes.sizeof(layout.Counter)
+    size = ctypes.sizeof(structs.Counter)
     wanted = {
         "decap_vips": (MapType.HASH, 16, 4, _ROOM),
         "decap_stats": (MapType.PERCPU_ARRAY, 4, size, len(DecapOutcome)),
@@ -128,6 +128,6 @@ def _attached(ip: IPRoute) -> list[attach.Interface]:
 
 def _sum(source: Map, index: int) -> tuple[int, int]:
     raw = source.get(index_key(index)) or b""
-    size = ctypes.sizeof(layout.Counter)
-    cpus = [layout.Counter.from_buffer_copy(raw, at) for at in range(0, len(raw), size)]
+    size = ctypes.sizeof(structs.Counter)
+    cpus = [structs.Counter.from_buffer_copy(raw, at) for at in range(0, len(raw), size)]
     return sum(cpu.packets for cpu in cpus), sum(cpu.bytes for cpu in cpus)

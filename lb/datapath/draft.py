@@ -14,7 +14,7 @@ from lb.core.moves import Moves
 from lb.core.plan import WantedBackend, WantedService
 from lb.core.rules import Steer
 from lb.core.state import BackendKey
-from lb.datapath import contents, encode, layout, rulemaps, slotmaps
+from lb.datapath import consts, contents, encode, mapkeys, rulemaps, slotmaps, structs
 from lb.datapath.bpf import Map
 from lb.datapath.contents import Contents
 from lb.datapath.encode import index_key
@@ -67,16 +67,16 @@ class Draft:
     def add_vip(self, service: Service) -> None:
         """What leads to a service."""
         want, number = self.want, self.service_of[service.name]
-        protocol = layout.PROTOCOL_NUMBER[service.protocol]
+        protocol = consts.PROTOCOL_NUMBER[service.protocol]
         if service.end_port:
-            cut = layout.port_range(service.vip, service.port, service.end_port, protocol)
+            cut = mapkeys.port_range(service.vip, service.port, service.end_port, protocol)
             want.ranges.update(dict.fromkeys(cut, index_key(number)))
         else:
-            want.vips[layout.endpoint(service.vip, service.port, protocol)] = index_key(number)
+            want.vips[mapkeys.endpoint(service.vip, service.port, protocol)] = index_key(number)
         # "This address is a VIP", for ICMP and for what has no ports.
-        address = layout.endpoint(service.vip, 0, socket.IPPROTO_ICMP)
+        address = mapkeys.endpoint(service.vip, 0, socket.IPPROTO_ICMP)
         bits = int.from_bytes(want.vips.get(address, bytes(4)), sys.byteorder)
-        want.vips[address] = index_key(bits | layout.VIP_BIT[service.protocol])
+        want.vips[address] = index_key(bits | consts.VIP_BIT[service.protocol])
 
     def add_backend(self, key: BackendKey, wanted: WantedBackend, generation: int) -> None:
         """A backend itself."""
@@ -86,11 +86,11 @@ class Draft:
         """What leads to a backend, or from it back to its service."""
         number, backend = self.service_of[service.name], self.backend_of[key]
         if wanted.quic_id is not None:
-            self.want.quic[bytes(layout.QuicKey(wanted.quic_id, number))] = index_key(backend)
+            self.want.quic[bytes(structs.QuicKey(wanted.quic_id, number))] = index_key(backend)
         if service.mode in TRANSLATIONS:
-            protocol = layout.PROTOCOL_NUMBER[service.protocol]
-            at = layout.endpoint(wanted.address, wanted.port, protocol)
-            self.want.nat_back[at] = bytes(layout.NatBack(number, backend))
+            protocol = consts.PROTOCOL_NUMBER[service.protocol]
+            at = mapkeys.endpoint(wanted.address, wanted.port, protocol)
+            self.want.nat_back[at] = bytes(structs.NatBack(number, backend))
 
     def _rules_of(self, wanted: WantedService) -> Kept:
         """The service's rules with ids for pools, and what they remember of those before."""

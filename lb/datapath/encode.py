@@ -7,7 +7,7 @@ import socket
 import sys
 
 from lb.core.plan import WantedBackend
-from lb.datapath import layout
+from lb.datapath import consts, mapkeys, structs
 from lb.model.objects import Service
 
 
@@ -28,48 +28,48 @@ def service(
     `mirror_table`: id of the table that places copies of its flows, if there are any; else 0."""
     mirror = document.mirrored if mirror_table else None
     return bytes(
-        layout.Service(
+        structs.Service(
             seed=(ctypes.c_uint64 * 2)(*seed),
-            vip=(ctypes.c_uint8 * 16)(*layout.address_bytes(document.vip)),
+            vip=(ctypes.c_uint8 * 16)(*mapkeys.address_bytes(document.vip)),
             port=0 if document.end_port else socket.htons(document.port),
-            proto=layout.PROTOCOL_NUMBER[document.protocol],
-            mode=layout.MODE_NUMBER[document.mode],
-            affinity=layout.AFFINITY_NUMBER[document.affinity],
-            tracking=layout.TRACKING_NUMBER[document.tracking],
-            no_backend=layout.NO_BACKEND_NUMBER[document.no_backend],
+            proto=consts.PROTOCOL_NUMBER[document.protocol],
+            mode=consts.MODE_NUMBER[document.mode],
+            affinity=consts.AFFINITY_NUMBER[document.affinity],
+            tracking=consts.TRACKING_NUMBER[document.tracking],
+            no_backend=consts.NO_BACKEND_NUMBER[document.no_backend],
             has_rules=has_rules,
             quic_bytes=document.quic_id_bytes,
             quic_config=document.quic_config,
             patience=patience,
             mirror_table=mirror_table,
-            mirror_limit=round(mirror.percent * layout.SLOTS / 100) if mirror else 0,
+            mirror_limit=round(mirror.percent * consts.SLOTS / 100) if mirror else 0,
         )
     )
 
 
 def backend(wanted: WantedBackend, generation: int) -> bytes:
     """A struct lb_backend."""
-    raw = layout.Backend(
-        addr=(ctypes.c_uint8 * 16)(*layout.address_bytes(wanted.address)),
+    raw = structs.Backend(
+        addr=(ctypes.c_uint8 * 16)(*mapkeys.address_bytes(wanted.address)),
         generation=generation,
         port=socket.htons(wanted.port),
-        flags=(layout.BackendFlag.USABLE if wanted.usable else 0)
-        | (layout.BackendFlag.RESETS if wanted.resets else 0),
+        flags=(consts.BackendFlag.USABLE if wanted.usable else 0)
+        | (consts.BackendFlag.RESETS if wanted.resets else 0),
     )
     if wanted.gets_copies:
-        raw.flags |= layout.BackendFlag.MIRROR
+        raw.flags |= consts.BackendFlag.MIRROR
     hop = wanted.next_hop
     if hop:
-        raw.flags |= layout.BackendFlag.RESOLVED
+        raw.flags |= consts.BackendFlag.RESOLVED
         raw.ifindex = hop.ifindex
         raw.dmac[:] = hop.destination_mac
         raw.smac[:] = hop.source_mac
         raw.mtu = min(hop.mtu, 65535)
         if hop.source:
-            raw.source[:] = layout.address_bytes(hop.source)
+            raw.source[:] = mapkeys.address_bytes(hop.source)
     return bytes(raw)
 
 
 def is_usable(raw: bytes) -> bool:
     """May flows go to this struct lb_backend?"""
-    return bool(layout.Backend.from_buffer_copy(raw).flags & layout.BackendFlag.USABLE)
+    return bool(structs.Backend.from_buffer_copy(raw).flags & consts.BackendFlag.USABLE)

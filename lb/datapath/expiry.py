@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lb.core.flowhash import mix_words
-from lb.datapath.layout import NatState
+from lb.datapath.consts import NatState
 from lb.datapath.maps import Maps
 from lb.settings import Timeouts
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lb.core.flows import Filter, Flow, Kind
 from lb.core.ids import uid
 from lb.core.state import DesiredState
-from lb.datapath import expiry, layout, sweep
+from lb.datapath import expiry, mapkeys, structs, sweep
 from lb.datapath.encode import index_key
 from lb.datapath.kernel import read_owners
 from lb.datapath.maps import Maps
@@ -73,12 +73,12 @@ class FlowTable:
                     Flow(
                         kind=entries.kind,
                         service=self._service(int(key["service"])),
-                        client=layout.address_from(key["client"].tobytes()),
+                        client=mapkeys.address_from(key["client"].tobytes()),
                         client_port=int(key["client_port"]),
                         vip_port=int(key["vip_port"]),
                         backend=self._backend(int(value["backend"]), int(value["generation"])),
                         idle=(now - int(value["seen"])) % 2**32 / rate,
-                        source=layout.address_from(value["source"].tobytes()) if bound else None,
+                        source=mapkeys.address_from(value["source"].tobytes()) if bound else None,
                         source_port=int(value["port"]) if bound else None,
                     )
                 )
@@ -117,7 +117,7 @@ class FlowTable:
             if only.backend is not None:
                 mine &= np.isin(entries.values["backend"], _numbers(self._backends, only.backend, 1))
             if only.client is not None:
-                mine &= layout.within(entries.keys["client"], only.client)
+                mine &= mapkeys.within(entries.keys["client"], only.client)
             chosen.append(entries[mine])
         return chosen
 
@@ -126,7 +126,9 @@ class FlowTable:
 
     def _backend(self, number: int, generation: int) -> str | None:
         raw = self._maps.backends.get(index_key(number)) or b""
-        if number not in self._backends or layout.Backend.from_buffer_copy(raw).generation != generation:
+        if number not in self._backends:
+            return None
+        if structs.Backend.from_buffer_copy(raw).generation != generation:
             return None
         return self._backends[number][1]
 

@@ -18,7 +18,7 @@ from lb.core import ids
 from lb.core.ids import Allocation
 from lb.core.plan import Wanted, WantedBackend, WantedService
 from lb.core.state import BackendKey
-from lb.datapath import contents, expiry, layout, rulemaps, slotmaps, sweep
+from lb.datapath import contents, expiry, rulemaps, slotmaps, structs, sweep
 from lb.datapath.bpf import Map
 from lb.datapath.clock import Clock
 from lb.datapath.contents import Contents
@@ -63,9 +63,9 @@ class Kernel:
         """Read everything back from the kernel: after a start, and to find drift."""
         maps = self.maps
         generations = np.frombuffer(maps.backends.array(), dtype=np.uint8).reshape(
-            -1, ctypes.sizeof(layout.Backend)
+            -1, ctypes.sizeof(structs.Backend)
         )
-        at = layout.Backend.generation.offset
+        at = structs.Backend.generation.offset
         used = generations[:, at : at + 4].copy().view(np.uint32)[:, 0]
         backend_owners = read_owners(maps.backend_owners)
         # An id that was given out but not written yet (lbd was killed in between) counts, too.
@@ -196,23 +196,23 @@ class Kernel:
         for number in backends & have.backends.keys():
             want.backends.setdefault(number, have.backends[number])
         for at, value in have.nat_back.items():
-            if layout.NatBack.from_buffer_copy(value).service in services:
+            if structs.NatBack.from_buffer_copy(value).service in services:
                 want.nat_back.setdefault(at, value)
         for at, value in have.quic.items():
-            if layout.QuicKey.from_buffer_copy(at).service in services:
+            if structs.QuicKey.from_buffer_copy(at).service in services:
                 want.quic.setdefault(at, value)
         addresses = set()
         for at, value in have.vips.items():
-            endpoint = layout.Endpoint.from_buffer_copy(at)
+            endpoint = structs.Endpoint.from_buffer_copy(at)
             if endpoint.port and int.from_bytes(value, sys.byteorder) in services:
                 want.vips.setdefault(at, value)
                 addresses.add(bytes(endpoint.addr))
         for at, value in have.ranges.items():
             if int.from_bytes(value, sys.byteorder) in services:
                 want.ranges.setdefault(at, value)
-                addresses.add(bytes(layout.Range.from_buffer_copy(at).addr))
+                addresses.add(bytes(structs.Range.from_buffer_copy(at).addr))
         for at, value in have.vips.items():
-            endpoint = layout.Endpoint.from_buffer_copy(at)
+            endpoint = structs.Endpoint.from_buffer_copy(at)
             if not endpoint.port and bytes(endpoint.addr) in addresses:
                 bits = int.from_bytes(value, sys.byteorder)
                 bits |= int.from_bytes(want.vips.get(at, bytes(4)), sys.byteorder)
@@ -292,7 +292,7 @@ class Kernel:
         want.rules |= rules
         want.tables |= {n: contents.digest(encoded) for n, encoded in tables.items()}
         for number, kept in rules.items():
-            raw = layout.Service.from_buffer_copy(have.services[number])
+            raw = structs.Service.from_buffer_copy(have.services[number])
             raw.has_rules = bool(kept)
             want.services[number] = bytes(raw)
         self._unsure = True
@@ -385,7 +385,7 @@ class Kernel:
                 if each.owner and (number not in before or before[number].owner != each.owner):
                     for each_map in counters:
                         each_map.put(index_key(number), bytes(each_map.user_value_size))
-                    owners.put(index_key(number), bytes(layout.Owner(each.owner)))
+                    owners.put(index_key(number), bytes(structs.Owner(each.owner)))
                     new += 1
         return new
 
@@ -404,7 +404,7 @@ class Kernel:
         ):
             for number, each in before.items():
                 if each.owner and not after[number].owner:
-                    owners.put(index_key(number), bytes(layout.Owner(0)))
+                    owners.put(index_key(number), bytes(structs.Owner(0)))
 
 
 K = TypeVar("K")

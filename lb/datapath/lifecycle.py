@@ -23,7 +23,7 @@ from typing import Self
 from pyroute2 import IPRoute
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from lb.datapath import attach, beside, compile, layout, sources
+from lb.datapath import attach, beside, compile, consts, sources, structs
 from lb.datapath.attach import Interface, Ours
 from lb.datapath.bpf import Map, Program
 from lb.datapath.encode import index_key
@@ -275,9 +275,9 @@ def _place(interface: Interface) -> tuple[object, ...]:
 def link(maps: Maps, interface: Interface) -> None:
     """Tell the programs of an interface, and let them send out there."""
     for index in (interface.index, *interface.ports):
-        entry = layout.Link(ifindex=index, master=interface.index)
+        entry = structs.Link(ifindex=index, master=interface.index)
         entry.mac[:] = interface.mac
-        maps.links.put(index_key(index % layout.LINKS), bytes(entry))
+        maps.links.put(index_key(index % consts.LINKS), bytes(entry))
     maps.egress.put(index_key(interface.index), index_key(interface.index))
 
 
@@ -286,10 +286,10 @@ def linked(links: Map) -> set[int]:
     return {entry.master for entry in _entries(links)}
 
 
-def _entries(links: Map) -> list[layout.Link]:
+def _entries(links: Map) -> list[structs.Link]:
     raw = links.array()
-    size = ctypes.sizeof(layout.Link)
-    entries = (layout.Link.from_buffer_copy(raw, at) for at in range(0, len(raw), size))
+    size = ctypes.sizeof(structs.Link)
+    entries = (structs.Link.from_buffer_copy(raw, at) for at in range(0, len(raw), size))
     return [entry for entry in entries if entry.ifindex]
 
 
@@ -304,8 +304,8 @@ def _unlink(maps: Maps, index: int, keep: Collection[int] = ()) -> None:
     """Forget an interface and its ports, but for those to `keep`."""
     for entry in _entries(maps.links):
         if entry.master == index and entry.ifindex not in keep:
-            empty = bytes(ctypes.sizeof(layout.Link))
-            maps.links.put(index_key(entry.ifindex % layout.LINKS), empty)
+            empty = bytes(ctypes.sizeof(structs.Link))
+            maps.links.put(index_key(entry.ifindex % consts.LINKS), empty)
     if index not in keep:
         maps.egress.delete(index_key(index))
 

@@ -5,13 +5,13 @@ Pin paths (also for bpftool): <pin_dir>/maps/<name>, <pin_dir>/program_<xdp|tc>_
 
 from __future__ import annotations
 
-import ctypes
 import shutil
 from collections.abc import Iterator
+from ctypes import sizeof
 from dataclasses import dataclass
 from pathlib import Path
 
-from lb.datapath import layout
+from lb.datapath import consts, structs
 from lb.datapath.bpf import Map, MapType
 from lb.errors import DatapathError
 from lb.settings import Limits
@@ -34,84 +34,78 @@ class MapSpec:
 def specs(limits: Limits) -> dict[str, MapSpec]:
     """All maps by name. The programs know them as LB_FD_<NAME>, except the owners', which only lbd
     and lbctl read."""
-    endpoint = ctypes.sizeof(layout.Endpoint)
-    stats = ctypes.sizeof(layout.Stats)
-    flow = ctypes.sizeof(layout.FlowKey), ctypes.sizeof(layout.Flow)
+    endpoint = sizeof(structs.Endpoint)
+    stats = sizeof(structs.Stats)
+    flow = sizeof(structs.FlowKey), sizeof(structs.Flow)
     return {
         "vips": MapSpec(MapType.HASH, endpoint, 4, limits.vips),
-        "ranges": MapSpec(MapType.LPM_TRIE, ctypes.sizeof(layout.Range), 4, limits.vips, _F_NO_PREALLOC),
+        "ranges": MapSpec(MapType.LPM_TRIE, sizeof(structs.Range), 4, limits.vips, _F_NO_PREALLOC),
         "rules": MapSpec(
             MapType.LPM_TRIE,
-            ctypes.sizeof(layout.RuleKey),
-            ctypes.sizeof(layout.Rule),
+            sizeof(structs.RuleKey),
+            sizeof(structs.Rule),
             limits.rules,
             _F_NO_PREALLOC,
         ),
-        "editions": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Edition), 1),
-        "lookups": MapSpec(MapType.PERCPU_ARRAY, 4, ctypes.sizeof(layout.Lookup), layout.LOOKUPS),
-        "services": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Service), limits.services),
+        "editions": MapSpec(MapType.ARRAY, 4, sizeof(structs.Edition), 1),
+        "lookups": MapSpec(MapType.PERCPU_ARRAY, 4, sizeof(structs.Lookup), consts.LOOKUPS),
+        "services": MapSpec(MapType.ARRAY, 4, sizeof(structs.Service), limits.services),
         "tables": MapSpec(MapType.ARRAY_OF_MAPS, 4, 4, 2 * limits.services),
-        "backends": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Backend), limits.backends),
+        "backends": MapSpec(MapType.ARRAY, 4, sizeof(structs.Backend), limits.backends),
         "conntrack": MapSpec(MapType.LRU_HASH, *flow, limits.conntrack),
         "embryonic": MapSpec(MapType.LRU_HASH, *flow, limits.embryonic),
         "senders": MapSpec(
-            MapType.LRU_HASH, ctypes.sizeof(layout.Sender), ctypes.sizeof(layout.Place), limits.senders
+            MapType.LRU_HASH, sizeof(structs.Sender), sizeof(structs.Place), limits.senders
         ),
-        "nat_back": MapSpec(MapType.HASH, endpoint, ctypes.sizeof(layout.NatBack), limits.backends),
+        "nat_back": MapSpec(MapType.HASH, endpoint, sizeof(structs.NatBack), limits.backends),
         "bindings": MapSpec(
             MapType.HASH,
-            ctypes.sizeof(layout.FlowKey),
-            ctypes.sizeof(layout.Binding),
+            sizeof(structs.FlowKey),
+            sizeof(structs.Binding),
             limits.translations,
             _F_NO_PREALLOC,
         ),
         "translations": MapSpec(
             MapType.HASH,
-            ctypes.sizeof(layout.Translated),
-            ctypes.sizeof(layout.Client),
+            sizeof(structs.Translated),
+            sizeof(structs.Client),
             limits.translations,
             _F_NO_PREALLOC,
         ),
-        "quic": MapSpec(MapType.HASH, ctypes.sizeof(layout.QuicKey), 4, limits.backends, _F_NO_PREALLOC),
+        "quic": MapSpec(MapType.HASH, sizeof(structs.QuicKey), 4, limits.backends, _F_NO_PREALLOC),
         "fragments": MapSpec(
             MapType.LRU_HASH,
-            ctypes.sizeof(layout.FragmentKey),
-            ctypes.sizeof(layout.Fragment),
+            sizeof(structs.FragmentKey),
+            sizeof(structs.Fragment),
             limits.fragments,
         ),
         "probed": MapSpec(MapType.ARRAY, 4, 4, limits.backends),
-        "probes": MapSpec(
-            MapType.LRU_HASH, ctypes.sizeof(layout.ProbeKey), ctypes.sizeof(layout.Probe), _PROBES
-        ),
-        "links": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Link), layout.LINKS),
+        "probes": MapSpec(MapType.LRU_HASH, sizeof(structs.ProbeKey), sizeof(structs.Probe), _PROBES),
+        "links": MapSpec(MapType.ARRAY, 4, sizeof(structs.Link), consts.LINKS),
         "egress": MapSpec(MapType.DEVMAP_HASH, 4, 4, 256),
-        "scratch": MapSpec(MapType.PERCPU_ARRAY, 4, layout.SCRATCH, 2),
-        "outcomes": MapSpec(MapType.PERCPU_ARRAY, 4, ctypes.sizeof(layout.Counter), len(layout.Outcome)),
+        "scratch": MapSpec(MapType.PERCPU_ARRAY, 4, consts.SCRATCH, 2),
+        "outcomes": MapSpec(MapType.PERCPU_ARRAY, 4, sizeof(structs.Counter), len(consts.Outcome)),
         "service_stats": MapSpec(MapType.PERCPU_ARRAY, 4, stats, limits.services),
         "backend_stats": MapSpec(MapType.PERCPU_ARRAY, 4, stats, limits.backends),
         "watched": MapSpec(
             MapType.LRU_HASH,
-            ctypes.sizeof(layout.FlowKey),
-            ctypes.sizeof(layout.Watched),
+            sizeof(structs.FlowKey),
+            sizeof(structs.Watched),
             limits.watched,
         ),
-        "totals": MapSpec(
-            MapType.HASH, 8, ctypes.sizeof(layout.Totals), limits.backends, _F_NO_PREALLOC
-        ),
+        "totals": MapSpec(MapType.HASH, 8, sizeof(structs.Totals), limits.backends, _F_NO_PREALLOC),
         "mirrored": MapSpec(
             MapType.LRU_HASH,
-            ctypes.sizeof(layout.FlowKey),
-            ctypes.sizeof(layout.Mirrored),
+            sizeof(structs.FlowKey),
+            sizeof(structs.Mirrored),
             limits.mirrored,
         ),
-        "mirror_stats": MapSpec(
-            MapType.PERCPU_ARRAY, 4, ctypes.sizeof(layout.MirrorStats), limits.services
-        ),
+        "mirror_stats": MapSpec(MapType.PERCPU_ARRAY, 4, sizeof(structs.MirrorStats), limits.services),
         "overdue": MapSpec(
-            MapType.HASH, 8, ctypes.sizeof(layout.Overdue), limits.backends + 1, _F_NO_PREALLOC
+            MapType.HASH, 8, sizeof(structs.Overdue), limits.backends + 1, _F_NO_PREALLOC
         ),
-        "service_owners": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Owner), limits.services),
-        "backend_owners": MapSpec(MapType.ARRAY, 4, ctypes.sizeof(layout.Owner), limits.backends),
+        "service_owners": MapSpec(MapType.ARRAY, 4, sizeof(structs.Owner), limits.services),
+        "backend_owners": MapSpec(MapType.ARRAY, 4, sizeof(structs.Owner), limits.backends),
     }
 
 
@@ -119,7 +113,7 @@ def new_table() -> Map:
     """An inner map of `tables`: one element that is the whole table, so that one system call fills
     it and one reads it. All are of one size, so the program finds a slot without a call (2 to 3 ns, and
     two cache misses where there are many tables)."""
-    return Map.create(MapType.ARRAY, "lb_table", 4, ctypes.sizeof(layout.Table), 1)
+    return Map.create(MapType.ARRAY, "lb_table", 4, sizeof(structs.Table), 1)
 
 
 @dataclass(frozen=True)

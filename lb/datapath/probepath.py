@@ -15,7 +15,7 @@ from pyroute2 import IPRoute
 
 from lb.core import ids
 from lb.core.state import BackendKey
-from lb.datapath import beside, layout
+from lb.datapath import beside, consts
 from lb.datapath.attach import Interface
 from lb.datapath.encode import index_key
 from lb.datapath.maps import Maps
@@ -24,7 +24,7 @@ from lb.model import keys
 
 def mark(backend: int) -> int:
     """The mark of a socket whose packets go this backend's way. `backend`: its id in the kernel."""
-    return layout.PROBE_MARK | backend
+    return consts.PROBE_MARK | backend
 
 
 def find_mark(maps: Maps, key: BackendKey) -> int | None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from lb.core.ids import uid
 from lb.core.state import DesiredState
-from lb.datapath import compile, layout
+from lb.datapath import compile, consts, structs
 from lb.datapath.bpf import Map, Program
 from lb.datapath.kernel import read_owners
 from lb.datapath.maps import Maps, MapSpec, specs
@@ -89,7 +89,7 @@ class Replay:
         leaves = verdict in ("tx", "redirect") or (verdict == "pass" and result.data != frame)
         return Replayed(
             verdict=verdict,
-            outcome=layout.Outcome(outcome).name.lower(),
+            outcome=consts.Outcome(outcome).name.lower(),
             service=self._services.get(service) if service is not None else None,
             backend=self._backends.get(backend) if backend is not None else None,
             frame=result.data if leaves else None,
@@ -104,9 +104,9 @@ class Replay:
         """Packets per outcome, service and backend. Answers count apart, so both columns."""
         found = []
         for name, kind, columns in (
-            ("outcomes", layout.Counter, ("packets",)),
-            ("service_stats", layout.Stats, ("packets", "reply_packets")),
-            ("backend_stats", layout.Stats, ("packets", "reply_packets")),
+            ("outcomes", structs.Counter, ("packets",)),
+            ("service_stats", structs.Stats, ("packets", "reply_packets")),
+            ("backend_stats", structs.Stats, ("packets", "reply_packets")),
         ):
             source = self._maps.by_name[name]
             words = np.frombuffer(source.array(), dtype=np.uint64)

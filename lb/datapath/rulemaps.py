@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lb.core.rules import QUIET, Steer, in_order, longest, step
-from lb.datapath import layout
+from lb.datapath import mapkeys, structs
 from lb.datapath.bpf import Map
 from lb.model.objects import Network
 
@@ -28,12 +28,12 @@ def at_rest(to: Mapping[Network, int]) -> dict[Network, Steer[int]]:
 
 def encode(key: Key, steer: Steer[int]) -> tuple[bytes, bytes]:
     """Key and value of an entry of the rules map."""
-    return layout.rule_key(*key), bytes(layout.Rule(steer.to, steer.before, steer.closes))
+    return mapkeys.rule_key(*key), bytes(structs.Rule(steer.to, steer.before, steer.closes))
 
 
 def decode(value: bytes) -> Steer[int]:
     """A value of the rules map."""
-    rule = layout.Rule.from_buffer_copy(value)
+    rule = structs.Rule.from_buffer_copy(value)
     return Steer(rule.table, rule.before, rule.closes)
 
 
@@ -41,7 +41,7 @@ def read(rules: Map) -> dict[int, Kept]:
     """What the kernel holds, by service."""
     found: dict[int, dict[Network, Steer[int]]] = {}
     for raw_key, raw in rules.items():
-        service, prefix = layout.rule_key_from(raw_key)
+        service, prefix = mapkeys.rule_key_from(raw_key)
         found.setdefault(service, {})[prefix] = decode(raw)
     return {**found}
 
@@ -98,7 +98,7 @@ def placed(rules: Kept, service: int, clients: NDArray[Any]) -> tuple[NDArray[An
     by = np.full(len(clients), -1, dtype=np.int64)
     order = in_order(rules)
     for index in sorted(range(len(order)), key=lambda i: order[i].prefixlen):
-        inside = layout.within(clients, order[index])
+        inside = mapkeys.within(clients, order[index])
         tables[inside], by[inside] = rules[order[index]].to, index
     return tables, by
 

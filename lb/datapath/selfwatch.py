@@ -15,7 +15,7 @@ from pathlib import Path
 from pyroute2 import IPRoute
 
 from lb.core.ids import uid
-from lb.datapath import attach, compile, layout, sources
+from lb.datapath import attach, compile, consts, mapkeys, sources, structs
 from lb.datapath.bpf import Map, MapType, Program
 from lb.datapath.lifecycle import ensure_bpf_fs
 from lb.datapath.maps import MapSpec, specs
@@ -41,8 +41,8 @@ class SelfWatch:
         """Observe these services, by name, each as the backend of that name; and no others any more.
         Services of several ports, or of UDP, are none of ours (see `refusal`)."""
         wanted = {
-            layout.endpoint(service.vip, service.port, layout.PROTOCOL_NUMBER[service.protocol]): bytes(
-                layout.WatchVip(
+            mapkeys.endpoint(service.vip, service.port, consts.PROTOCOL_NUMBER[service.protocol]): bytes(
+                structs.WatchVip(
                     owner=uid(keys.backend(name, backend)),
                     service=uid(keys.service(name)) & 0xFFFFFFFF,
                     patience=self.patience,
@@ -106,7 +106,7 @@ def detach_all(ip: IPRoute, pin_dir: Path) -> list[str]:
 
 def _maps(place: Path, limits: Limits) -> dict[str, Map]:
     directory = place / "maps"
-    endpoint, vip = ctypes.sizeof(layout.Endpoint), ctypes.sizeof(layout.WatchVip)
+    endpoint, vip = ctypes.sizeof(structs.Endpoint), ctypes.sizeof(structs.WatchVip)
     shared = specs(limits)
     wanted = {name: shared[name] for name in ("watched", "totals", "overdue", "scratch")}
     wanted["watch_vips"] = MapSpec(MapType.HASH, endpoint, vip, _ROOM)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lb.core import moves
 from lb.core.moves import QUIET, Moves
-from lb.datapath import layout
+from lb.datapath import consts
 from lb.datapath.bpf import Map
 from lb.datapath.encode import index_key
 from lb.datapath.maps import new_table
@@ -48,7 +48,7 @@ class Slots:
 
 def empty() -> Slots:
     """What a service has that the kernel doesn't know."""
-    backends = np.full(layout.SLOTS, EMPTY, dtype=np.uint32)
+    backends = np.full(consts.SLOTS, EMPTY, dtype=np.uint32)
     return Slots(backends, moves.none(backends))
 
 
@@ -60,10 +60,10 @@ def encode(slots: Slots) -> Encoded:
     ends = _epochs(np.unique(slots.moves.closes[stirred]))
     # A window closes with its epoch: never early.
     epochs = np.searchsorted(ends, slots.moves.closes).astype(np.uint32)
-    marks = epochs << np.uint32(layout.EPOCH_SHIFT) | np.uint32(layout.SLOT_STIRRED)
+    marks = epochs << np.uint32(consts.EPOCH_SHIFT) | np.uint32(consts.SLOT_STIRRED)
     words = slots.backends | np.where(stirred, marks, 0).astype(np.uint32)
     origins = np.where(stirred, slots.moves.origin, 0).astype(np.uint32)
-    closes = np.zeros(layout.EPOCHS, dtype=np.uint64)
+    closes = np.zeros(consts.EPOCHS, dtype=np.uint64)
     closes[: len(ends)] = ends
     return _table(closes, words), _table(_NO_EPOCHS, origins)
 
@@ -71,15 +71,15 @@ def encode(slots: Slots) -> Encoded:
 def decode(table: bytes, past: bytes | None) -> Slots:
     """The opposite of encode(); windows that shared an epoch close together from then on."""
     closes, words = _split(table)
-    backends = words & np.uint32(layout.SLOT_BACKEND)
+    backends = words & np.uint32(consts.SLOT_BACKEND)
     if past is None:
         return Slots(backends, moves.none(backends))
-    stirred = (words & np.uint32(layout.SLOT_STIRRED)) != 0
-    epochs = words >> np.uint32(layout.EPOCH_SHIFT) & np.uint32(layout.EPOCHS - 1)
+    stirred = (words & np.uint32(consts.SLOT_STIRRED)) != 0
+    epochs = words >> np.uint32(consts.EPOCH_SHIFT) & np.uint32(consts.EPOCHS - 1)
     return Slots(backends, Moves(_split(past)[1], np.where(stirred, closes[epochs], QUIET)))
 
 
-_NO_EPOCHS = np.zeros(layout.EPOCHS, dtype=np.uint64)
+_NO_EPOCHS = np.zeros(consts.EPOCHS, dtype=np.uint64)
 
 
 def _table(closes: NDArray[np.uint64], words: U32) -> bytes:
@@ -147,7 +147,7 @@ def _read_one(tables: Map, key: bytes) -> tuple[bytes, bytes] | None:
 
 
 def _is_stirred(table: bytes) -> bool:
-    return bool((_split(table)[1] & np.uint32(layout.SLOT_STIRRED)).any())
+    return bool((_split(table)[1] & np.uint32(consts.SLOT_STIRRED)).any())
 
 
 def swap(tables: Map, fresh: Mapping[int, Encoded]) -> None:
@@ -189,5 +189,5 @@ def _filled(content: bytes) -> Map:
 
 def _epochs(ends: NDArray[np.int64]) -> NDArray[np.int64]:
     """At most EPOCHS of these times, the last among them."""
-    step = -(-len(ends) // layout.EPOCHS)
+    step = -(-len(ends) // consts.EPOCHS)
     return ends[::-1][::step][::-1]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lb.core import flowhash, moves
 from lb.core.rules import in_order
-from lb.datapath import layout, rulemaps
+from lb.datapath import consts, mapkeys, rulemaps, structs
 from lb.datapath.bpf import Map
 from lb.datapath.maps import Maps
 from lb.datapath.rulemaps import Kept
@@ -48,12 +48,12 @@ class Flows:
         self.source.delete_many([key.tobytes() for key in self.keys[idle]])
         return Flows(self.source, self.keys[~idle], self.values[~idle])
 
-    def slots(self, service: layout.Service) -> NDArray[np.uint16]:
+    def slots(self, service: structs.Service) -> NDArray[np.uint16]:
         """The slot of each."""
         high = self.keys["client"][:, 0].astype(np.uint64)
         low = self.keys["client"][:, 1].astype(np.uint64)
         # A service has one address family: that of its VIP.
-        is_ipv4 = layout.address_from(bytes(service.vip)).version == 4
+        is_ipv4 = mapkeys.address_from(bytes(service.vip)).version == 4
         return flowhash.slots(
             (service.seed[0], service.seed[1]),
             low & np.uint64(0xFFFFFFFF) if is_ipv4 else np.column_stack((high, low)),
@@ -99,11 +99,11 @@ def calm(
     """The service's slots and rules with those quiet that can be; flows that are idle for so many
     jiffies are dropped, and rules that nobody asks for. Where all flows are remembered, or none, only
     open windows count."""
-    service = layout.Service.from_buffer_copy(
-        maps.services.get(number.to_bytes(4, sys.byteorder)) or bytes(ctypes.sizeof(layout.Service))
+    service = structs.Service.from_buffer_copy(
+        maps.services.get(number.to_bytes(4, sys.byteorder)) or bytes(ctypes.sizeof(structs.Service))
     )
     mine = [each.of(number) for each in flows]
-    if service.tracking != layout.TRACKING_NUMBER[Tracking.MOVING]:
+    if service.tracking != consts.TRACKING_NUMBER[Tracking.MOVING]:
         mine = []
     mine = [each.without_idle(now, idle) for each in mine]
     at = np.concatenate([np.zeros(0, np.uint16), *(each.slots(service) for each in mine)])

@@ -19,7 +19,7 @@ from lb.core import flowhash, ids
 from lb.core.moves import QUIET
 from lb.core.rules import Steer
 from lb.core.state import DesiredState
-from lb.datapath import layout, rulemaps, slotmaps
+from lb.datapath import consts, mapkeys, rulemaps, slotmaps, structs
 from lb.datapath.bpf import Map
 from lb.datapath.encode import index_key
 from lb.datapath.kernel import read_owners
@@ -111,24 +111,26 @@ class KernelView:
     def outcomes(self) -> dict[str, Counter]:
         """How packets ended, by the name of the outcome."""
         return {
-            each.name.lower(): _sum(self._maps.outcomes, each, layout.Counter, Counter)
-            for each in layout.Outcome
+            each.name.lower(): _sum(self._maps.outcomes, each, structs.Counter, Counter)
+            for each in consts.Outcome
         }
 
     def service_stats(self, service: str) -> Stats | None:
         """None if the kernel doesn't have that service."""
         number = self._service_ids.get(ids.uid(keys.service(service)))
-        return _sum(self._maps.service_stats, number, layout.Stats, Stats) if number else None
+        return _sum(self._maps.service_stats, number, structs.Stats, Stats) if number else None
 
     def mirror_stats(self, service: str) -> MirrorStats | None:
         """None if the kernel doesn't have that service."""
         number = self._service_ids.get(ids.uid(keys.service(service)))
-        return _sum(self._maps.mirror_stats, number, layout.MirrorStats, MirrorStats) if number else None
+        if not number:
+            return None
+        return _sum(self._maps.mirror_stats, number, structs.MirrorStats, MirrorStats)
 
     def backend_stats(self, service: str, backend: str) -> Stats | None:
         """None if the kernel doesn't have that backend."""
         number = self._backend_ids.get(ids.uid(keys.backend(service, backend)))
-        return _sum(self._maps.backend_stats, number, layout.Stats, Stats) if number else None
+        return _sum(self._maps.backend_stats, number, structs.Stats, Stats) if number else None
 
     def slot_counts(self, service: str) -> dict[str, int] | None:
         """Slots that each backend holds in the kernel now; None if the service isn't there."""
@@ -152,7 +154,7 @@ class KernelView:
         closes = np.where(held.moves.is_moving(now), held.moves.closes, QUIET)
         changes = (np.diff(closes) != 0) | (np.diff(held.moves.origin.astype(np.int64)) != 0)
         starts = np.concatenate(([0], np.flatnonzero(changes) + 1))
-        lengths = np.diff(starts, append=layout.SLOTS)
+        lengths = np.diff(starts, append=consts.SLOTS)
         offset = time.time() - now / 1e9
         return [
             Moving(
@@ -173,16 +175,16 @@ class KernelView:
         self, protocol: Protocol, client: Address, client_port: int, vip: Address, vip_port: int
     ) -> Trace:
         """Follow the data path's own steps through the kernel's own maps."""
-        number = layout.PROTOCOL_NUMBER[protocol]
-        found = self._maps.vips.get(layout.endpoint(vip, vip_port, number))
+        number = consts.PROTOCOL_NUMBER[protocol]
+        found = self._maps.vips.get(mapkeys.endpoint(vip, vip_port, number))
         if found is None:
-            [exactly] = layout.port_range(vip, vip_port, vip_port, number)
+            [exactly] = mapkeys.port_range(vip, vip_port, vip_port, number)
             found = self._maps.ranges.get(exactly)
         if found is None:
             why = [f"no service has the VIP {vip} port {vip_port}/{protocol}"]
             return Trace(None, None, None, None, None, None, "passed to the kernel untouched", why)
         service = int.from_bytes(found, sys.byteorder)
-        raw = layout.Service.from_buffer_copy(self._maps.services.get(index_key(service)) or b"")
+        raw = structs.Service.from_buffer_copy(self._maps.services.get(index_key(service)) or b"")
         affinity = Affinity.CLIENT if raw.affinity else Affinity.FLOW
         seed = (raw.seed[0], raw.seed[1])
         slot = flowhash.slot(seed, client, client_port, vip_port, affinity)
@@ -204,10 +206,10 @@ class KernelView:
             f"slot {slot} names {self._backend_name(slot_id) or 'no backend'}",
         ]
         tracked_id = 0
-        if raw.mode == layout.MODE_NUMBER[Mode.FULLNAT]:
+        if raw.mode == consts.MODE_NUMBER[Mode.FULLNAT]:
             tracked_id = self._bound(service, client, client_port, vip_port, why)
-        elif raw.tracking == layout.TRACKING_NUMBER[Tracking.ALWAYS] or (
-            raw.tracking == layout.TRACKING_NUMBER[Tracking.MOVING] and (stirred or rule.closes)
+        elif raw.tracking == consts.TRACKING_NUMBER[Tracking.ALWAYS] or (
+            raw.tracking == consts.TRACKING_NUMBER[Tracking.MOVING] and (stirred or rule.closes)
         ):
             tracked_id = self._tracked(service, client, client_port, vip_port, why)
             left = (int(closes) - time.monotonic_ns()) / 1e9
@@ -218,10 +220,10 @@ class KernelView:
                     f" it sends something within {left:.0f} s"
                 )
         chosen = tracked_id or slot_id
-        backend = layout.Backend.from_buffer_copy(
-            self._maps.backends.get(index_key(chosen)) or bytes(ctypes.sizeof(layout.Backend))
+        backend = structs.Backend.from_buffer_copy(
+            self._maps.backends.get(index_key(chosen)) or bytes(ctypes.sizeof(structs.Backend))
         )
-        usable = bool(chosen and backend.flags & layout.BackendFlag.USABLE)
+        usable = bool(chosen and backend.flags & consts.BackendFlag.USABLE)
         return Trace(
             service=self._service_name(service),
             pool=self._pool(rule.to),
@@ -235,7 +237,7 @@ class KernelView:
 
     def _rule(self, service: int, client: Address, why: list[str]) -> Steer[int]:
         """What this client's flows are placed by."""
-        found = self._maps.rules.get(layout.rule_key(service, ip_network(client)))
+        found = self._maps.rules.get(mapkeys.rule_key(service, ip_network(client)))
         if found is None:
             return Steer(service, service)
         rule = rulemaps.decode(found)
@@ -244,7 +246,7 @@ class KernelView:
         return rule
 
     def _pool(self, table: int) -> str | None:
-        owner = layout.Owner.from_buffer_copy(self._maps.service_owners.get(index_key(table)) or b"")
+        owner = structs.Owner.from_buffer_copy(self._maps.service_owners.get(index_key(table)) or b"")
         return self._pool_names.get(owner.uid)
 
     def _was(self, table: int, slot: int) -> int:
@@ -261,23 +263,23 @@ class KernelView:
         if found is None:
             why.append("it holds no port of ours: a new flow goes where its slot says")
             return 0
-        binding = layout.Binding.from_buffer_copy(found)
+        binding = structs.Binding.from_buffer_copy(found)
         name = self._backend_name(binding.backend)
         if not self._is_usable(binding.backend, binding.generation):
             why.append("the port that it holds is at a backend that is gone or down: placed anew")
             return 0
-        source = layout.address_from(bytes(binding.source))
+        source = mapkeys.address_from(bytes(binding.source))
         why.append(f"{name} knows it as {source} port {socket.ntohs(binding.port)}")
         return int(binding.backend)
 
     def _is_usable(self, number: int, generation: int) -> bool:
-        backend = layout.Backend.from_buffer_copy(self._maps.backends.get(index_key(number)) or b"")
-        return backend.generation == generation and bool(backend.flags & layout.BackendFlag.USABLE)
+        backend = structs.Backend.from_buffer_copy(self._maps.backends.get(index_key(number)) or b"")
+        return backend.generation == generation and bool(backend.flags & consts.BackendFlag.USABLE)
 
-    def _resets(self, flow: layout.Flow) -> bool:
+    def _resets(self, flow: structs.Flow) -> bool:
         found = self._maps.backends.get(index_key(flow.backend)) or b""
-        backend = layout.Backend.from_buffer_copy(found)
-        return backend.generation == flow.generation and bool(backend.flags & layout.BackendFlag.RESETS)
+        backend = structs.Backend.from_buffer_copy(found)
+        return backend.generation == flow.generation and bool(backend.flags & consts.BackendFlag.RESETS)
 
     def _tracked(
         self, service: int, client: Address, client_port: int, vip_port: int, why: list[str]
@@ -290,7 +292,7 @@ class KernelView:
         if found is None:
             why.append("no conntrack entry: a new flow goes where its slot says")
             return 0
-        flow = layout.Flow.from_buffer_copy(found)
+        flow = structs.Flow.from_buffer_copy(found)
         name = self._backend_name(flow.backend)
         if not self._is_usable(flow.backend, flow.generation):
             over = " (in the middle of a connection: reset)" if self._resets(flow) else ""
@@ -310,30 +312,30 @@ class KernelView:
     def _backend_name(self, number: int) -> str | None:
         if not number:
             return None
-        owner = layout.Owner.from_buffer_copy(self._maps.backend_owners.get(index_key(number)) or b"")
+        owner = structs.Owner.from_buffer_copy(self._maps.backend_owners.get(index_key(number)) or b"")
         return self._backend_names.get(owner.uid, f"id {number}")
 
     def _service_name(self, number: int) -> str:
-        owner = layout.Owner.from_buffer_copy(self._maps.service_owners.get(index_key(number)) or b"")
+        owner = structs.Owner.from_buffer_copy(self._maps.service_owners.get(index_key(number)) or b"")
         return self._service_names.get(owner.uid, f"id {number}")
 
 
 def _flow_key(service: int, client: Address, client_port: int, vip_port: int) -> bytes:
-    key = layout.FlowKey(
+    key = structs.FlowKey(
         service=service, client_port=socket.htons(client_port), vip_port=socket.htons(vip_port)
     )
-    key.client[:] = layout.address_bytes(client)
+    key.client[:] = mapkeys.address_bytes(client)
     return bytes(key)
 
 
-def _verdict(service: layout.Service, backend: layout.Backend, usable: bool, why: list[str]) -> str:
+def _verdict(service: structs.Service, backend: structs.Backend, usable: bool, why: list[str]) -> str:
     if not usable:
         why.append("no usable backend")
         drop = service.no_backend == 1
         return "dropped" if drop else "rejected (TCP RST or ICMP port unreachable)"
-    if not backend.flags & layout.BackendFlag.RESOLVED:
+    if not backend.flags & consts.BackendFlag.RESOLVED:
         why.append("its next hop is not resolved")
-        if service.mode in {layout.MODE_NUMBER[mode] for mode in TRANSLATIONS}:
+        if service.mode in {consts.MODE_NUMBER[mode] for mode in TRANSLATIONS}:
             return "passed to the kernel"
         return "dropped"
     mac = ":".join(f"{byte:02x}" for byte in backend.dmac)

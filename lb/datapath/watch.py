@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lb.core.ids import uid
-from lb.datapath import layout
+from lb.datapath import structs
 from lb.datapath.bpf import Map
-from lb.datapath.layout import Event, Stage
+from lb.datapath.consts import Event, Stage
 from lb.model import keys
 from lb.model.flows import FlowReport, FlowTotals, Vantage
 from lb.settings import Observation
@@ -77,8 +77,8 @@ class Watch:
         for owner in new:
             service = uid(keys.service(self._names[owner][0]))
             epoch = epochs.setdefault(service, time.time_ns())
-            self.overdue.put(_key(owner), bytes(layout.Overdue()))
-            self.totals.put(_key(owner), bytes(layout.Totals(service=service, epoch=epoch)))
+            self.overdue.put(_key(owner), bytes(structs.Overdue()))
+            self.totals.put(_key(owner), bytes(structs.Totals(service=service, epoch=epoch)))
 
     def look(self, now: int) -> bool:
         """Count what has become overdue since the last look; `now` is CLOCK_MONOTONIC in ns. False if
@@ -90,7 +90,7 @@ class Watch:
         _, values = self.watched.dump()
         watched = np.frombuffer(values, _WATCHED)
         looked = self._overdue(0)
-        reached = layout.Overdue(
+        reached = structs.Overdue(
             max(looked.unanswered, now - self.limits.unanswered * _SECOND),
             max(looked.unserved, now - self.limits.unserved * _SECOND),
         )
@@ -133,15 +133,15 @@ class Watch:
             for service, backends in found.items()
         }
 
-    def _held(self) -> dict[int, layout.Totals]:
+    def _held(self) -> dict[int, structs.Totals]:
         return {
-            int.from_bytes(key, sys.byteorder): layout.Totals.from_buffer_copy(raw)
+            int.from_bytes(key, sys.byteorder): structs.Totals.from_buffer_copy(raw)
             for key, raw in self.totals.items()
         }
 
-    def _overdue(self, owner: int) -> layout.Overdue:
+    def _overdue(self, owner: int) -> structs.Overdue:
         raw = self.overdue.get(_key(owner))
-        return layout.Overdue.from_buffer_copy(raw) if raw else layout.Overdue()
+        return structs.Overdue.from_buffer_copy(raw) if raw else structs.Overdue()
 
     def _drop_connections(self, owners: Collection[int]) -> None:
         """Those that are left of an earlier observation."""
@@ -160,7 +160,7 @@ def _key(owner: int) -> bytes:
     return bytes(ctypes.c_uint64(owner))
 
 
-def _read(totals: layout.Totals, overdue: layout.Overdue) -> FlowTotals:
+def _read(totals: structs.Totals, overdue: structs.Overdue) -> FlowTotals:
     events = {event.name.lower(): int(totals.event[event]) for event in Event if event < _FIRST_CLASS}
     classes = {event: int(totals.event[event]) for event in Event if event >= _FIRST_CLASS}
     events["unserved"] += overdue.unserved

@@ -37,7 +37,7 @@ from lb.core.reference import (
 )
 from lb.core.reference.world import Backend, Endpoint, Service
 from lb.datapath import compile as compiler
-from lb.datapath import contents, layout, slotmaps
+from lb.datapath import consts, contents, mapkeys, slotmaps, structs
 from lb.datapath.bpf import Map, Program, ProgramType, _check, _libbpf, _TestRunOpts, possible_cpus
 from lb.datapath.maps import Maps, new_table
 from lb.datapath.release import XDP_REPLAY
@@ -120,48 +120,48 @@ class Kernel:
             for found in list(each.keys()):
                 each.delete(found)
         for ifindex in old.links:
-            maps.links.put(u32(ifindex % layout.LINKS), bytes(ctypes.sizeof(layout.Link)))
+            maps.links.put(u32(ifindex % consts.LINKS), bytes(ctypes.sizeof(structs.Link)))
         for number in old.services:
-            maps.services.put(u32(number), bytes(ctypes.sizeof(layout.Service)))
+            maps.services.put(u32(number), bytes(ctypes.sizeof(structs.Service)))
         for number in old.backends:
-            maps.backends.put(u32(number), bytes(ctypes.sizeof(layout.Backend)))
+            maps.backends.put(u32(number), bytes(ctypes.sizeof(structs.Backend)))
 
         for ifindex, mac in world.links.items():
             master = world.ports.get(ifindex, ifindex)
-            link = layout.Link(ifindex=ifindex, master=master, mac=array(6, mac))
-            maps.links.put(u32(ifindex % layout.LINKS), bytes(link))
+            link = structs.Link(ifindex=ifindex, master=master, mac=array(6, mac))
+            maps.links.put(u32(ifindex % consts.LINKS), bytes(link))
         for vip, number in world.vips.items():
             maps.vips.put(endpoint(vip), u32(number))
         for span, number in world.ranges.items():
-            for prefix in layout.port_range(span.address, span.first, span.last, span.proto):
+            for prefix in mapkeys.port_range(span.address, span.first, span.last, span.proto):
                 maps.ranges.put(prefix, u32(number))
         for address in {vip.address for vip in (*world.vips, *world.ranges)}:
             bits = sum(
                 bit
-                for protocol, bit in layout.VIP_BIT.items()
-                if layout.PROTOCOL_NUMBER[protocol] in world.served(address)
+                for protocol, bit in consts.VIP_BIT.items()
+                if consts.PROTOCOL_NUMBER[protocol] in world.served(address)
             )
-            maps.vips.put(layout.endpoint(address, 0, socket.IPPROTO_ICMP), u32(bits))
+            maps.vips.put(mapkeys.endpoint(address, 0, socket.IPPROTO_ICMP), u32(bits))
         for number, service in world.services.items():
             has_rules = bool(world.rules.get(number))
             maps.services.put(u32(number), bytes(service_struct(service, has_rules=has_rules)))
         for number, rules in world.rules.items():
             for prefix, rule in rules.items():
                 maps.rules.put(
-                    layout.rule_key(number, prefix),
-                    bytes(layout.Rule(rule.table, rule.before, rule.closes)),
+                    mapkeys.rule_key(number, prefix),
+                    bytes(structs.Rule(rule.table, rule.before, rule.closes)),
                 )
         for number, backend in world.backends.items():
             maps.backends.put(u32(number), bytes(backend_struct(backend)))
         for where, nat in world.nat_back.items():
-            maps.nat_back.put(endpoint(where), bytes(layout.NatBack(nat.service, nat.backend)))
+            maps.nat_back.put(endpoint(where), bytes(structs.NatBack(nat.service, nat.backend)))
         for key, flow in world.conntrack.items():
             maps.conntrack.put(flow_key(key), flow_struct(flow))
         for key, flow in world.embryonic.items():
             maps.embryonic.put(flow_key(key), flow_struct(flow))
         for address, sender in world.senders.items():
-            at = layout.Place(ifindex=sender.ifindex, mac=array(6, sender.mac))
-            maps.senders.put(layout.address_bytes(address), bytes(at))
+            at = structs.Place(ifindex=sender.ifindex, mac=array(6, sender.mac))
+            maps.senders.put(mapkeys.address_bytes(address), bytes(at))
         for key, binding in world.bindings.items():
             maps.bindings.put(flow_key(key), binding_struct(binding))
         for back, client in world.translations.items():
@@ -169,8 +169,8 @@ class Kernel:
         for piece, first in world.fragments.items():
             maps.fragments.put(fragment_key(piece), fragment_struct(first))
         for (number, server_id), backend in world.quic.items():
-            maps.quic.put(bytes(layout.QuicKey(server_id, number)), u32(backend))
-        contents.turn_page(maps, layout.Has.RANGES | layout.Has.NAT_BACK)
+            maps.quic.put(bytes(structs.QuicKey(server_id, number)), u32(backend))
+        contents.turn_page(maps, consts.Has.RANGES | consts.Has.NAT_BACK)
         self._world = world
 
     def use_tables(self, tables: Mapping[int, TableMaps]) -> None:
@@ -191,7 +191,7 @@ class Kernel:
         return Seen(
             verdict,
             out,
-            {Outcome[layout.Outcome(n).name]: tuple(map(int, v)) for n, v in outcomes.items()},
+            {Outcome[consts.Outcome(n).name]: tuple(map(int, v)) for n, v in outcomes.items()},
             {int(n): Stats(*map(int, v)) for n, v in services.items()},
             {int(n): Stats(*map(int, v)) for n, v in backends.items()},
         )
@@ -230,7 +230,7 @@ class Kernel:
         """All entries of `conntrack` or `embryonic`."""
         found = {}
         for raw_key, raw in self.maps.by_name[where].items():
-            key = layout.FlowKey.from_buffer_copy(raw_key)
+            key = structs.FlowKey.from_buffer_copy(raw_key)
             found[flow_key_from(key)] = flow_from(raw)
         return found
 
@@ -238,9 +238,9 @@ class Kernel:
         """The whole bindings map."""
         found = {}
         for raw_key, raw in self.maps.bindings.items():
-            each = layout.Binding.from_buffer_copy(raw)
-            found[flow_key_from(layout.FlowKey.from_buffer_copy(raw_key))] = Binding(
-                layout.address_from(bytes(each.source)),
+            each = structs.Binding.from_buffer_copy(raw)
+            found[flow_key_from(structs.FlowKey.from_buffer_copy(raw_key))] = Binding(
+                mapkeys.address_from(bytes(each.source)),
                 each.backend,
                 each.generation,
                 each.seen,
@@ -253,12 +253,12 @@ class Kernel:
         """The whole translations map."""
         found = {}
         for raw_key, raw in self.maps.translations.items():
-            key = layout.Translated.from_buffer_copy(raw_key)
-            each = layout.Client.from_buffer_copy(raw)
+            key = structs.Translated.from_buffer_copy(raw_key)
+            each = structs.Client.from_buffer_copy(raw)
             back = Translated(
-                layout.address_from(bytes(key.backend)),
+                mapkeys.address_from(bytes(key.backend)),
                 socket.ntohs(key.backend_port),
-                layout.address_from(bytes(key.source)),
+                mapkeys.address_from(bytes(key.source)),
                 socket.ntohs(key.port),
                 key.proto,
             )
@@ -277,8 +277,8 @@ class Kernel:
         """The whole senders map."""
         found = {}
         for raw_key, raw in self.maps.senders.items():
-            link = layout.Place.from_buffer_copy(raw)
-            found[layout.address_from(raw_key)] = Sender(link.ifindex, bytes(link.mac))
+            link = structs.Place.from_buffer_copy(raw)
+            found[mapkeys.address_from(raw_key)] = Sender(link.ifindex, bytes(link.mac))
         return found
 
 
@@ -313,40 +313,40 @@ def array(size: int, value: bytes) -> ctypes.Array[ctypes.c_uint8]:
 
 
 def endpoint(where: Endpoint) -> bytes:
-    return layout.endpoint(where.address, where.port, where.proto)
+    return mapkeys.endpoint(where.address, where.port, where.proto)
 
 
-def service_struct(service: Service, *, has_rules: bool = False) -> layout.Service:
-    return layout.Service(
+def service_struct(service: Service, *, has_rules: bool = False) -> structs.Service:
+    return structs.Service(
         seed=(ctypes.c_uint64 * 2)(*service.seed),
-        vip=array(16, layout.address_bytes(service.vip)),
+        vip=array(16, mapkeys.address_bytes(service.vip)),
         port=socket.htons(service.port),
         proto=service.proto,
-        mode=layout.MODE_NUMBER[service.mode],
-        affinity=layout.AFFINITY_NUMBER[service.affinity],
-        tracking=layout.TRACKING_NUMBER[service.tracking],
-        no_backend=layout.NO_BACKEND_NUMBER[service.no_backend],
+        mode=consts.MODE_NUMBER[service.mode],
+        affinity=consts.AFFINITY_NUMBER[service.affinity],
+        tracking=consts.TRACKING_NUMBER[service.tracking],
+        no_backend=consts.NO_BACKEND_NUMBER[service.no_backend],
         has_rules=has_rules,
         quic_bytes=service.quic_bytes,
         quic_config=service.quic_config,
     )
 
 
-def backend_struct(backend: Backend) -> layout.Backend:
-    flags = layout.BackendFlag(0)
+def backend_struct(backend: Backend) -> structs.Backend:
+    flags = consts.BackendFlag(0)
     if backend.usable:
-        flags |= layout.BackendFlag.USABLE
+        flags |= consts.BackendFlag.USABLE
     if backend.resets:
-        flags |= layout.BackendFlag.RESETS
+        flags |= consts.BackendFlag.RESETS
     if backend.resolved:
-        flags |= layout.BackendFlag.RESOLVED
-    return layout.Backend(
-        addr=array(16, layout.address_bytes(backend.address)),
+        flags |= consts.BackendFlag.RESOLVED
+    return structs.Backend(
+        addr=array(16, mapkeys.address_bytes(backend.address)),
         ifindex=backend.ifindex,
         generation=backend.generation,
         dmac=array(6, backend.dmac),
         smac=array(6, backend.smac),
-        source=array(16, layout.address_bytes(backend.source))
+        source=array(16, mapkeys.address_bytes(backend.source))
         if backend.source
         else array(16, bytes(16)),
         port=socket.htons(backend.port),
@@ -357,8 +357,8 @@ def backend_struct(backend: Backend) -> layout.Backend:
 
 def flow_key(key: FlowKey) -> bytes:
     return bytes(
-        layout.FlowKey(
-            client=array(16, layout.address_bytes(key.client)),
+        structs.FlowKey(
+            client=array(16, mapkeys.address_bytes(key.client)),
             service=key.service,
             client_port=socket.htons(key.client_port),
             vip_port=socket.htons(key.vip_port),
@@ -366,9 +366,9 @@ def flow_key(key: FlowKey) -> bytes:
     )
 
 
-def flow_key_from(key: layout.FlowKey) -> FlowKey:
+def flow_key_from(key: structs.FlowKey) -> FlowKey:
     return FlowKey(
-        layout.address_from(bytes(key.client)),
+        mapkeys.address_from(bytes(key.client)),
         key.service,
         socket.ntohs(key.client_port),
         socket.ntohs(key.vip_port),
@@ -377,8 +377,8 @@ def flow_key_from(key: layout.FlowKey) -> FlowKey:
 
 def binding_struct(binding: Binding) -> bytes:
     return bytes(
-        layout.Binding(
-            source=array(16, layout.address_bytes(binding.source)),
+        structs.Binding(
+            source=array(16, mapkeys.address_bytes(binding.source)),
             backend=binding.backend,
             generation=binding.generation,
             seen=binding.seen,
@@ -390,9 +390,9 @@ def binding_struct(binding: Binding) -> bytes:
 
 def translated(key: Translated) -> bytes:
     return bytes(
-        layout.Translated(
-            backend=array(16, layout.address_bytes(key.backend)),
-            source=array(16, layout.address_bytes(key.source)),
+        structs.Translated(
+            backend=array(16, mapkeys.address_bytes(key.backend)),
+            source=array(16, mapkeys.address_bytes(key.source)),
             backend_port=socket.htons(key.backend_port),
             port=socket.htons(key.port),
             proto=key.proto,
@@ -401,15 +401,15 @@ def translated(key: Translated) -> bytes:
 
 
 def client_struct(client: Client) -> bytes:
-    flow = layout.FlowKey.from_buffer_copy(flow_key(client.flow))
-    return bytes(layout.Client(flow, client.backend, client.seen, client.state.value))
+    flow = structs.FlowKey.from_buffer_copy(flow_key(client.flow))
+    return bytes(structs.Client(flow, client.backend, client.seen, client.state.value))
 
 
 def fragment_key(key: FragmentKey) -> bytes:
     return bytes(
-        layout.FragmentKey(
-            src=array(16, layout.address_bytes(key.source)),
-            dst=array(16, layout.address_bytes(key.destination)),
+        structs.FragmentKey(
+            src=array(16, mapkeys.address_bytes(key.source)),
+            dst=array(16, mapkeys.address_bytes(key.destination)),
             id=array(4, key.identification),
             proto=key.proto,
         )
@@ -417,20 +417,20 @@ def fragment_key(key: FragmentKey) -> bytes:
 
 
 def fragment_key_from(raw: bytes) -> FragmentKey:
-    key = layout.FragmentKey.from_buffer_copy(raw)
-    ends = layout.address_from(bytes(key.src)), layout.address_from(bytes(key.dst))
+    key = structs.FragmentKey.from_buffer_copy(raw)
+    ends = mapkeys.address_from(bytes(key.src)), mapkeys.address_from(bytes(key.dst))
     return FragmentKey(*ends, bytes(key.id), key.proto)
 
 
 def fragment_struct(first: Fragment) -> bytes:
-    address = layout.address_bytes(first.address) if first.address else bytes(16)
+    address = mapkeys.address_bytes(first.address) if first.address else bytes(16)
     return bytes(
-        layout.Fragment(
+        structs.Fragment(
             addr=array(16, address),
             service=first.service,
             backend=first.backend,
             generation=first.generation,
-            mode=layout.MODE_NUMBER[first.mode],
+            mode=consts.MODE_NUMBER[first.mode],
             is_answer=first.is_answer,
             until=first.until,
         )
@@ -438,25 +438,25 @@ def fragment_struct(first: Fragment) -> bytes:
 
 
 def fragment_from(raw: bytes) -> Fragment:
-    first = layout.Fragment.from_buffer_copy(raw)
-    modes = {number: mode for mode, number in layout.MODE_NUMBER.items()}
+    first = structs.Fragment.from_buffer_copy(raw)
+    modes = {number: mode for mode, number in consts.MODE_NUMBER.items()}
     return Fragment(
         service=first.service,
         backend=first.backend,
         generation=first.generation,
         mode=modes[first.mode],
-        address=layout.address_from(bytes(first.addr)) if any(first.addr) else None,
+        address=mapkeys.address_from(bytes(first.addr)) if any(first.addr) else None,
         is_answer=bool(first.is_answer),
         until=first.until,
     )
 
 
 def flow_struct(flow: Flow) -> bytes:
-    return bytes(layout.Flow(flow.backend, flow.generation, flow.seen))
+    return bytes(structs.Flow(flow.backend, flow.generation, flow.seen))
 
 
 def flow_from(raw: bytes) -> Flow:
-    flow = layout.Flow.from_buffer_copy(raw)
+    flow = structs.Flow.from_buffer_copy(raw)
     return Flow(flow.backend, flow.generation, flow.seen)
 
 
@@ -473,7 +473,7 @@ class Pasts(Mapping[int, Past]):
         return past
 
     def __iter__(self) -> Iterator[int]:
-        return (slot for slot in range(layout.SLOTS) if self.pattern[slot % len(self.pattern)])
+        return (slot for slot in range(consts.SLOTS) if self.pattern[slot % len(self.pattern)])
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -505,11 +505,11 @@ def fill_table(table: TableMaps, slots: Sequence[int], pasts: Pasts | None = Non
     ends = sorted({past.closes for past in pattern if past})
     past = [p.origin if p else 0 for p in pattern]
     flags = [
-        layout.SLOT_STIRRED | ends.index(p.closes) << layout.EPOCH_SHIFT if p else 0 for p in pattern
+        consts.SLOT_STIRRED | ends.index(p.closes) << consts.EPOCH_SHIFT if p else 0 for p in pattern
     ]
-    words = np.asarray(slots, dtype=np.uint32) | np.resize(np.array(flags, np.uint32), layout.SLOTS)
-    closes = np.array(ends + [0] * (layout.EPOCHS - len(ends)), dtype=np.uint64)
-    packed = np.resize(np.array(past, dtype=np.uint32), layout.SLOTS)
+    words = np.asarray(slots, dtype=np.uint32) | np.resize(np.array(flags, np.uint32), consts.SLOTS)
+    closes = np.array(ends + [0] * (consts.EPOCHS - len(ends)), dtype=np.uint64)
+    packed = np.resize(np.array(past, dtype=np.uint32), consts.SLOTS)
     table.fill((closes.tobytes() + words.tobytes(), bytes(closes.nbytes) + packed.tobytes()))
 
 

@@ -20,7 +20,7 @@ from lb.core.ids import uid
 from lb.core.nexthop import NextHop
 from lb.core.plan import Observed, Wanted, base_table, plan, seed_of
 from lb.core.state import DesiredState
-from lb.datapath import layout
+from lb.datapath import consts, mapkeys, structs
 from lb.datapath.encode import index_key
 from lb.datapath.kernel import Kernel, read_owners
 from lb.datapath.maps import Maps
@@ -144,17 +144,17 @@ def test_a_reused_id_has_another_generation_and_fresh_counters() -> None:
     maps = Maps.create(Limits(services=4, vips=8, backends=2, conntrack=1024))
     kernel = Kernel(maps)
     kernel.apply(wanted_of(state_of({"s1": {"b1": 1}})))
-    first = layout.Backend.from_buffer_copy(maps.backends.get(index_key(1)) or b"")
+    first = structs.Backend.from_buffer_copy(maps.backends.get(index_key(1)) or b"")
     maps.backend_stats.put(index_key(1), b"\1" * maps.backend_stats.user_value_size)
     kernel.apply(wanted_of(state_of({"s1": {}})))
-    freed = layout.Backend.from_buffer_copy(maps.backends.get(index_key(1)) or b"")
+    freed = structs.Backend.from_buffer_copy(maps.backends.get(index_key(1)) or b"")
     assert freed.flags == 0
     # Also for a lbd that was started in between.
     heir = Kernel(maps)
     heir.adopt()
     state = state_of({"s1": {"b2": 1}})
     heir.apply(wanted_of(state))
-    second = layout.Backend.from_buffer_copy(maps.backends.get(index_key(1)) or b"")
+    second = structs.Backend.from_buffer_copy(maps.backends.get(index_key(1)) or b"")
     assert second.generation == first.generation + 1
     stats = KernelView(maps, state).backend_stats("s1", "b2")
     assert stats is not None
@@ -186,10 +186,10 @@ def test_a_backend_that_is_down_or_unresolved() -> None:
     kernel.apply(wanted_of(state))
     assert KernelView(kernel.maps, state).slot_counts("s1") == {"b2": 65536}
     raw = kernel.maps.backends.array()
-    size = ctypes.sizeof(layout.Backend)
-    flags = sorted(layout.Backend.from_buffer_copy(raw, at).flags for at in range(size, 3 * size, size))
-    both = layout.BackendFlag.USABLE | layout.BackendFlag.RESOLVED
-    assert flags == [layout.BackendFlag.RESOLVED, both]
+    size = ctypes.sizeof(structs.Backend)
+    flags = sorted(structs.Backend.from_buffer_copy(raw, at).flags for at in range(size, 3 * size, size))
+    both = consts.BackendFlag.USABLE | consts.BackendFlag.RESOLVED
+    assert flags == [consts.BackendFlag.RESOLVED, both]
     kernel.apply(wanted_of(state, resolved=False))
     assert KernelView(kernel.maps, state).slot_counts("s1") == {}
 
@@ -235,13 +235,13 @@ def test_after_a_failure_in_the_middle_the_kernel_is_read_again(
         patch.setattr("lb.datapath.slotmaps.new_table", fail)
         with pytest.raises(DatapathError):
             kernel.apply(wanted_of(first))
-    half = layout.Backend.from_buffer_copy(maps.backends.get(index_key(1)) or b"")
-    assert half.flags & layout.BackendFlag.USABLE
+    half = structs.Backend.from_buffer_copy(maps.backends.get(index_key(1)) or b"")
+    assert half.flags & consts.BackendFlag.USABLE
     kernel.apply(wanted_of(second))
     owners = read_owners(maps.backend_owners)
     assert list(owners.values()) == [uid(keys.backend("s1", "b2"))]
     (number,) = owners
-    new = layout.Backend.from_buffer_copy(maps.backends.get(index_key(number)) or b"")
+    new = structs.Backend.from_buffer_copy(maps.backends.get(index_key(number)) or b"")
     # Had a flow been tracked on the first one meanwhile, it must not match the second.
     assert (number, new.generation) != (1, half.generation)
     assert KernelView(maps, second).slot_counts("s1") == {"b2": 65536}
@@ -378,12 +378,13 @@ def test_slots_become_quiet_when_no_flow_needs_them_any_more() -> None:
         for n, u in read_owners(kernel.maps.backend_owners).items()
         if u == uid(keys.backend("s1", "b1"))
     )
-    generation = layout.Backend.from_buffer_copy(kernel.maps.backends.get(index_key(b1))).generation
-    key = layout.FlowKey(service=1, client_port=socket.htons(moved), vip_port=socket.htons(service.port))
-    key.client[:] = layout.address_bytes(client)
+    generation = structs.Backend.from_buffer_copy(kernel.maps.backends.get(index_key(b1))).generation
+    ports = {"client_port": socket.htons(moved), "vip_port": socket.htons(service.port)}
+    key = structs.FlowKey(service=1, **ports)
+    key.client[:] = mapkeys.address_bytes(client)
 
     def seen_now() -> None:
-        entry = layout.Flow(b1, generation, kernel.clock.jiffies())
+        entry = structs.Flow(b1, generation, kernel.clock.jiffies())
         kernel.maps.conntrack.put(bytes(key), bytes(entry))
 
     def until(condition: Callable[[], object]) -> None:
@@ -428,7 +429,7 @@ def test_flows_that_are_remembered_for_good_are_forgotten_when_idle(
     flows = kernel.maps.by_name[where]
     seen = (kernel.clock.jiffies() - silence * kernel.clock.rate) % 2**32
     for service in (1, 2):  # the other one has no flows to forget
-        flows.put(bytes(layout.FlowKey(service=service)), bytes(layout.Flow(1, 1, seen)))
+        flows.put(bytes(structs.FlowKey(service=service)), bytes(structs.Flow(1, 1, seen)))
     assert kernel.forget_idle(Timeouts()) == is_over
     assert len(list(flows.keys())) == 2 - is_over
     assert kernel.remembers == (tracking is Tracking.ALWAYS)
@@ -442,10 +443,10 @@ def test_quic_server_ids_lead_to_backends_and_go_with_them() -> None:
     kernel = Kernel(Maps.create(SMALL))
     kernel.apply(wanted_of(named))
     [(key, value)] = kernel.maps.quic.items()
-    assert bytes(layout.QuicKey(0x0A3F, 1)) == key
+    assert bytes(structs.QuicKey(0x0A3F, 1)) == key
     owner = read_owners(kernel.maps.backend_owners)[int.from_bytes(value, sys.byteorder)]
     assert owner == uid(keys.backend("s1", "b1"))
-    raw = layout.Service.from_buffer_copy(kernel.maps.services.get(index_key(1)) or b"")
+    raw = structs.Service.from_buffer_copy(kernel.maps.services.get(index_key(1)) or b"")
     assert (raw.quic_bytes, raw.quic_config) == (2, 0)
     heir = Kernel(kernel.maps)
     heir.adopt()
@@ -453,6 +454,6 @@ def test_quic_server_ids_lead_to_backends_and_go_with_them() -> None:
     # Another ID for the same server, without anything else that differs.
     other = first.model_copy(update={"quic_id": "0b00"})
     heir.apply(wanted_of(replace(named, backends={**named.backends, ("s1", "b1"): other})))
-    assert list(kernel.maps.quic.keys()) == [bytes(layout.QuicKey(0x0B00, 1))]
+    assert list(kernel.maps.quic.keys()) == [bytes(structs.QuicKey(0x0B00, 1))]
     heir.apply(wanted_of(state))
     assert list(kernel.maps.quic.keys()) == []

@@ -1,4 +1,4 @@
-"""layout.py and the constants of the model equal the C headers, as the compiler sees them."""
+"""consts.py, structs.py and what the model counts on equal the C headers, as the compiler sees them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from lb.core import histogram, slots
 from lb.core.reference import Outcome, answer, parse, pick, pieces
-from lb.datapath import headers, layout, sources
+from lb.datapath import consts, headers, sources, structs
 from lb.datapath.bpf import Program
 from lb.model.objects import GUE_PORT
 
@@ -18,79 +18,79 @@ from lb.model.objects import GUE_PORT
 pytestmark = pytest.mark.filterwarnings("ignore:not a bytes object")
 
 STRUCTS = {
-    "lb_endpoint": layout.Endpoint,
-    "lb_service": layout.Service,
-    "lb_backend": layout.Backend,
-    "lb_owner": layout.Owner,
-    "lb_flow_key": layout.FlowKey,
-    "lb_flow": layout.Flow,
-    "lb_binding": layout.Binding,
-    "lb_translated": layout.Translated,
-    "lb_client": layout.Client,
-    "lb_sender": layout.Sender,
-    "lb_nat_back": layout.NatBack,
-    "lb_range": layout.Range,
-    "lb_edition": layout.Edition,
-    "lb_lookup": layout.Lookup,
-    "lb_rule_key": layout.RuleKey,
-    "lb_rule": layout.Rule,
-    "lb_quic_key": layout.QuicKey,
-    "lb_fragment_key": layout.FragmentKey,
-    "lb_fragment": layout.Fragment,
-    "lb_place": layout.Place,
-    "lb_probe_key": layout.ProbeKey,
-    "lb_probe": layout.Probe,
-    "lb_link": layout.Link,
-    "lb_watched": layout.Watched,
-    "lb_totals": layout.Totals,
-    "lb_overdue": layout.Overdue,
-    "lb_watch_vip": layout.WatchVip,
-    "lb_mirrored": layout.Mirrored,
-    "lb_mirror_stats": layout.MirrorStats,
-    "lb_counter": layout.Counter,
-    "lb_stats": layout.Stats,
+    "lb_endpoint": structs.Endpoint,
+    "lb_service": structs.Service,
+    "lb_backend": structs.Backend,
+    "lb_owner": structs.Owner,
+    "lb_flow_key": structs.FlowKey,
+    "lb_flow": structs.Flow,
+    "lb_binding": structs.Binding,
+    "lb_translated": structs.Translated,
+    "lb_client": structs.Client,
+    "lb_sender": structs.Sender,
+    "lb_nat_back": structs.NatBack,
+    "lb_range": structs.Range,
+    "lb_edition": structs.Edition,
+    "lb_lookup": structs.Lookup,
+    "lb_rule_key": structs.RuleKey,
+    "lb_rule": structs.Rule,
+    "lb_quic_key": structs.QuicKey,
+    "lb_fragment_key": structs.FragmentKey,
+    "lb_fragment": structs.Fragment,
+    "lb_place": structs.Place,
+    "lb_probe_key": structs.ProbeKey,
+    "lb_probe": structs.Probe,
+    "lb_link": structs.Link,
+    "lb_watched": structs.Watched,
+    "lb_totals": structs.Totals,
+    "lb_overdue": structs.Overdue,
+    "lb_watch_vip": structs.WatchVip,
+    "lb_mirrored": structs.Mirrored,
+    "lb_mirror_stats": structs.MirrorStats,
+    "lb_counter": structs.Counter,
+    "lb_stats": structs.Stats,
 }
 
 # Enumerations: their names' beginning in C -> what Python has.
 ENUMERATIONS: dict[str, dict[str, int]] = {
-    "LB_MODE_": {m.name: n for m, n in layout.MODE_NUMBER.items()},
-    "LB_AFFINITY_": {a.name: n for a, n in layout.AFFINITY_NUMBER.items()},
-    "LB_TRACK_": {t.name: n for t, n in layout.TRACKING_NUMBER.items()},
-    "LB_NO_BACKEND_": {n.name: number for n, number in layout.NO_BACKEND_NUMBER.items()},
-    "LB_VIP_": {p.name: bit for p, bit in layout.VIP_BIT.items()},
-    "LB_BACKEND_": {f.name or "": f.value for f in layout.BackendFlag},
-    "LB_HAS_": {h.name or "": h.value for h in layout.Has},
-    "LB_EVENT_": {e.name: e.value for e in layout.Event},
-    "LB_WATCH_": {s.name or "": s.value for s in (*layout.Stage, *layout.End)},
-    "LB_MIRROR_": {s.name: s.value for s in layout.MirrorStage},
-    "LB_NAT_": {s.name or "": s.value for s in layout.NatState},
-    "LB_": {o.name: o.value for o in layout.Outcome},
+    "LB_MODE_": {m.name: n for m, n in consts.MODE_NUMBER.items()},
+    "LB_AFFINITY_": {a.name: n for a, n in consts.AFFINITY_NUMBER.items()},
+    "LB_TRACK_": {t.name: n for t, n in consts.TRACKING_NUMBER.items()},
+    "LB_NO_BACKEND_": {n.name: number for n, number in consts.NO_BACKEND_NUMBER.items()},
+    "LB_VIP_": {p.name: bit for p, bit in consts.VIP_BIT.items()},
+    "LB_BACKEND_": {f.name or "": f.value for f in consts.BackendFlag},
+    "LB_HAS_": {h.name or "": h.value for h in consts.Has},
+    "LB_EVENT_": {e.name: e.value for e in consts.Event},
+    "LB_WATCH_": {s.name or "": s.value for s in (*consts.Stage, *consts.End)},
+    "LB_MIRROR_": {s.name: s.value for s in consts.MirrorStage},
+    "LB_NAT_": {s.name or "": s.value for s in consts.NatState},
+    "LB_": {o.name: o.value for o in consts.Outcome},
 }
 
 SINGLE = {
-    "LB_RANGE_BITS": layout.RANGE_BITS,
-    "LB_SLOTS": layout.SLOTS,
+    "LB_RANGE_BITS": consts.RANGE_BITS,
+    "LB_SLOTS": consts.SLOTS,
     "LB_SLOT_MASK": slots.SLOTS - 1,
     "LB_SLOT_EMPTY": pick.EMPTY,
-    "LB_SLOT_BACKEND": layout.SLOT_BACKEND,
-    "LB_SLOT_STIRRED": layout.SLOT_STIRRED,
-    "LB_EPOCHS": layout.EPOCHS,
-    "LB_LINKS": layout.LINKS,
-    "LB_LOOKUPS": layout.LOOKUPS,
+    "LB_SLOT_BACKEND": consts.SLOT_BACKEND,
+    "LB_SLOT_STIRRED": consts.SLOT_STIRRED,
+    "LB_EPOCHS": consts.EPOCHS,
+    "LB_LINKS": consts.LINKS,
+    "LB_LOOKUPS": consts.LOOKUPS,
     "LB_VLAN_DEPTH": parse.VLAN_DEPTH,
     "LB_IPV6_EXT_DEPTH": parse.EXTENSION_DEPTH,
     "LB_REPLY_TTL": answer.REPLY_TTL,
-    "LB_OUTCOMES": len(layout.Outcome),
+    "LB_OUTCOMES": len(consts.Outcome),
     "LB_GUE_PORT": GUE_PORT,
-    "LB_PROBE_MARK": layout.PROBE_MARK,
-    "LB_MIRROR_MARK": layout.MIRROR_MARK,
-    "LB_MIRROR_MARK_MASK": layout.MIRROR_MARK_MASK,
-    "LB_MIRROR_SALT": layout.MIRROR_SALT,
+    "LB_PROBE_MARK": consts.PROBE_MARK,
+    "LB_MIRROR_MARK": consts.MIRROR_MARK,
+    "LB_MIRROR_MARK_MASK": consts.MIRROR_MARK_MASK,
+    "LB_MIRROR_SALT": consts.MIRROR_SALT,
     "LB_PROBE_SOURCE": int(answer.PROBE_SOURCES[0]),
     "LB_PROBE_PREFIX6": int(answer.PROBE_SOURCES[1]) >> 96,
-    "LB_PROBE_MARK_MASK": layout.PROBE_MARK_MASK,
+    "LB_PROBE_MARK_MASK": consts.PROBE_MARK_MASK,
     "LB_FRAGMENT_NS": pieces.FRAGMENT_NS,
-    "LB_EVENTS": layout.EVENTS,
+    "LB_EVENTS": consts.EVENTS,
     "LB_TIME_SUB_BITS": histogram.SUB_BITS,
     "LB_TIME_BITS": histogram.MAX_BITS,
     "LB_TIME_BUCKETS": histogram.BUCKETS,
@@ -170,4 +170,4 @@ def test_constants_of_single_headers() -> None:
 
 
 def test_the_model_names_outcomes_alike() -> None:
-    assert [o.name for o in Outcome] == [o.name for o in layout.Outcome]
+    assert [o.name for o in Outcome] == [o.name for o in consts.Outcome]

@@ -23,7 +23,7 @@ from scapy.packet import Packet
 from lb.core import flowhash
 from lb.core.ids import uid
 from lb.core.reference import Flow, FlowKey, World
-from lb.datapath import attach, compile, layout
+from lb.datapath import attach, compile, consts, structs
 from lb.datapath.bpf import Program
 from lb.datapath.maps import Maps
 from lb.model import keys
@@ -101,11 +101,11 @@ class Scene:
 
     def counted(self) -> dict[str, int]:
         raw = harness.read_all(self.kernel.maps.mirror_stats, harness.LIMITS.services)[1]
-        names = [name for name, *_ in layout.MirrorStats._fields_]
+        names = [name for name, *_ in structs.MirrorStats._fields_]
         return {n: int(v) for n, v in zip(names, raw, strict=True) if v and n != "bytes"}
 
-    def entries(self) -> list[layout.Mirrored]:
-        return [layout.Mirrored.from_buffer_copy(raw) for _, raw in self.kernel.maps.mirrored.items()]
+    def entries(self) -> list[structs.Mirrored]:
+        return [structs.Mirrored.from_buffer_copy(raw) for _, raw in self.kernel.maps.mirrored.items()]
 
     def put(self, where: str, key: FlowKey, backend: int) -> None:
         flow = Flow(backend, 0, 0)
@@ -120,7 +120,7 @@ def mirror(programs: tuple[Maps, Program]) -> Iterator[Any]:
     kernel.use_tables(tables)
     for number, backend in ((1, 1), (TABLE, CANARY)):
         words = np.full(65536, backend, dtype=np.uint32)
-        tables[number].fill((bytes(8 * layout.EPOCHS) + words.tobytes(), None))
+        tables[number].fill((bytes(8 * consts.EPOCHS) + words.tobytes(), None))
     wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
     wire.bind(("veb-far", 0))
     wire.setblocking(False)
@@ -133,8 +133,8 @@ def mirror(programs: tuple[Maps, Program]) -> Iterator[Any]:
         service.mirror_table, service.mirror_limit = TABLE, round(percent * 655.36)
         service.patience = patience
         maps.services.put(u32(1), bytes(service))
-        raw = layout.Backend.from_buffer_copy(maps.backends.get(u32(CANARY)) or b"")
-        raw.flags |= layout.BackendFlag.MIRROR
+        raw = structs.Backend.from_buffer_copy(maps.backends.get(u32(CANARY)) or b"")
+        raw.flags |= consts.BackendFlag.MIRROR
         maps.backends.put(u32(CANARY), bytes(raw))
         scene = Scene(kernel, wire, version)
         scene.copies()
@@ -274,9 +274,9 @@ def test_syns_sent_again_and_old_ports(mirror: Any) -> None:
     scene = mirror()
     handshake(scene)
     assert len(scene.client(syn())) == 1
-    assert [each.stage for each in scene.entries()] == [layout.MirrorStage.OPEN]
+    assert [each.stage for each in scene.entries()] == [consts.MirrorStage.OPEN]
     scene.client(syn(seq=5))
-    assert [each.stage for each in scene.entries()] == [layout.MirrorStage.OPENING]
+    assert [each.stage for each in scene.entries()] == [consts.MirrorStage.OPENING]
     assert scene.counted()["flows"] == 2
 
 
@@ -360,7 +360,7 @@ def test_a_share_of_the_flows(mirror: Any) -> None:
         counts = {len(scene.client(packet)) for _ in range(2 if port < 2100 else 1)}
         assert len(counts) == 1  # whole flows
         slot = flowhash.slot(seed, ip_address(CLIENTS[4]), port, 80, Affinity.FLOW)
-        sampled = flowhash.mix(seed[1] ^ layout.MIRROR_SALT ^ slot) & 0xFFFF < round(6553.6)
+        sampled = flowhash.mix(seed[1] ^ consts.MIRROR_SALT ^ slot) & 0xFFFF < round(6553.6)
         assert counts == {int(sampled)}
         if sampled:
             copied.append(slot)
@@ -375,11 +375,11 @@ def test_no_copies_while_it_rests_and_nobody_is_taken_for_one(mirror: Any) -> No
     assert scene.entries()
     # Now the canary has clients of its own: one comes from the same port.
     maps = scene.kernel.maps
-    service = layout.Service.from_buffer_copy(maps.services.get(u32(1)) or b"")
+    service = structs.Service.from_buffer_copy(maps.services.get(u32(1)) or b"")
     service.mirror_limit = 0
     maps.services.put(u32(1), bytes(service))
-    raw = layout.Backend.from_buffer_copy(maps.backends.get(u32(CANARY)) or b"")
-    raw.flags &= ~layout.BackendFlag.MIRROR
+    raw = structs.Backend.from_buffer_copy(maps.backends.get(u32(CANARY)) or b"")
+    raw.flags &= ~consts.BackendFlag.MIRROR
     maps.backends.put(u32(CANARY), bytes(raw))
     assert scene.canary(theirs(next_of(THEIRS, 1), b"late", ack=FIRST + 1))[0] == REDIRECT  # of a copy
     assert scene.client(syn(seq=77)) == []
@@ -390,11 +390,11 @@ def test_no_copies_while_it_rests_and_nobody_is_taken_for_one(mirror: Any) -> No
 def test_what_nobody_can_take_is_given_up(mirror: Any, why: str) -> None:
     scene = mirror(4, 17)
     maps = scene.kernel.maps
-    raw = layout.Backend.from_buffer_copy(maps.backends.get(u32(CANARY)) or b"")
+    raw = structs.Backend.from_buffer_copy(maps.backends.get(u32(CANARY)) or b"")
     if why == "unresolved":
-        raw.flags &= ~layout.BackendFlag.RESOLVED
+        raw.flags &= ~consts.BackendFlag.RESOLVED
     elif why == "not in the pool":
-        raw.flags &= ~layout.BackendFlag.MIRROR
+        raw.flags &= ~consts.BackendFlag.MIRROR
     elif why == "mtu":
         raw.mtu = 100
     maps.backends.put(u32(CANARY), bytes(raw))
@@ -418,15 +418,15 @@ def test_what_its_connections_come_to_is_counted(mirror: Any) -> None:
     scene = mirror(patience=10)
     maps = scene.kernel.maps
     owner = uid(keys.backend("web", "canary"))
-    maps.backend_owners.put(u32(CANARY), bytes(layout.Owner(owner)))
-    maps.totals.put(owner.to_bytes(8, "little"), bytes(layout.Totals()))
+    maps.backend_owners.put(u32(CANARY), bytes(structs.Owner(owner)))
+    maps.totals.put(owner.to_bytes(8, "little"), bytes(structs.Totals()))
     try:
         handshake(scene)
         scene.client(segment(FIRST + 1, b"GET / HTTP/1.1\r\n\r\n"))
         scene.canary(theirs(next_of(THEIRS, 1), b"HTTP/1.1 503 Busy\r\n\r\n", ack=FIRST + 19))
         raw = maps.totals.get(owner.to_bytes(8, "little")) or b""
-        events = layout.Totals.from_buffer_copy(raw).event
-        counted = {each.name: events[each] for each in layout.Event if events[each]}
+        events = structs.Totals.from_buffer_copy(raw).event
+        counted = {each.name: events[each] for each in consts.Event if events[each]}
         assert counted == {"OPENED": 1, "ESTABLISHED": 1, "REQUESTS": 1, "HTTP_5XX": 1}
     finally:
         maps.backend_owners.put(u32(CANARY), bytes(8))

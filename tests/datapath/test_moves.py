@@ -24,7 +24,7 @@ from scapy.layers.l2 import Ether
 from lb.core import flowhash
 from lb.core.moves import QUIET, calm, quieten, stir
 from lb.core.reference import Backend, Endpoint, FlowKey, Past, Service, World, process
-from lb.datapath import layout, slotmaps
+from lb.datapath import consts, slotmaps
 from lb.datapath.slotmaps import Slots
 from lb.model.objects import Affinity, Tracking
 
@@ -198,7 +198,7 @@ class History:
     def __post_init__(self) -> None:
         common = {"ifindex": netns.B, "dmac": PEER, "smac": OURS}
         self.backends = {n: Backend(ip_address(f"10.1.0.{n}"), **common) for n in BACKENDS}
-        first = np.full(layout.SLOTS, BACKENDS[0], dtype=np.uint32)
+        first = np.full(consts.SLOTS, BACKENDS[0], dtype=np.uint32)
         self.slots = Slots(first, slotmaps.empty().moves)
         self.node.reboot()
         self._program()
@@ -246,7 +246,7 @@ class History:
         return number in self.backends and self.backends[number].usable
 
     def move(self, owners: tuple[int, ...]) -> None:
-        after = np.resize(np.array(owners, dtype=np.uint32), layout.SLOTS)
+        after = np.resize(np.array(owners, dtype=np.uint32), consts.SLOTS)
         closes = self.now + WINDOW
         moves = stir(self.slots.backends, self.slots.moves, after, closes, self.now, slotmaps.EMPTY)
         self.slots = Slots(after, moves)

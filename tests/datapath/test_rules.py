@@ -14,7 +14,7 @@ from lb.core.nexthop import NextHop
 from lb.core.plan import Observed, Wanted, base_tables, plan
 from lb.core.slots import Table, to_document
 from lb.core.state import DesiredState
-from lb.datapath import layout, rulemaps
+from lb.datapath import mapkeys, rulemaps, structs
 from lb.datapath.encode import index_key
 from lb.datapath.kernel import Kernel
 from lb.datapath.maps import Maps
@@ -76,9 +76,9 @@ class Node:
 
     def remember(self, client: object, backend: int, port: int = 4000) -> None:
         """An established flow that the data path has an entry for."""
-        key = layout.FlowKey(service=1, client_port=socket.htons(port), vip_port=socket.htons(80))
-        key.client[:] = layout.address_bytes(client)
-        flow = layout.Flow(backend, 1, self.kernel.clock.jiffies() % 2**32)
+        key = structs.FlowKey(service=1, client_port=socket.htons(port), vip_port=socket.htons(80))
+        key.client[:] = mapkeys.address_bytes(client)
+        flow = structs.Flow(backend, 1, self.kernel.clock.jiffies() % 2**32)
         self.kernel.maps.conntrack.put(bytes(key), bytes(flow))
 
 
@@ -138,7 +138,7 @@ def test_a_removed_rule_is_forgotten_when_no_flow_needs_it() -> None:
     node.kernel.calm()
     assert node.rules() == {}
     assert not node.kernel.is_stirred
-    raw = layout.Service.from_buffer_copy(node.kernel.maps.services.get(index_key(1)) or b"")
+    raw = structs.Service.from_buffer_copy(node.kernel.maps.services.get(index_key(1)) or b"")
     assert not raw.has_rules
     # The store has it no more, either, and the pool's table goes.
     node.apply(node.state, time.time() + 2)
@@ -194,8 +194,8 @@ def test_rules_of_a_service_that_is_not_understood_stay() -> None:
 def test_what_was_changed_by_hand_is_put_right() -> None:
     node = Node()
     node.apply(state_of(rules={TESTERS: "canary"}))
-    node.kernel.maps.rules.delete(layout.rule_key(1, TESTERS))
-    node.kernel.maps.rules.put(layout.rule_key(1, ip_network("0.0.0.0/0")), bytes(layout.Rule(2)))
+    node.kernel.maps.rules.delete(mapkeys.rule_key(1, TESTERS))
+    node.kernel.maps.rules.put(mapkeys.rule_key(1, ip_network("0.0.0.0/0")), bytes(structs.Rule(2)))
     node.kernel.adopt()
     node.apply(node.state)
     assert node.trace(TESTER).backend == "b2"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lb.core import moves
-from lb.datapath import layout, slotmaps
+from lb.datapath import consts, slotmaps
 from lb.datapath.bpf import Map
 from lb.datapath.maps import Maps
 from lb.datapath.slotmaps import Slots
@@ -19,7 +19,7 @@ SERVICE = 1
 
 
 def all_to(backend: int) -> slotmaps.Encoded:
-    backends = np.full(layout.SLOTS, backend, dtype=np.uint32)
+    backends = np.full(consts.SLOTS, backend, dtype=np.uint32)
     return slotmaps.encode(Slots(backends, moves.none(backends)))
 
 

@@ -19,7 +19,7 @@ from scapy.layers.l2 import Ether
 from lb.core import histogram
 from lb.core.ids import uid
 from lb.core.reference import World
-from lb.datapath import headers, layout, sources
+from lb.datapath import headers, sources, structs
 from lb.datapath.bpf import Map, Program
 from lb.datapath.watch import Watch
 from lb.model import keys
@@ -66,13 +66,13 @@ class Scene:
         self.port += 1
         return Connection(self, self.port)
 
-    def entries(self) -> list[layout.Watched]:
-        return [layout.Watched.from_buffer_copy(raw) for _, raw in self.kernel.maps.watched.items()]
+    def entries(self) -> list[structs.Watched]:
+        return [structs.Watched.from_buffer_copy(raw) for _, raw in self.kernel.maps.watched.items()]
 
     def age(self, microseconds: int) -> None:
         """Everything that waits has waited so much longer."""
         for key, raw in list(self.kernel.maps.watched.items()):
-            entry = layout.Watched.from_buffer_copy(raw)
+            entry = structs.Watched.from_buffer_copy(raw)
             entry.since -= microseconds * 1000
             self.kernel.maps.watched.put(key, bytes(entry))
 
@@ -151,7 +151,7 @@ def observe(kernel: Kernel, version: int = 4, *, patience: int = 10, **policy: A
 
 
 def own(kernel: Kernel, number: int, name: str) -> None:
-    owner = layout.Owner(uid(keys.backend("web", name)))
+    owner = structs.Owner(uid(keys.backend("web", name)))
     kernel.maps.backend_owners.put(harness.u32(number), bytes(owner))
 
 
@@ -317,7 +317,7 @@ def test_so_many_that_some_are_lost(kernel: Kernel) -> None:
     scene = observe(kernel, mode=Mode.NAT)
     room = kernel.maps.watched.max_entries
     now = time.monotonic_ns()
-    entry = layout.Watched(owner=uid(keys.backend("web", "b1")), since=now)
+    entry = structs.Watched(owner=uid(keys.backend("web", "b1")), since=now)
     many = [(struct.pack("=16sIHH", bytes(16), n, 1, 1), bytes(entry)) for n in range(room)]
     kernel.maps.watched.put_many(many)
     assert not scene.watch.look(now)

@@ -19,7 +19,7 @@ import typer
 from bench.__main__ import SUITES
 from lb import settings as settings_module
 from lb.cli.main import app as lbctl_app
-from lb.datapath import headers, layout, replay
+from lb.datapath import consts, headers, mapkeys, replay, structs
 from lb.datapath.bpf import MapType
 from lb.datapath.maps import new_table, specs
 from lb.errors import ExitCode
@@ -225,7 +225,7 @@ def rows(section: str) -> dict[str, list[str]]:
 
 def test_every_outcome_is_described() -> None:
     described = rows("Outcomes")
-    assert list(described) == [each.name.lower() for each in layout.Outcome]
+    assert list(described) == [each.name.lower() for each in consts.Outcome]
     assert all(meaning for meaning, *_ in described.values())
 
 
@@ -251,8 +251,8 @@ def test_every_map_is_described_with_its_sizes() -> None:
 def test_the_vip_that_is_shown_in_bytes() -> None:
     text = (ROOT / "docs/data-path.md").read_text()
     address = ip_address("198.51.100.100")
-    key = layout.endpoint(address, 80, 6)
-    assert len(key) == ctypes.sizeof(layout.Endpoint)
+    key = mapkeys.endpoint(address, 80, 6)
+    assert len(key) == ctypes.sizeof(structs.Endpoint)
     shown = "".join(re.findall(r"^((?:[0-9a-f]{2} {1,2})+)", text.partition("key:\n")[2], re.MULTILINE))
     assert bytes.fromhex(shown)[: len(key)] == key
 

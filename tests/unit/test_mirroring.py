@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from unit.test_backup import backends, planned, service
 
 from lb.core.plan import Wanted
-from lb.datapath import encode, layout
+from lb.datapath import consts, encode, structs
 from lb.model.objects import Mode, Service
 
 MIRROR = {"pool": "spare", "percent": 10}
@@ -76,18 +76,18 @@ def test_a_pool_of_nobody_is_told() -> None:
 @pytest.mark.parametrize(("percent", "limit"), [(0, 0), (0.5, 328), (10, 6554), (100, 65536)])
 def test_what_the_kernel_is_told(percent: float, limit: int) -> None:
     asked = web(mirror={"pool": "spare", "percent": percent})
-    raw = layout.Service.from_buffer_copy(encode.service(asked, (1, 2), mirror_table=7))
+    raw = structs.Service.from_buffer_copy(encode.service(asked, (1, 2), mirror_table=7))
     assert (raw.mirror_table, raw.mirror_limit) == (7, limit)
     rests = web(split={"stable": 95, "spare": 5})
-    raw = layout.Service.from_buffer_copy(encode.service(rests, (1, 2), mirror_table=7))
+    raw = structs.Service.from_buffer_copy(encode.service(rests, (1, 2), mirror_table=7))
     assert (raw.mirror_table, raw.mirror_limit) == (7, 0)
-    raw = layout.Service.from_buffer_copy(encode.service(asked, (1, 2)))  # of the pool's own table
+    raw = structs.Service.from_buffer_copy(encode.service(asked, (1, 2)))  # of the pool's own table
     assert (raw.mirror_table, raw.mirror_limit) == (0, 0)
     known = planned(asked, backends()).backends
-    flags = {n: layout.Backend.from_buffer_copy(encode.backend(known["web", n], 1)).flags for n in
+    flags = {n: structs.Backend.from_buffer_copy(encode.backend(known["web", n], 1)).flags for n in
              ("m1", "s1")}  # fmt: skip
-    assert flags["s1"] & layout.BackendFlag.MIRROR
-    assert not flags["m1"] & layout.BackendFlag.MIRROR
+    assert flags["s1"] & consts.BackendFlag.MIRROR
+    assert not flags["m1"] & consts.BackendFlag.MIRROR
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from lb.core import moves, slots
 from lb.core.moves import QUIET, Moves
 from lb.core.slots import EMPTY, SLOTS, Member, Table
-from lb.datapath import layout, slotmaps
+from lb.datapath import consts, slotmaps
 from lb.datapath.slotmaps import Slots
 
 A, B, C = 1, 2, 3
@@ -123,7 +123,7 @@ def test_what_is_encoded_is_decoded() -> None:
 
 def test_quiet_slots_need_no_second_element() -> None:
     table, past = slotmaps.encode(Slots(spread([A, B]), moves.none(spread([A, B]))))
-    assert table == bytes(8 * layout.EPOCHS) + spread([A, B]).tobytes()
+    assert table == bytes(8 * consts.EPOCHS) + spread([A, B]).tobytes()
     assert past is None
 
 
@@ -131,10 +131,10 @@ def test_more_windows_than_there_are_epochs_close_together_but_never_early() -> 
     closes = np.arange(1, SLOTS + 1) % 1000 + 5000
     encoded = slotmaps.encode(Slots(spread([A]), Moves(spread([B]), closes)))
     again = slotmaps.decode(*encoded).moves.closes
-    assert len(np.unique(again)) <= layout.EPOCHS
+    assert len(np.unique(again)) <= consts.EPOCHS
     assert (again >= closes).all()
     assert again.max() == closes.max()
-    assert (again - closes).max() <= 1000 / layout.EPOCHS + 1
+    assert (again - closes).max() <= 1000 / consts.EPOCHS + 1
 
 
 def shared(closes_in: float) -> Moves:

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Sizes, limits and enumerations of the data path. Mirrored in lb/datapath/layout.py; a test
+/* Sizes, limits and enumerations of the data path. Mirrored in lb/datapath/consts.py; a test
  * compiles this header and proves both sides equal. */
 #ifndef LB_CONSTS_H
 #define LB_CONSTS_H

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* What kernel and user space share. Addresses are 16 bytes in network order, IPv4 mapped into
  * ::ffff:0:0/96 (RFC 4291, 2.5.5.2); ports are in network order; all else in host order.
- * Mirrored in lb/datapath/layout.py; a test proves both sides equal. */
+ * Mirrored in lb/datapath/structs.py; a test proves both sides equal. */
 #ifndef LB_STRUCTS_H
 #define LB_STRUCTS_H
 

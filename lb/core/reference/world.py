@@ -1,6 +1,6 @@
 """What the data path knows (the kernel's maps) and what it says about one frame.
 
-Addresses and ports are plain values here; how they lie in memory is lb/datapath/layout.py's affair.
+Addresses and ports are plain values here; how they lie in memory is lb/datapath/structs.py's affair.
 """
 
 from __future__ import annotations

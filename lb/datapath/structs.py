@@ -1,138 +1,15 @@
-"""What user space and the kernel programs share: xdp/include/lb_structs.h and lb_consts.h, mirrored.
+"""The structs that user space and the kernel programs share: xdp/include/lb_structs.h, mirrored.
 
-tests/datapath/test_layout.py compiles the headers and proves both sides equal. Addresses are 16 bytes
-in network order, IPv4 mapped into ::ffff:0:0/96; ports are in network order; the rest in host order.
+tests/datapath/test_layout.py compiles the header and proves both sides equal. Addresses are 16 bytes in
+network order, IPv4 mapped into ::ffff:0:0/96; ports are in network order; the rest in host order.
 """
 
 from __future__ import annotations
 
 import ctypes
-import socket
-from enum import IntEnum, IntFlag
-from ipaddress import IPv4Address, IPv6Address, ip_network
-
-import numpy as np
-from numpy.typing import NDArray
 
 from lb.core import histogram
-from lb.model.objects import Address, Affinity, Mode, Network, NoBackend, Protocol, Tracking
-
-SLOTS = 65536
-LINKS = 4096
-EPOCHS = 128
-SCRATCH = 128  # bytes: room for what the programs note of a packet while they look at it
-SLOT_BACKEND = 0x00FFFFFF  # the bits of a slot that are its backend's id
-SLOT_STIRRED = 0x80000000
-LOOKUPS = 4096
-RANGE_BITS = 144  # of a struct lb_range's prefix, in front of the port
-EPOCH_SHIFT = 24
-PROBE_MARK = 0x6C000000  # of a check's socket (`via: vip`), besides its backend's id
-PROBE_MARK_MASK = 0xFF000000
-MIRROR_MARK = 0x6D000000  # of a copy of mirrored traffic, besides its backend's id
-MIRROR_MARK_MASK = 0xFF000000
-MIRROR_SALT = 0x6D6972726F72
-
-PROTOCOL_NUMBER = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_UDP}
-MODE_NUMBER = {Mode.DSR: 0, Mode.NAT: 1, Mode.IPIP: 2, Mode.GUE: 3, Mode.FULLNAT: 4}
-AFFINITY_NUMBER = {Affinity.FLOW: 0, Affinity.CLIENT: 1}
-TRACKING_NUMBER = {Tracking.NEVER: 0, Tracking.ALWAYS: 1, Tracking.MOVING: 2}
-NO_BACKEND_NUMBER = {NoBackend.REJECT: 0, NoBackend.DROP: 1}
-VIP_BIT = {Protocol.TCP: 1, Protocol.UDP: 2}
-
-
-class BackendFlag(IntFlag):
-    """LB_BACKEND_*."""
-
-    USABLE = 1
-    RESOLVED = 2
-    RESETS = 4
-    MIRROR = 8
-
-
-class Has(IntFlag):
-    """LB_HAS_*: maps that aren't empty."""
-
-    RANGES = 1
-    NAT_BACK = 2
-
-
-class Outcome(IntEnum):
-    """enum lb_outcome: how a packet's way through the program ended."""
-
-    PASS_NOT_OURS = 0
-    PASS_UNRESOLVED = 1
-    FORWARD_TX = 2
-    FORWARD_REDIRECT = 3
-    REPLY_REDIRECT = 4
-    REPLY_PASS = 5
-    ECHO_REPLY = 6
-    REJECT_RST = 7
-    REJECT_UNREACH = 8
-    DROP_NO_BACKEND = 9
-    DROP_MALFORMED = 10
-    DROP_FRAGMENT = 11
-    DROP_TTL = 12
-    DROP_NO_SPACE = 13
-    DROP_UNRESOLVED = 14
-    REJECT_TOO_BIG = 15
-    DROP_TOO_BIG = 16
-    REJECT_NAT_FULL = 17
-    DROP_NAT_FULL = 18
-
-
-class NatState(IntFlag):
-    """LB_NAT_*: what was seen of a translated connection."""
-
-    ANSWERED = 1
-    FIN = 2
-    RST = 4
-
-
-class Event(IntEnum):
-    """enum lb_event: what happened to a connection of an observed service. The names are those of
-    FlowTotals' fields."""
-
-    OPENED = 0
-    ESTABLISHED = 1
-    REFUSED = 2
-    SYN_RETRANSMISSIONS = 3
-    RESETS_BY_CLIENT = 4
-    RESETS_BY_SERVER = 5
-    RETRANSMITS_BY_CLIENT = 6
-    RETRANSMITS_BY_SERVER = 7
-    REQUESTS = 8
-    UNSERVED = 9
-    HTTP_1XX = 10
-    HTTP_2XX = 11
-    HTTP_3XX = 12
-    HTTP_4XX = 13
-    HTTP_5XX = 14
-
-
-EVENTS = 16
-
-
-class Stage(IntEnum):
-    """enum lb_watch_stage: what a connection awaits."""
-
-    OPENING = 0
-    OPEN = 1
-    ASKED = 2
-
-
-class MirrorStage(IntEnum):
-    """enum lb_mirror_stage: how far the copies of a connection have come."""
-
-    OPENING = 0
-    OPEN = 1
-    LOST = 2
-
-
-class End(IntFlag):
-    """enum lb_watch_end: who has sent a FIN."""
-
-    CLIENT = 1
-    SERVER = 2
+from lb.datapath import consts
 
 
 class Endpoint(ctypes.Structure):
@@ -247,7 +124,7 @@ class Flow(ctypes.Structure):
 class Table(ctypes.Structure):
     """struct lb_table."""
 
-    _fields_ = (("closes", ctypes.c_uint64 * EPOCHS), ("slot", ctypes.c_uint32 * SLOTS))
+    _fields_ = (("closes", ctypes.c_uint64 * consts.EPOCHS), ("slot", ctypes.c_uint32 * consts.SLOTS))
 
 
 class Sender(ctypes.Structure):
@@ -421,7 +298,7 @@ class Totals(ctypes.Structure):
     _fields_ = (
         ("service", ctypes.c_uint64),
         ("epoch", ctypes.c_uint64),
-        ("event", ctypes.c_uint64 * EVENTS),
+        ("event", ctypes.c_uint64 * consts.EVENTS),
         ("handshake", ctypes.c_uint64 * histogram.BUCKETS),
         ("first_byte", ctypes.c_uint64 * histogram.BUCKETS),
     )
@@ -485,74 +362,3 @@ class Stats(ctypes.Structure):
         ("reply_packets", ctypes.c_uint64),
         ("reply_bytes", ctypes.c_uint64),
     )
-
-
-def address_bytes(address: Address) -> bytes:
-    """16 bytes in network order; IPv4 as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2)."""
-    if address.version == 4:
-        return b"\0" * 10 + b"\xff\xff" + address.packed
-    return address.packed
-
-
-def address_from(raw: bytes) -> Address:
-    """The address in 16 bytes as address_bytes() writes them."""
-    address = IPv6Address(raw)
-    mapped: IPv4Address | None = address.ipv4_mapped
-    return mapped or address
-
-
-def endpoint(address: Address, port: int, protocol: int) -> bytes:
-    """A key of the vips and nat_back maps; port in host order, protocol an IPPROTO_* number."""
-    return bytes(
-        Endpoint(
-            addr=(ctypes.c_uint8 * 16)(*address_bytes(address)),
-            port=socket.htons(port),
-            proto=protocol,
-        )
-    )
-
-
-def rule_key(service: int, prefix: Network) -> bytes:
-    """A key of the rules map."""
-    key = RuleKey(prefixlen=32 + prefix.prefixlen + (96 if prefix.version == 4 else 0), service=service)
-    key.client[:] = address_bytes(prefix.network_address)
-    return bytes(key)
-
-
-def rule_key_from(raw: bytes) -> tuple[int, Network]:
-    """Service and prefix of a key of the rules map."""
-    key = RuleKey.from_buffer_copy(raw)
-    address = address_from(bytes(key.client))
-    length = key.prefixlen - 32 - (96 if address.version == 4 else 0)
-    return key.service, ip_network((address, length))
-
-
-def port_range(address: Address, first: int, last: int, protocol: int) -> list[bytes]:
-    """The keys of the ranges map that together cover the ports from first to last (host order, both
-    within): the fewest prefixes that do."""
-    keys = []
-    while first <= last:
-        # As large as its alignment, and the ports that are left, allow.
-        bits = min(
-            (first & -first).bit_length() - 1 if first else 16, (last - first + 1).bit_length() - 1
-        )
-        key = Range(
-            prefixlen=RANGE_BITS + 16 - bits,
-            addr=(ctypes.c_uint8 * 16)(*address_bytes(address)),
-            proto=protocol,
-            port=socket.htons(first),
-        )
-        keys.append(bytes(key))
-        first += 1 << bits
-    return keys
-
-
-def within(clients: NDArray[np.uint64], network: Network) -> NDArray[np.bool_]:
-    """Which of the addresses, as rows of two words of 64 bits, are in it."""
-    bits = network.prefixlen + (96 if network.version == 4 else 0)
-    mask = (1 << 128) - (1 << 128 - bits)
-    wanted = int.from_bytes(address_bytes(network.network_address), "big") & mask
-    words = np.array([mask >> 64, mask & 2**64 - 1], dtype=np.uint64)
-    same = clients.astype(np.uint64) & words == np.array([wanted >> 64, wanted & 2**64 - 1], np.uint64)
-    whole: NDArray[np.bool_] = same.all(axis=1)
-    return whole
