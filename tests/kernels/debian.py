@@ -1,6 +1,7 @@
 """Debian's kernels with their headers: the newest package of a series, unpacked in a cache.
 
 Nothing is installed: apt gets a list of sources of its own, made of the mirrors that this machine uses.
+`python -m tests.kernels.debian 6.1` fills the cache, for tests that are cut off from the network.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lb.datapath import headers
-from lb.errors import DatapathError, NotFoundError, UserError
+from lb.errors import DatapathError, LbError, NotFoundError, UserError
 from lb.lab.shell import LabError, run
 
 CACHE = Path("/var/cache/lb/kernels")
@@ -200,3 +202,11 @@ def _unpack(apt: _Apt, release: str, folder: Path) -> None:
     for old in folder.parent.glob(f"{series}.*-amd64"):
         if old != folder:
             shutil.rmtree(old)
+
+
+if __name__ == "__main__":
+    try:
+        for name in sys.argv[1:]:
+            fetch(name, seconds=240)
+    except LbError as error:
+        sys.exit(f"kernels: {error.message.splitlines()[0]}")
