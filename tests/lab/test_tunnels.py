@@ -4,7 +4,9 @@ the servers."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from helpers import ENOUGH, backend_node, create, held, outcomes, service
@@ -65,11 +67,41 @@ def test_who_sends_too_much_is_told_what_fits(node: Callable[[str], Lab], hook: 
     assert after["drop_too_big"] == before["drop_too_big"]
 
 
-def upload(lab: Lab, vip: str, size: int) -> None:
+def test_clients_that_hear_no_errors_upload_if_servers_ask_for_short_segments(
+    running: Lab, tmp_path: Path
+) -> None:
+    lab = running
+    lab.open_tunnels()
+    create(lab, service(lab, "web", VIP4, mode="gue"), service(lab, "web6", VIP6, mode="gue", via=6))
+    page = (Path(__file__).parents[2] / "docs/howto/tunnel-backend.md").read_text()
+    _, rules, _ = re.split(r"^sudo nft -f - <<'EOF'\n|^EOF\n", page, flags=re.M)
+    file = tmp_path / "rules"
+    file.write_text(rules.replace("192.0.2.100", str(VIP4)).replace("2001:db8::100", str(VIP6)))
+    deaf = "ip protocol icmp drop; icmpv6 type packet-too-big drop;"
+    chain = "type filter hook input priority 0;"
+    lab.run("client", ["nft", f"table inet deaf {{ chain in {{ {chain} {deaf} }} ; }}"])
+    try:
+        for vip in (VIP4, VIP6):
+            forget_path_mtu(lab, "client")
+            with pytest.raises(LabError, match="timed out"):
+                upload(lab, str(vip), 300_000, seconds=2)
+        for name in lab.topology.backends:
+            lab.run(name, ["nft", "-f", str(file)])
+        before = outcomes(lab)
+        for vip in (VIP4, VIP6):
+            upload(lab, str(vip), 300_000)
+        assert outcomes(lab)["reject_too_big"] == before["reject_too_big"]
+    finally:
+        lab.run("client", ["nft", "delete table inet deaf"])
+        for name in lab.topology.backends:
+            lab.run(name, ["nft", "delete table inet lb_mss"], check=False)
+
+
+def upload(lab: Lab, vip: str, size: int, seconds: int = 20) -> None:
     """Has curl send a body, all of which nginx reads."""
     host = f"[{vip}]" if ":" in vip else vip
     script = (
-        f"head -c {size} /dev/zero | curl -sS --noproxy '*' --max-time 20 -o /dev/null"
+        f"head -c {size} /dev/zero | curl -sS --noproxy '*' --max-time {seconds} -o /dev/null"
         f" -w '%{{http_code}} %{{size_upload}}' --data-binary @- http://{host}/"
     )
     code, sent = lab.run("client", ["sh", "-c", script]).stdout.split()
