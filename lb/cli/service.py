@@ -27,7 +27,16 @@ from lb.cli.session import Session
 from lb.cli.slots import slots
 from lb.errors import ConflictError, UserError
 from lb.model import keys
-from lb.model.objects import DEFAULT_WINDOW, Affinity, Mode, NoBackend, Protocol, Service, Tracking
+from lb.model.objects import (
+    DEFAULT_WINDOW,
+    TUNNELS,
+    Affinity,
+    Mode,
+    NoBackend,
+    Protocol,
+    Service,
+    Tracking,
+)
 
 app = typer.Typer(help="Services: VIPs and their policies.", no_args_is_help=True)
 
@@ -134,7 +143,12 @@ def add(
             panic=panic,
         ),
     )
-    perform(session, lambda draft: draft.add(document))
+
+    def edit(draft: Draft) -> None:
+        draft.add(document)
+        _note_sizes(draft, None, document)
+
+    perform(session, edit)
 
 
 @command(app, "list")
@@ -249,8 +263,20 @@ def set_policies(
         after = words.rebuild(before, **fields)
         _check_mirror(draft, after, is_asked=mirror is not None)
         draft.put(after)
+        _note_sizes(draft, before, after)
 
     perform(session, edit)
+
+
+def _note_sizes(draft: Draft, before: Service | None, after: Service) -> None:
+    """A tunnel's headers need room, which is better known before somebody's upload is slow."""
+    if after.mode in TUNNELS and (before is None or before.mode is not after.mode):
+        more = 8 if after.mode is Mode.GUE else 0
+        draft.notes.append(
+            f"mode {after.mode} makes packets {20 + more} bytes longer, to servers' IPv6 addresses"
+            f" {40 + more}; clients are told by ICMP what fits, if the MTU leaves no room"
+            " (docs/howto/tunnel-backend.md, Sizes)"
+        )
 
 
 def _mirror(text: str) -> dict[str, Any]:

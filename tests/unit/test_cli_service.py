@@ -17,6 +17,15 @@ def test_add_writes_one_document_and_makes_the_seed(lbctl, store):
     assert store.read(keys.ROOT).revision == 1  # one commit for both
 
 
+@pytest.mark.parametrize(("mode", "header"), [("ipip", "20 bytes longer"), ("gue", "28 bytes longer")])
+def test_a_tunnel_needs_room_and_that_is_said_once(lbctl, mode, header):
+    assert header in lbctl.ok("service", "add", "web", "--vip", "10.0.0.1:80", "--mode", mode).err
+    assert header not in lbctl.ok("service", "set", "web", "--mode", mode, "--observe").err
+    assert "longer" not in lbctl.ok("service", "set", "web", "--mode", "dsr").err
+    [told] = lbctl.json("service", "set", "web", "--mode", mode)["notes"]
+    assert header in told
+
+
 def test_the_seed_is_made_once(lbctl, store):
     lbctl.ok("service", "add", "web", "--vip", "10.0.0.1:80")
     seed = store.get(keys.CONFIG).value
