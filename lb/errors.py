@@ -20,7 +20,7 @@ class ExitCode(IntEnum):
     CONFLICT = 4  # somebody else changed it meanwhile, or it exists already
     STORE_UNAVAILABLE = 5
     DATAPATH = 6  # the kernel, an interface or a map refused
-    NOT_APPLIED = 7  # --wait ran out of time: the change is stored, but some nodes have not applied it
+    NOT_APPLIED = 7  # the change is stored, but some nodes have not applied it in time, or none is there
     CAPACITY = 8  # a map is full
     # How `lbctl rollout` and its --wait end, where not with 0 (promoted, or done what was asked).
     ROLLOUT_REFUSED = 20
@@ -103,7 +103,7 @@ class DatapathError(LbError):
 
 
 class NotAppliedError(LbError):
-    """`--wait` ran out of time; the change itself is stored."""
+    """`--wait` ran out of time, or no node is there; the change itself is stored."""
 
     exit_code = ExitCode.NOT_APPLIED
 
@@ -163,6 +163,6 @@ class RolloutPaused(LbError):
 
 
 class RolloutGoesOn(LbError):
-    """`--timeout` of the waiting is over; the rollout itself goes on."""
+    """The rollout goes on: `--timeout` of the waiting is over, or it doesn't come to its end."""
 
     exit_code = ExitCode.ROLLOUT_GOES_ON

@@ -34,7 +34,7 @@ print(found["spec"]["pool"], found["status"]["phase"] not in ("promoted", "abort
 fi
 
 # With any other code none has begun, and the last report would be about an older one.
-case $code in 0 | 2[1-8]) ;; *) exit "$code" ;; esac
+case $code in 0 | 7 | 2[1-8]) ;; *) exit "$code" ;; esac
 for form in md:md junit:xml html:html json:json; do
 	file="$reports/rollout.${form##*:}"
 	lbctl rollout report "$service" -o "${form%%:*}" >"$file" || rm -f "$file"

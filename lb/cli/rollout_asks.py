@@ -17,7 +17,7 @@ from lb.cli.rollout_options import WaitOption, WaitTimeoutOption, limit_of
 from lb.cli.rollout_view import data, place
 from lb.cli.session import Session
 from lb.core import rollout as core
-from lb.errors import ConflictError, RolloutRefused, StoreDenied
+from lb.errors import ConflictError, RolloutRefused, StoreDenied, UserError
 from lb.model import keys
 from lb.model.rollout import Ask, Command, Ending, Phase, Rollout
 from lb.store import rollouts as stored
@@ -131,7 +131,11 @@ def _abort(session: Session, service: str) -> Rollout:
                 details={"rollout": data(rollout)},
             )
         wanted = core.asked(rollout, _asking(Command.ABORT))
-        seen = stored.sight(session.store, service)
+        try:
+            seen = stored.sight(session.store, service)
+        except UserError as error:  # nobody can change the split in what can't be read
+            note(f"{error.message}; {error.hint}. The rollout is aborted as soon as it can be read")
+            return _ask(session, service, Command.ABORT)
         now = time.time()
         decision = core.decide(wanted, seen.view, now, who())
         assert decision is not None

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from lb.cli.rollout_view import data, line, place
+from lb.core import rollout as core
 from lb.errors import (
     LbError,
+    NotAppliedError,
     NotFoundError,
     RevisionCompacted,
     RolloutAborted,
@@ -21,6 +24,7 @@ from lb.errors import (
     RolloutWorse,
     StoreDenied,
     StoreUnavailable,
+    UserError,
 )
 from lb.model import keys
 from lb.model.rollout import KEPT, Ending, Phase, Rollout
@@ -30,6 +34,8 @@ from lb.store.base import Store
 LOOK_SECONDS = 5.0  # between two reads, if no watch tells of anything
 STORE_PATIENCE = 60.0  # a leader that died, or a restart, is no reason to give up a deployment
 RETRY_SECONDS = 0.5
+NOBODY_SECONDS = 60.0  # without a node that could run it: longer than lbd takes to start again
+STUCK_SECONDS = 60.0  # that the way out may take, after an abort or the deadline
 
 ENDINGS: dict[Ending, type[LbError]] = {
     Ending.ANALYSIS: RolloutWorse,
@@ -58,9 +64,16 @@ def read(store: Store, service: str, id: str) -> Rollout:
     return stored.parse(item).rollout
 
 
-def follow(store: Store, service: str, id: str, until: float) -> Iterator[Rollout]:
+def follow(
+    store: Store,
+    service: str,
+    id: str,
+    until: float,
+    watch_over: Callable[[Rollout], None] = lambda _: None,
+) -> Iterator[Rollout]:
     """The rollout now, and each time that it has changed, until it is over or the time is (monotonic
-    clock). A store that is away is waited for, for a while. Raises StoreUnavailable, NotFoundError."""
+    clock). A store that is away is waited for, for a while. `watch_over` sees it every few seconds, and
+    may raise. Raises StoreUnavailable, NotFoundError."""
     last: Rollout | None = None
     touch = time.monotonic()
     while True:
@@ -76,6 +89,7 @@ def follow(store: Store, service: str, id: str, until: float) -> Iterator[Rollou
                     left = until - time.monotonic()
                     if rollout.is_over or left <= 0:
                         return
+                    watch_over(rollout)
                     watch.next(min(left, LOOK_SECONDS))
         except StoreDenied:
             raise
@@ -88,10 +102,63 @@ def follow(store: Store, service: str, id: str, until: float) -> Iterator[Rollou
             time.sleep(RETRY_SECONDS)
 
 
-def told(store: Store, rollout: Rollout, until: float, say: Callable[[str], None]) -> Iterator[Rollout]:
+@dataclass
+class Standstill:
+    """Nobody should wait for what will not come without a person. Times are of the monotonic clock."""
+
+    store: Store
+    _alone_since: float | None = None
+    _late_since: float | None = None
+
+    def look(self, rollout: Rollout) -> None:
+        """Raises NotAppliedError if no node has been there to run it for a while, and RolloutGoesOn if
+        the deadline, or an abort, was long ago."""
+        if needs_a_person(rollout):
+            return
+        now, service = time.monotonic(), rollout.service
+        details = {"rollout": data(rollout)}
+        if self.store.read(keys.NODES).items:
+            self._alone_since = None
+        else:
+            self._alone_since = self._alone_since or now
+            if now - self._alone_since >= NOBODY_SECONDS:
+                raise NotAppliedError(
+                    f"for {NOBODY_SECONDS:g} s no node was there to run the rollout of {service!r}",
+                    hint="start lbd on a node: systemctl start lbd; then it goes on, and"
+                    f" `lbctl rollout wait {service}` follows it",
+                    details=details,
+                )
+        if rollout.status.phase is not Phase.ABORTING and time.time() < core.deadline(rollout):
+            self._late_since = None
+            return
+        self._late_since = self._late_since or now
+        if now - self._late_since >= STUCK_SECONDS:
+            raise RolloutGoesOn(
+                f"the rollout of {service!r} does not come to its end: {place(rollout)}"
+                f"{self._awaits(rollout)}",
+                hint="`lbctl status` shows what keeps nodes from it, and"
+                f" `lbctl rollout wait {service}` follows it",
+                details=details,
+            )
+
+    def _awaits(self, rollout: Rollout) -> str:
+        try:
+            awaited = core.awaits(rollout, stored.sight(self.store, rollout.service).view)
+        except UserError as error:
+            return f"; {error.message}"
+        return f"; it waits for {awaited}" if awaited else ""
+
+
+def told(
+    store: Store,
+    rollout: Rollout,
+    until: float,
+    say: Callable[[str], None],
+    watch_over: Callable[[Rollout], None] = lambda _: None,
+) -> Iterator[Rollout]:
     """As follow(), and say each transition that comes after those that `rollout` has."""
     said = len(rollout.status.history)
-    for present in follow(store, rollout.service, rollout.id, until):
+    for present in follow(store, rollout.service, rollout.id, until, watch_over):
         for each in present.status.history[said:]:
             say(line(present, each))
         said = len(present.status.history)
@@ -102,9 +169,9 @@ def to_the_end(
     store: Store, rollout: Rollout, timeout: float | None, say: Callable[[str], None]
 ) -> Rollout:
     """Wait for its end, or until it needs a person, and say each transition. Raises as outcome() does,
-    and RolloutGoesOn when the time is over before."""
+    RolloutGoesOn when the time is over before, and as Standstill.look()."""
     until = float("inf") if timeout is None else time.monotonic() + timeout
-    for present in told(store, rollout, until, say):
+    for present in told(store, rollout, until, say, Standstill(store).look):
         rollout = present
         if rollout.is_over or needs_a_person(rollout):
             outcome(rollout)

@@ -298,7 +298,7 @@ def asked(rollout: Rollout, ask: Ask | None) -> Rollout:
 
 def due(rollout: Rollout, now: float) -> float:
     """When time alone may bring an event, in Unix seconds; inf = never."""
-    moments = [_deadline(rollout)]
+    moments = [deadline(rollout)]
     if rollout.status.phase is Phase.BAKING:
         moments.append(_bakes_until(rollout))
     if rollout.status.phase is Phase.ANALYSING:
@@ -316,13 +316,14 @@ def _patient_until(rollout: Rollout) -> float:
     return rollout.status.since + max(PATIENT_STEPS * rollout.spec.every, LEAST_PATIENCE)
 
 
-def _deadline(rollout: Rollout) -> float:
+def deadline(rollout: Rollout) -> float:
+    """When it is to be over, in Unix seconds; inf = whenever."""
     spec = rollout.spec
     return math.inf if spec.deadline is None else spec.when + spec.deadline
 
 
 def _is_late(rollout: Rollout, now: float) -> bool:
-    return now >= _deadline(rollout)
+    return now >= deadline(rollout)
 
 
 # -- splits ----------------------------------------------------------------------------------------

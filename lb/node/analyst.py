@@ -29,8 +29,18 @@ log = logging.getLogger("lbd")
 
 THREADS = 8
 PENDING_SECONDS = 0.2  # between two looks whether an answer has come
+OBSERVED_SECONDS = 2.0  # that a look waits for metrics which have no say
 
-_Asked = tuple[tuple[str, int, int], dict[str, Future[Measurement]]]  # of which look; by metric
+Which = tuple[str, int, int]  # look: rollout, step, number
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is measured outside for one look."""
+
+    which: Which
+    since: float  # Unix seconds
+    answers: Mapping[str, Future[Measurement]]  # by metric
 
 
 @dataclass
@@ -41,6 +51,7 @@ class Analyst:
     exec_dir: Path  # of the programs that may be asked
     _kept: dict[str, tuple[RolloutEvidence | None, int]] = field(default_factory=dict)
     _asked: dict[str, _Asked] = field(default_factory=dict)
+    _owed: dict[tuple[str, str], Future[Measurement]] = field(default_factory=dict)
     _threads: ThreadPoolExecutor | None = None
 
     def forget(self) -> None:
@@ -127,20 +138,31 @@ class Analyst:
             return {}
         which = rollout.id, rollout.status.step, kept.looks
         asked = self._asked.get(rollout.service)
-        if asked is None or asked[0] != which:
+        if asked is None or asked.which != which:
             seconds = now - max(kept.since, rollout.status.looked)
             context = _context(rollout, seen, seconds, self.exec_dir)
-            asked = which, {each.name: self._ask(each, context) for each in analysis.outside}
-            self._asked[rollout.service] = asked
-        if not all(each.done() for each in asked[1].values()):
+            answers = {each.name: self._ask(each, context) for each in analysis.outside}
+            asked = self._asked[rollout.service] = _Asked(which, now, answers)
+        awaited = [each for each in analysis.outside if not asked.answers[each.name].done()]
+        if any(not each.observe or now < asked.since + OBSERVED_SECONDS for each in awaited):
             return None
         del self._asked[rollout.service]
-        return {name: each.result() for name, each in asked[1].items()}
+        late = Measurement(error="no answer yet")
+        return {name: each.result() if each.done() else late for name, each in asked.answers.items()}
 
     def _ask(self, metric: Metric, context: Context) -> Future[Measurement]:
+        """A metric without a say is not asked again while it owes an answer: threads are few."""
         if self._threads is None:
             self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="measure")
-        return self._threads.submit(measure, metric, context)
+        at = context.service, metric.name
+        held = self._owed.pop(at, None)
+        if held is not None and not held.done():
+            answer = held
+        else:
+            answer = self._threads.submit(measure, metric, context)
+        if metric.observe:
+            self._owed[at] = answer
+        return answer
 
 
 def _context(rollout: Rollout, seen: Sight, seconds: float, exec_dir: Path) -> Context:

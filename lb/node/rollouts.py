@@ -37,7 +37,7 @@ from lb.node.hook import Courier, post
 from lb.settings import Checks
 from lb.store import rollouts as stored
 from lb.store.base import Compare, Put, Store
-from lb.store.rollouts import Found
+from lb.store.rollouts import Found, Sight
 
 log = logging.getLogger("lbd")
 
@@ -237,9 +237,12 @@ class Rollouts:
             seen = stored.sight(self.store, service)
             if self._lock.held is None:  # lost over another rollout of this turn
                 return 0.0
-            found = self._analyst.look(found, seen, now, self._lock.held)
+            looked = self._look(found, seen, now, self._lock.held)
+            found = looked or found
             decision = core.decide(found.rollout, seen.view, now, self.node)
             if decision is None:
+                if looked is None:
+                    return RETRY_SECONDS
                 due = min(core.due(found.rollout, now), self._analyst.due(found.rollout, now))
                 return max(0.0, due - now)
             found = stored.commit(
@@ -258,6 +261,23 @@ class Rollouts:
             if found.rollout.is_over:
                 return RENEW_SECONDS
         return 0.0
+
+    def _look(self, found: Found, seen: Sight, now: float, lock: Compare) -> Found | None:
+        """The rollout after the analyst's look. None if that failed: no deadline or ask waits for it.
+        Raises ConflictError, StoreUnavailable."""
+        what = f"{found.rollout.service}: the analysis"
+        try:
+            after = self._analyst.look(found, seen, now, lock)
+        except (ConflictError, StoreUnavailable):
+            raise
+        except LbError as error:
+            self._complain(what, error)
+        except Exception:
+            log.exception("rollouts: %s: internal error", what)
+        else:
+            self._failing.pop(what, None)
+            return after
+        return None
 
     def _notify(self, rollout: Rollout, *, is_ours: bool) -> None:
         """Tell of transitions that were not told. Whoever takes over tells the last one again: better

@@ -130,6 +130,54 @@ def test_abort_needs_no_node(canary: Any, store: Store, runner: Runner, nodes: A
     assert ended.json["rollout"]["status"]["ending"] == "person"
 
 
+def test_who_waits_for_what_will_not_come_is_told(
+    canary: Any, runner: Runner, nodes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOOK_SECONDS", "NOBODY_SECONDS", "STUCK_SECONDS"):
+        monkeypatch.setattr(rollout_wait, name, 0.05)
+    canary.ok("rollout", "start", "web", *STEPS, "--deadline", "1h")
+    settle(runner)
+    nodes.stop()
+    nodes.lose("n1")
+    alone = canary("rollout", "wait", "web")
+    assert alone.code == ExitCode.NOT_APPLIED
+    assert "no node was there to run the rollout of 'web'" in alone.err
+    # A node that is there, and can't apply the split of before.
+    nodes.put("n1", 1, shares={"web": {"stable": 90.0, "canary": 10.0}})
+    stuck = canary("rollout", "abort", "web", "--wait", "-o", "json")
+    assert stuck.code == ExitCode.ROLLOUT_GOES_ON
+    assert stuck.json["error"]["message"].endswith("it waits for node n1")
+    assert stuck.json["rollout"]["status"]["phase"] == "aborting"
+
+
+def test_who_waits_is_told_that_the_deadline_is_over(
+    canary: Any, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOOK_SECONDS", "STUCK_SECONDS"):
+        monkeypatch.setattr(rollout_wait, name, 0.05)
+    canary.ok("rollout", "start", "web", *STEPS, "--deadline", "2s")
+    settle(runner)
+    late = canary("rollout", "wait", "web")  # a node is there, but doesn't run it
+    assert late.code == ExitCode.ROLLOUT_GOES_ON
+    assert "does not come to its end: step 1 of 2" in late.err
+
+
+@pytest.mark.usefixtures("quick")
+def test_abort_while_the_service_cannot_be_read(canary: Any, store: Store, runner: Runner) -> None:
+    canary.ok("rollout", "start", "web", *STEPS)
+    settle(runner)
+    item = store.get(keys.service("web"))
+    assert item is not None
+    store.commit([Put(item.key, "{}")])
+    aborted = canary("rollout", "abort", "web")
+    assert "is aborted as soon as it can be read" in aborted.err
+    runner.turn()
+    assert phase(store) is Phase.BAKING
+    store.commit([Put(item.key, item.value)])
+    settle(runner)
+    assert (phase(store), split(store)) == (Phase.ABORTED, {"stable": 100})
+
+
 def test_abort_waits_for_kernels_that_hold_the_canary(
     canary: Any, store: Store, runner: Runner, nodes: Any
 ) -> None:

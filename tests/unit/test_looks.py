@@ -15,14 +15,25 @@ import pytest
 
 from lb.cli import rollout_report
 from lb.core import looks
-from lb.errors import ExitCode
+from lb.core import rollout as rollout_core
+from lb.errors import CapacityError, ExitCode
 from lb.model import keys
 from lb.model.analysis import Analysis
 from lb.model.evidence import Measurement, Outcome
 from lb.model.flows import FlowReport, FlowTotals, Vantage
 from lb.model.objects import Backend, Mode, Service
-from lb.model.rollout import Phase, Rollout, RolloutEvidence, RolloutSpec, RolloutStatus, StepVerdict
+from lb.model.rollout import (
+    Ask,
+    Command,
+    Phase,
+    Rollout,
+    RolloutEvidence,
+    RolloutSpec,
+    RolloutStatus,
+    StepVerdict,
+)
 from lb.node import analyst
+from lb.store import rollouts as stored
 from lb.store.base import Put, Store
 
 ANALYSIS = Analysis.model_validate({"metrics": [{"name": "resets"}]})
@@ -262,6 +273,67 @@ def test_what_is_asked_outside_holds_nothing_up(
         if phase_of(canary)[0] == "promoted":
             break
     assert phase_of(canary)[0] == "promoted"
+
+
+def test_a_metric_without_a_say_that_never_answers_holds_nothing_up(
+    canary: Any, runner: Any, traffic: Traffic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = threading.Event()
+    asked: list[str] = []
+
+    def measure(metric: Any, _: analyst.Context) -> Measurement:
+        asked.append(metric.name)
+        if metric.name == "trial":
+            end.wait(60)
+        return Measurement(canary=1.0, stable=1.0)
+
+    monkeypatch.setattr(analyst, "measure", measure)
+    trial = "{name: trial, observe: true, command: {argv: [/bin/trial]}}"
+    cpu = "{name: cpu, command: {argv: [/bin/cpu]}}"
+    traffic.flow(runner.now, 1)
+    canary.ok("rollout", "start", "web", *STEPS, "--analysis",
+              analysis_file(tmp_path, f"metrics: [{cpu}, {trial}]"))  # fmt: skip
+    try:
+        for _ in range(300):
+            go(runner, traffic, 1)
+            if phase_of(canary)[0] in ("promoted", "aborted"):
+                break
+        assert phase_of(canary)[0] == "promoted"
+        told = canary.json("rollout", "report", "web")["rollout"]["status"]["verdicts"]
+        assert any("no answer yet" in each["verdict"]["words"] for each in told)
+        assert asked.count("trial") == 1  # as long as it owes an answer
+        assert asked.count("cpu") > 1
+    finally:
+        end.set()
+
+
+@pytest.mark.parametrize("broken", [CapacityError("too large"), ValueError("a bug")])
+@pytest.mark.parametrize("ending", ["deadline", "person"])
+def test_a_look_that_fails_keeps_nobody_from_aborting(
+    canary: Any, runner: Any, traffic: Traffic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, broken: Exception, ending: str,
+) -> None:  # fmt: skip
+    def fail(*_: Any) -> Any:
+        raise broken
+
+    traffic.flow(runner.now, 1)
+    canary.ok("rollout", "start", "web", *STEPS, "--analysis", analysis_file(tmp_path),
+              "--deadline", "60s")  # fmt: skip
+    go(runner, traffic, 3)
+    monkeypatch.setattr(looks, "looked", fail)
+    go(runner, traffic, 20)
+    assert phase_of(canary) == ("analysing", None)
+    assert "web: the analysis" in caplog.text
+    if ending == "person":
+        found = stored.find(traffic.store, "web")
+        assert found is not None
+        asking = rollout_core.asked(found.rollout, Ask(command=Command.ABORT, who="me", when=0.0))
+        traffic.store.commit([Put(keys.rollout("web"), asking.model_dump_json())])
+        go(runner, traffic, 2)
+    else:
+        go(runner, traffic, 40)
+    status = canary.json("rollout", "status", "web")["rollout"]["status"]
+    assert (status["phase"], status["ending"]) == ("aborted", ending)
 
 
 @pytest.mark.parametrize(
