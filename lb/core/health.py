@@ -84,7 +84,7 @@ class Change(NamedTuple):
 class Record:
     """What is known of one backend."""
 
-    address: str  # whose health this is: another address is another server
+    address: str  # whose health this is: another address or port is another server
     added: float
     since: float
     state: State = State.UNKNOWN
@@ -99,12 +99,18 @@ class Record:
     failed_at: float | None = None
     history: tuple[Change, ...] = ()
     ejection: Ejection | None = None  # the last one by what the data path saw; it may be over
+    port: int = 0  # 0 = any: of a service on several, or written before this was noted
 
 
-def new(address: str, health: Health, now: float, *, in_use: bool) -> Record:
+def new(address: str, health: Health, now: float, *, in_use: bool, port: int = 0) -> Record:
     """The record of a backend that is checked from now on. `in_use`: it takes flows already."""
     admitted = in_use or health.initial is Initial.UP
-    return Record(address=address, added=now, since=now, admitted=admitted)
+    return Record(address=address, added=now, since=now, admitted=admitted, port=port)
+
+
+def is_of(record: Record, address: str, port: int) -> bool:
+    """Is it the record of this server?"""
+    return record.address == address and record.port in (0, port)
 
 
 def resumed(record: Record, now: float) -> Record:

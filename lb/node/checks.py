@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter as Tally
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lb.core import health as core
 from lb.core.health import Member, Record, State, Verdict
 from lb.core.quorum import Votes
 from lb.core.state import DesiredState
-from lb.model.health import Health, Via
-from lb.model.objects import Address
+from lb.model import keys
+from lb.model.health import Via
 from lb.model.reports import (
     BackendHealth,
     EjectionReport,
@@ -27,7 +28,7 @@ from lb.model.reports import (
 from lb.node import ailments, memory
 from lb.node.ballots import Ballots
 from lb.node.ejections import Ejections, Reading
-from lb.node.watched import Prober, Transition, Watched, watch
+from lb.node.watched import Prober, Subject, Transition, Watched, watch
 from lb.probe.base import Target
 from lb.probe.scheduler import Key, Probed
 from lb.settings import Checks as Settings
@@ -41,6 +42,7 @@ LATE_SECONDS = 0.1  # p99 of lateness that is worth a problem
 # Latencies that differ less are not worth another revision of the store.
 SAME_FACTOR, SAME_SECONDS = 2.0, 0.002
 
+PoolKey = tuple[str, str]  # service, pool
 EJECTED = "ejected"  # what the log and the hook call that, besides the states
 
 
@@ -54,6 +56,7 @@ class Checks:
     tell: Callable[[Transition], None]
     clock: Callable[[], float] = time.time
     verdicts: dict[str, Verdict] = field(default_factory=dict)
+    panicked: Tally[PoolKey] = field(default_factory=Tally)  # how often each pool began to
     _watched: dict[str, Watched] = field(default_factory=dict)
     _unchecked: set[Key] = field(default_factory=set)  # that take flows without being checked
     _records: dict[Key, Record] = field(default_factory=dict)
@@ -84,31 +87,45 @@ class Checks:
         self._watched = watched
         if changed or gone:
             targets = {key: each for one in watched.values() for key, each in one.targets.items()}
-            self._sort_records({k: each for one in watched.values() for k, each in one.subjects.items()})
+            self._sort_records([each for one in watched.values() for each in one.subjects])
             self.prober.update({key: (each, self._pace(key, each)) for key, each in targets.items()})
         for name in gone:
             del self.verdicts[name], self._out[name]
             self._ejections.spared.pop(name, None)
         self._judge(watched if self._suspect() else changed)
         self._unchecked = {key for key in state.backends if key not in self._records}
+        if state.services:  # else the store is new, or not the right one
+            self._forget_who_is_gone(state.not_understood)
 
-    def _sort_records(self, subjects: Mapping[Key, tuple[Address, Health]]) -> None:
+    def _forget_who_is_gone(self, unread: Collection[str]) -> None:
+        """Who isn't there now, and comes later, is another server, whatever its name. Of what can't be
+        read nobody knows."""
+        self._remembered = {
+            path: each
+            for path, each in self._remembered.items()
+            if keys.BACKENDS + path in unread or keys.SERVICES + path.partition("/")[0] in unread
+        }
+
+    def _sort_records(self, subjects: Sequence[Subject]) -> None:
         now = self.clock()
-        for key in self._records.keys() - subjects.keys():
+        for key in self._records.keys() - {each.key for each in subjects}:
             del self._records[key]
             self._ejected.pop(key, None)
             self._ejections.forget([key])
             self._touched.add(key)
-        for key, (address, health) in subjects.items():
+        for key, address, port, health in subjects:
             before = self._records.get(key)
             held = before or self._remembered.pop("/".join(key), None)
             is_seen = key in self._watched[key[0]].seen
-            if held is None or held.address != str(address):
-                held = core.new(str(address), health, now, in_use=is_seen or key in self._unchecked)
+            in_use = is_seen or key in self._unchecked
+            if held is None or not core.is_of(held, address, port):
+                held = core.new(address, health, now, in_use=in_use, port=port)
                 self._ejections.forget([key])
             elif is_seen and held.checked is not None:  # of checks that nobody makes any more
-                fresh = core.new(str(address), health, now, in_use=True)
+                fresh = core.new(address, health, now, in_use=True, port=port)
                 held = replace(fresh, ejection=held.ejection)
+            elif held.port != port:
+                held = replace(held, port=port)
             if health.passive is None:
                 held = replace(held, ejection=None) if held.ejection else held
             if held is not before:
@@ -285,6 +302,7 @@ class Checks:
                 if before.fitness.get(backend) != after.fitness.get(backend):
                     self._touched.add((name, backend))
             for pool in sorted({*after.panics} - {*before.panics}):
+                self.panicked[name, pool] += 1
                 log.warning(
                     "health service=%s pool=%s panic: too few are healthy, all are used", name, pool
                 )

@@ -285,6 +285,8 @@ class Daemon:
             services=services,
             backends=backends,
             mirrors=metrics.copied(view, state),
+            verdicts=dict(self.checks.verdicts),
+            panicked=dict(self.checks.panicked),
         )
 
     # -- store ---------------------------------------------------------------------------------

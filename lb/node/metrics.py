@@ -17,13 +17,14 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 import lb
-from lb.core.health import State
+from lb.core.health import State, Verdict
 from lb.core.plan import Wanted
 from lb.core.slots import SLOTS
 from lb.core.state import BackendKey, DesiredState
 from lb.datapath.view import Counter, KernelView, MirrorStats, Stats
 from lb.model import keys
 from lb.model.reports import NodeStatus, Problem
+from lb.node.checks import PoolKey
 from lb.settings import Metrics
 
 # Documents that can be quarantined, by where they are.
@@ -70,6 +71,8 @@ class Scrape:
     services: Mapping[str, Stats] = field(default_factory=dict)
     backends: Mapping[BackendKey, Stats] = field(default_factory=dict)
     mirrors: Mapping[str, MirrorStats] = field(default_factory=dict)
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    panicked: Mapping[PoolKey, int] = field(default_factory=dict)
 
 
 def copied(view: KernelView, state: DesiredState) -> dict[str, MirrorStats]:
@@ -250,12 +253,31 @@ def of_backends(scrape: Scrape) -> Iterator[Metric]:
     yield from (weight, share, health, fitness, full)
 
 
+def of_pools(scrape: Scrape) -> Iterator[Metric]:
+    """Of services with health checks: is there a pool of which too few are healthy?"""
+    panic = GaugeMetricFamily(
+        "lb_pool_panic",
+        "1 while so few of a pool are healthy that all of it is used, else 0",
+        labels=["service", "pool"],
+    )
+    panics = CounterMetricFamily(
+        "lb_pool_panics", "How often that began, since lbd started", labels=["service", "pool"]
+    )
+    pools = {(service, each.pool) for (service, _), each in scrape.state.backends.items()}
+    for service, pool in sorted(pools):
+        if (verdict := scrape.verdicts.get(service)) is not None:
+            panic.add_metric([service, pool], pool in verdict.panics)
+            panics.add_metric([service, pool], scrape.panicked.get((service, pool), 0))
+    yield from (panic, panics)
+
+
 FAMILIES: tuple[Callable[[Scrape], Iterator[Metric]], ...] = (
     of_the_node,
     of_the_store,
     of_packets,
     of_copies,
     of_backends,
+    of_pools,
 )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lb.model.health import Health, effective
-from lb.model.objects import Address, Admin, Backend, Service
+from lb.model.objects import Admin, Backend, Service
 from lb.probe.base import Target
 from lb.probe.scheduler import Key
 
@@ -40,6 +40,15 @@ class Transition:
     admin: Admin
 
 
+class Subject(NamedTuple):
+    """A server whose health is told. `port`: where it takes flows; 0 = on several."""
+
+    key: Key
+    address: str
+    port: int
+    health: Health
+
+
 @dataclass(frozen=True)
 class Watched:
     """A service with checks."""
@@ -47,8 +56,7 @@ class Watched:
     service: Service
     backends: tuple[Backend, ...]
     targets: Mapping[Key, Target]
-    # Who is not asked, but judged by what the data path sees.
-    seen: Mapping[Key, Address]
+    seen: frozenset[Key]  # who is not asked, but judged by what the data path sees
 
     def health(self, backend: str) -> Health | None:
         """How a backend is checked."""
@@ -57,18 +65,20 @@ class Watched:
         return target.health if target else self.service.health if key in self.seen else None
 
     @property
-    def subjects(self) -> Mapping[Key, tuple[Address, Health]]:
+    def subjects(self) -> Iterator[Subject]:
         """All whose health is told, one way or the other."""
-        asked = {key: (each.address, each.health) for key, each in self.targets.items()}
-        health = self.service.health
-        return asked | ({key: (address, health) for key, address in self.seen.items()} if health else {})
+        for each in self.backends:
+            health = self.health(each.name)
+            if health is not None:
+                key = self.service.name, each.name
+                yield Subject(key, str(each.address), each.port or self.service.one_port or 0, health)
 
 
 def watch(
     service: Service, backends: tuple[Backend, ...], exec_dir: Path, before: Watched | None
 ) -> Watched:
     """What of a service is watched. Who is asked the same as `before` keeps the same target."""
-    targets, seen = {}, {}
+    targets, seen = {}, set()
     for each in backends:
         key = service.name, each.name
         health = effective(service.health, each.health, each.port or service.one_port)
@@ -78,5 +88,5 @@ def watch(
             # The same object while it is the same question: see Checks.take().
             targets[key] = held if held == target else target
         elif service.health and service.health.passive and (not each.health or each.health.enabled):
-            seen[key] = each.address
-    return Watched(service, backends, targets, seen)
+            seen.add(key)
+    return Watched(service, backends, targets, frozenset(seen))

@@ -13,6 +13,7 @@ import pytest
 from lb.core.health import Result, State
 from lb.core.quorum import Vote, reported
 from lb.core.state import DesiredState
+from lb.model import keys
 from lb.model.flows import FlowTotals
 from lb.model.health import Health, HttpCheck, NoCheck, Overrides, Passive
 from lb.model.objects import (
@@ -20,7 +21,7 @@ from lb.model.objects import (
     Backend,
     Service,
 )
-from lb.model.reports import NodeStatus
+from lb.model.reports import NodeStatus, Problem
 from lb.node.checks import Checks, Transition
 from lb.node.ejections import Reading
 from lb.probe.base import Target
@@ -160,12 +161,54 @@ def test_settings_change_on_a_live_service(node: Node) -> None:
     assert node.state("b1") == "healthy"
 
 
-def test_another_address_is_another_server(node: Node) -> None:
+@pytest.mark.parametrize("moved", [{"address": "203.0.113.99"}, {"port": 8080}])
+def test_another_address_or_port_is_another_server(node: Node, moved: dict[str, Any]) -> None:
     node.follow(B1, health=HEALTH)
     node.take("b1", PASS)
-    node.follow(backend("b1", address="203.0.113.99"), health=HEALTH)
+    node.follow(backend("b1", **moved), health=HEALTH)
     assert node.state("b1") == "unknown"
     assert node.fitness == {"b1": 0.0}
+
+
+def test_who_was_removed_meanwhile_is_another_server_when_it_comes_back(
+    node: Node, tmp_path: Path
+) -> None:
+    node.follow(B1, B2, health=HEALTH)
+    node.take("b1", PASS)
+    node.take("b2", PASS)
+    node.checks.save()
+    again = Node(tmp_path, node.now)
+    again.follow(B2, health=HEALTH)
+    again.follow(B1, B2, health=HEALTH)
+    assert (again.state("b1"), again.state("b2")) == ("unknown", "healthy")
+    again.checks.save()
+    assert Node(tmp_path, node.now).checks._remembered.keys() == {"web/b1", "web/b2"}
+
+
+def test_what_cannot_be_read_is_not_forgotten(node: Node, tmp_path: Path) -> None:
+    node.follow(B1, health=HEALTH)
+    node.take("b1", PASS)
+    node.checks.save()
+    again = Node(tmp_path, node.now)
+    key = keys.backend("web", "b1")
+    bad = Problem(where=key, message="not valid")
+    again.checks.follow(DesiredState(versions={key: 2}, problems=(bad,)))
+    again.follow(B1, health=HEALTH)
+    assert again.state("b1") == "healthy"
+
+
+def test_a_record_of_before_ports_were_noted_counts(node: Node, tmp_path: Path) -> None:
+    node.follow(B1, health=HEALTH)
+    node.take("b1", PASS)
+    node.checks.save()
+    known = json.loads(node.settings.memory.read_text())
+    del known["web/b1"]["port"]
+    node.settings.memory.write_text(json.dumps(known))
+    again = Node(tmp_path, node.now)
+    again.follow(B1, health=HEALTH)
+    assert again.state("b1") == "healthy"
+    again.follow(backend("b1", port=8080), health=HEALTH)
+    assert again.state("b1") == "unknown"
 
 
 def test_a_check_added_to_a_live_service_takes_nobody_out_before_it_failed(node: Node) -> None:
@@ -205,7 +248,7 @@ def test_a_restart_keeps_what_was_known(node: Node, tmp_path: Path) -> None:
     assert node.checks.due == math.inf  # written, and nothing else to do
 
     again = Node(tmp_path, node.now)
-    again.follow(health=HEALTH)  # the store could not be read, or its documents come later
+    again.checks.follow(DesiredState())  # an empty store: its documents come later
     again.checks.save()
     again = Node(tmp_path, node.now)
     again.follow(B1, B2, health=HEALTH)

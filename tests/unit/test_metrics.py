@@ -16,6 +16,7 @@ from doubles import node_status
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families as families
 
+from lb.core.health import Verdict
 from lb.core.plan import Observed, plan
 from lb.core.state import parse
 from lb.datapath.view import Counter, Stats
@@ -104,6 +105,8 @@ def busy() -> Scrape:
         outcomes={"forward_tx": Counter(5, 500), "drop_malformed": Counter(0, 0)},
         services={"web": Stats(5, 500, 2, 1, 100)},
         backends={("web", "b1"): Stats(5, 500, 2, 1, 100)},
+        verdicts={"web": Verdict(panics=("canary",))},
+        panicked={("web", "canary"): 3},
     )
 
 
@@ -133,6 +136,10 @@ def test_figures_are_those_of_the_node() -> None:
     assert value(found, "lb_backend_weight", **c1) == 100
     full = {dict(labels)["backend"]: each for (name, labels), each in found.items() if name == FULL}
     assert full == {"b1": 1, "b2": 0}  # of those that have a limit
+    panic = [value(found, "lb_pool_panic", service="web", pool=pool) for pool in ("stable", "canary")]
+    assert panic == [0, 1]
+    panics = [value(found, "lb_pool_panics_total", service="web", pool=p) for p in ("stable", "canary")]
+    assert panics == [0, 3]
     held = scrape.wanted.services["web"].table.counts()
     for name, pool in (("b1", "stable"), ("b2", "stable"), ("c1", "canary")):
         share = value(found, "lb_backend_share_ratio", service="web", pool=pool, backend=name)
