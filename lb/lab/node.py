@@ -110,7 +110,12 @@ class Node:
         if waits and "--timeout" not in arguments:
             arguments = (*arguments, "--timeout", f"{WAIT_SECONDS * PATIENCE:g}")
         argv = in_namespace(self.name, [*program("lbctl"), *arguments])
-        return run(argv, env=environment(self.lb_environment), check=check, text=text)
+        try:
+            return run(argv, env=environment(self.lb_environment), check=check, text=text)
+        except LabError as error:
+            if not waits:
+                raise
+            raise LabError(f"{error.message}\nlbd said:\n{tail(self.lbd_log)}") from None
 
 
 def program(name: str) -> list[str]:

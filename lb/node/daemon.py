@@ -8,7 +8,6 @@ Whatever fails is reported and tried again; the kernel goes on forwarding meanwh
 from __future__ import annotations
 
 import logging
-import queue
 import secrets
 import time
 from collections.abc import Collection, Iterable
@@ -20,7 +19,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from lb.core.flows import Filter, Kind
 from lb.core.plan import Wanted
 from lb.core.quorum import reported
-from lb.core.state import BackendKey, DesiredState, advance
+from lb.core.state import BackendKey, DesiredState
 from lb.datapath import icmp, lifecycle, neighbours
 from lb.datapath.flows import FlowTable
 from lb.datapath.kernel import Kernel
@@ -36,6 +35,7 @@ from lb.model.reports import Problem
 from lb.node import metrics
 from lb.node.checks import Checks
 from lb.node.crowds import Crowds
+from lb.node.desired import Desired
 from lb.node.drains import Drains
 from lb.node.ejections import Reading
 from lb.node.follower import Follower
@@ -54,6 +54,7 @@ from lb.node.happenings import (
     WallClock,
 )
 from lb.node.hook import Hook
+from lb.node.inbox import Inbox
 from lb.node.last_known import LastKnown
 from lb.node.metrics import Scrape
 from lb.node.observing import Observing
@@ -68,7 +69,7 @@ from lb.node.ways import Ways
 from lb.probe.prober import Prober
 from lb.probe.scheduler import Probed
 from lb.settings import Settings
-from lb.store.base import Batch, Compare, Put, Store
+from lb.store.base import Compare, Put, Store
 from lb.store.opening import is_shared
 
 log = logging.getLogger("lbd")
@@ -91,8 +92,7 @@ class Daemon:
     maps: Maps
     attachment: InitVar[Attachment]
     notes: tuple[Problem, ...] = ()  # what was found at the start
-    inbox: queue.SimpleQueue[Happening] = field(default_factory=queue.SimpleQueue)
-    state: DesiredState = field(default_factory=DesiredState)
+    inbox: Inbox = field(default_factory=Inbox)
     _bases: Bases = field(default_factory=Bases)
     _plans: Plans = field(default_factory=Plans)
     _audit: Timer = field(default_factory=lambda: Timer(AUDIT_SECONDS))
@@ -104,7 +104,6 @@ class Daemon:
     _wanted: Wanted = field(default_factory=lambda: Wanted({}, {}))  # as the kernel has it
     _judged: frozenset[str] = frozenset()  # services that have a rollout under way
     _shares: Shares = field(default_factory=Shares)
-    _in_touch: bool = True  # the last read of the store succeeded
     _wall: WallClock = field(default_factory=WallClock)
 
     def __post_init__(self, attachment: Attachment) -> None:
@@ -120,6 +119,7 @@ class Daemon:
         self.follower = Follower(self.store, self.inbox.put, self.settings.node)
         copy = self.settings.last_known if is_shared(self.settings.store) else None
         self.last_known = LastKnown(self.settings.node, copy)
+        self.desired = Desired(self.store, self.last_known, self._hear_nodes)
         self.drains = Drains(self.store)
         self.observing = Observing(self.settings, self.maps, self.reporter)
         self.rollouts = Rollouts(
@@ -145,14 +145,14 @@ class Daemon:
         neighbours.listen(lambda message: self.inbox.put(NetlinkChanged(message)))
         icmp.listen(lambda error: self.inbox.put(PathTooNarrow(error)))
         self.checks.load()
-        self.state = self.last_known.load()
+        self.desired.state = self.last_known.load()
         if problem := metrics.serve(self.settings.metrics, self._look):
             log.error("%s", problem.message)
             self.status.notes += (problem,)
-        if not self._read_store() and self.state.config is not None:
+        if not self.desired.read() and self.state.config is not None:
             self.last_known.serve(self.state)
         self._judged = self.rollouts.under_way()  # else what was counted of them would begin anew
-        self.follower.start(self.state.revision if self._in_touch else 0)
+        self.follower.start(self.state.revision if self.desired.in_touch else 0)
         self._audit.is_due(time.monotonic())
         self._guarded([], stale=True)
         self.rollouts.start()
@@ -177,23 +177,17 @@ class Daemon:
         log.info("stopped; the data path stays attached")
 
     def _collect(self) -> list[Happening]:
-        """Everything that has happened, as soon as something has: bursts become one change."""
+        """Everything that has happened, as soon as something has, or there is something to do."""
         due = min(self.ways.due, self._audit.due, self._retry_at, self.upkeep.due)
         due = min(due, self.last_known.due, self.sharing.due, self.observing.due, self.status.due)
+        if self.follower.in_touch:
+            due = min(due, self.desired.due)
         if self._verdicts_changed:
             due = min(due, self._verdicts_due)
         # Of the clock on the wall, which outlives us.
         ahead = time.monotonic() - time.time()
         due = min(due, self.checks.due + ahead, self._drains_due + ahead)
-        try:
-            happened = [self.inbox.get(timeout=max(0.0, due - time.monotonic()))]
-        except queue.Empty:
-            return []
-        while True:
-            try:
-                happened.append(self.inbox.get_nowait())
-            except queue.Empty:
-                return happened
+        return self.inbox.everything(due - time.monotonic())
 
     def _guarded(self, happened: Iterable[Happening], *, stale: bool = False) -> None:
         """One turn. What goes wrong is said in the status, and tried again soon."""
@@ -225,7 +219,7 @@ class Daemon:
             elif isinstance(each, PathTooNarrow):
                 stale |= self.ways.learn(each.error, now)
             elif isinstance(each, StoreChanged):
-                stale |= self._take_in(each.batch) if each.batch else self._read_store()
+                stale |= self.desired.take_in(each.batch) if each.batch else self.desired.read()
             elif isinstance(each, HealthHeard):
                 self._verdicts_changed |= self.checks.hear_one(each.node, each.votes)
             elif isinstance(each, ChecksDone):
@@ -239,18 +233,20 @@ class Daemon:
         self._verdicts_changed |= self.checks.take(results)  # all at once: each verdict once
         if self.follower.away(now) > LEASE_SECONDS:  # nobody knows who of the others is alive
             self._verdicts_changed |= self.checks.hear({})
+        if self.follower.in_touch and now >= self.desired.due:
+            stale |= self.desired.read()
         stale |= self.ways.look_if_due(now)
         if audit:
             # Compare with the kernel and the store, not with memory: what was changed by hand, or
             # what no notification told of, is put right by the reconciliation that follows.
             if self.follower.in_touch:
-                self._read_store()
+                self.desired.read()
             self.kernel.adopt()
             self.probe_path.doubt()
             self.mirror_path.doubt()
             self.ways.reattach()
         if self._drains_due <= time.time():
-            self.drains.end(self.state, time.time())
+            stale |= self.drains.end(self.state, time.time())
         if stale or audit or (self._verdicts_changed and now >= self._verdicts_due):
             self._verdicts_changed = False
             self._reconcile(audit=audit)
@@ -277,7 +273,7 @@ class Daemon:
             status=self.reporter.last,
             state=state,
             wanted=self._wanted,
-            in_touch=self._in_touch and self.follower.in_touch,
+            in_touch=self.desired.in_touch and self.follower.in_touch,
             is_followed=not self.last_known.held,
             serves_copy=self.last_known.is_served,
             repaired=self.status.repaired,
@@ -291,44 +287,17 @@ class Daemon:
 
     # -- store ---------------------------------------------------------------------------------
 
-    def _read_store(self) -> bool:
-        """Read the desired state; the last one stays in force if that fails."""
-        try:
-            snapshot = self.store.read(keys.EVERYTHING)
-        except StoreUnavailable as error:
-            if self._in_touch:  # once, not with each audit
-                log.error("store: %s; going on with revision %d", error, self.state.revision)
-            self._in_touch = False
-            return False
-        if not self._in_touch:
-            log.warning("store: there again")
-        self._in_touch = True
-        state = self.last_known.follow(snapshot, self.state)
-        if state is not None:
-            self.state = state
-            others = state.nodes.keys() - {self.settings.node}
-            votes = {name: reported(state.nodes[name]) for name in others}
-            self._verdicts_changed |= self.checks.hear(votes)
-            self.reporter.compare(state.nodes.get(self.settings.node))
-        return True
+    @property
+    def state(self) -> DesiredState:
+        """The desired state in force."""
+        return self.desired.state
 
-    def _take_in(self, batch: Batch) -> bool:
-        """Bring the state up to date with what a watch delivered, which is every change; those that a
-        read has brought already are left out."""
-        if self.last_known.held:
-            return self._read_store()
-        news = [
-            (event.key, event.value, event.revision)
-            for event in batch.events
-            if event.revision > self.state.revision
-        ]
-        if not news:
-            return False
-        state = advance(self.state, batch.revision, news)
-        if state is None:
-            return self._read_store()
-        self.state = state
-        return True
+    def _hear_nodes(self, state: DesiredState) -> None:
+        own = self.settings.node
+        others = state.nodes.keys() - {own}
+        votes = {name: reported(state.nodes[name]) for name in others}
+        self._verdicts_changed |= self.checks.hear(votes)
+        self.reporter.compare(state.nodes.get(own))
 
     @property
     def _drains_due(self) -> float:
@@ -374,6 +343,7 @@ class Daemon:
             *wanted.problems,
             *self.checks.problems(self.settings.node),
             *self.observing.problems(),
+            *self.drains.problems,
             *self.ways.problems,
             *self.ways.forwarding.problems,
             *self.mirror_path.problems,
@@ -440,17 +410,11 @@ class Daemon:
         """Give the kernel a moment to resolve new next hops, so that a backend that is there takes
         its slots with the change that adds it."""
         deadline = time.monotonic() + RESOLVE_SECONDS
-        later: list[Happening] = []
         resolver = self.ways.resolver
         while resolver.pending() and (left := deadline - time.monotonic()) > 0:
-            try:
-                each = self.inbox.get(timeout=left)
-            except queue.Empty:
-                break
+            each = self.inbox.next(left)
             if isinstance(each, NetlinkChanged):
                 self.ways.notice(each)
-            else:
-                later.append(each)
+            elif each is not None:
+                self.inbox.put_off(each)
         resolver.give_up()
-        for each in later:
-            self.inbox.put(each)

@@ -6,11 +6,12 @@ back. What can't be delivered is tried again for a while; then it is given up, a
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import logging
+import os
 import queue
-import subprocess
 import threading
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ from tenacity import (
 )
 
 from lb.node.watched import Transition
+from lb.probe import program
+from lb.probe.base import Failed, excerpt
 from lb.settings import Checks as Settings
 
 log = logging.getLogger("lbd")
@@ -71,6 +74,8 @@ class Courier:
                 retrying(self._queue.get())
             except RetryError as error:
                 log.error("%s: gave up: %s", self.what, error.last_attempt.exception())
+            except Exception:  # a bug with one message is no reason to deliver no more
+                log.exception("%s: internal error; dropped one", self.what)
 
 
 @dataclass
@@ -79,27 +84,36 @@ class Hook:
 
     settings: Settings
     node: str
-    _courier: Courier = field(default_factory=lambda: Courier("hook"))
+    # One that is away holds up no other.
+    _hook: Courier = field(default_factory=lambda: Courier("hook"))
+    _webhook: Courier = field(default_factory=lambda: Courier("webhook"))
 
     def tell(self, transition: Transition) -> None:
         """Never waits."""
         document = json.dumps({"node": self.node, **asdict(transition)})
         if self.settings.hook:
-            self._courier.send(partial(execute, self.settings.hook, document))
+            self._hook.send(partial(execute, self.settings.hook, document))
         if self.settings.webhook:
-            self._courier.send(partial(post, self.settings.webhook, document))
+            self._webhook.send(partial(post, self.settings.webhook, document))
 
 
 def execute(argv: Sequence[str], document: str) -> None:
-    """Give the document to a program. Raises NotDelivered."""
+    """Give the document to a program, which ends, with all that it started, before ANSWER_SECONDS.
+    Raises NotDelivered."""
     try:
-        done = subprocess.run(
-            argv, input=document, text=True, capture_output=True, timeout=ANSWER_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise NotDelivered(f"{argv[0]}: {error}") from None
-    if done.returncode:
-        raise NotDelivered(f"{argv[0]}: status {done.returncode}: {done.stderr.strip()[:200]}")
+        status, _, errors = asyncio.run(_execute(argv, document))
+    except TimeoutError:
+        raise NotDelivered(f"{argv[0]}: no end within {ANSWER_SECONDS:g} s") from None
+    except Failed as error:
+        raise NotDelivered(f"{error}") from None
+    if status:
+        words = program.describe_status(status)
+        raise NotDelivered(f"{argv[0]}: {words}" + (f": {excerpt(errors)}" if errors else ""))
+
+
+async def _execute(argv: Sequence[str], document: str) -> tuple[int, bytes, bytes]:
+    async with asyncio.timeout(ANSWER_SECONDS):
+        return await program.run(argv, os.environ, given=document.encode())
 
 
 def post(url: str, document: str) -> None:

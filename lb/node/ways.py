@@ -83,8 +83,12 @@ class Ways:
         is_new = False
         if self._topology_changed and self._topology.is_due(now):
             self._topology_changed = False
-            is_new |= self.resolver.reroute()
-            is_new |= self.reattach()
+            try:
+                is_new |= self.resolver.reroute()
+                is_new |= self.reattach()
+            except BaseException:  # the kernel had no answer: look again
+                self._topology_changed = True
+                raise
         if self._refresh.is_due(now):
             is_new |= self.resolver.refresh()
             is_new |= self.forwarding.look(self.names)

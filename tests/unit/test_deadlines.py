@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 from lb.core.deadlines import next_deadline, overdue
 from lb.core.state import DesiredState, parse
+from lb.errors import StoreDenied
 from lb.model import keys
 from lb.model.objects import Admin, Backend
 from lb.node.drains import Drains
 from lb.store.base import Put
 from lb.store.opening import open_store
+from lb.store.sqlite import SqliteStore
 
 
 def backend(name: str, admin: Admin, until: float | None) -> Backend:
@@ -61,3 +64,26 @@ def test_it_is_written_once_and_not_over_what_somebody_wants_now(tmp_path: Path)
         ended = read()
         assert ended.backends["web", "b1"] == backend("b1", Admin.DOWN, None)
         assert drains.due(ended) == math.inf
+
+
+def test_a_drain_that_cannot_be_written_is_said_and_tried_again(tmp_path: Path) -> None:
+    class Denying(SqliteStore):
+        denied = True
+
+        def commit(self, *arguments: Any) -> int:
+            if self.denied:
+                raise StoreDenied("permission denied", hint="ask for it")
+            return super().commit(*arguments)
+
+    over = backend("b1", Admin.DRAIN, 100.0)
+    state = DesiredState(backends={("web", "b1"): over})
+    with Denying(tmp_path / "store.db") as store:
+        drains = Drains(store)
+        assert drains.end(state, 100.0)
+        [problem] = drains.problems
+        assert (problem.where, problem.hint) == (keys.backend("web", "b1"), "ask for it")
+        assert drains.due(state) == 101.0
+        assert not drains.end(state, 101.0)  # nothing new to say
+        store.denied = False
+        assert drains.end(state, 102.0)
+        assert (drains.problems, drains.due(state)) == ((), math.inf)

@@ -98,7 +98,7 @@ def test_a_program_gets_it_on_its_standard_input(tmp_path: Path) -> None:
 
 
 def test_what_is_not_delivered_says_why() -> None:
-    with pytest.raises(NotDelivered, match="status 3: full"):
+    with pytest.raises(NotDelivered, match='status 3: "full"'):
         execute(("/bin/sh", "-c", "echo full >&2; exit 3"), "{}")
     with pytest.raises(NotDelivered, match="No such file"):
         execute(("/nowhere",), "{}")
@@ -106,6 +106,34 @@ def test_what_is_not_delivered_says_why() -> None:
         post("http://127.0.0.1:1/", "{}")
     with pytest.raises(NotDelivered):
         post("no-url", "{}")
+
+
+def test_a_program_may_say_anything_and_leaves_nothing_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latin = r"printf '\\344\\377' >&2; exit 1"
+    with pytest.raises(NotDelivered, match="status 1"):
+        execute(("/bin/sh", "-c", latin), "{}")
+    monkeypatch.setattr(hooks, "ANSWER_SECONDS", 1.0)
+    with pytest.raises(NotDelivered, match="no end within 1 s"):
+        execute(("/bin/sh", "-c", f"sleep 100 & echo $! >{tmp_path}/pid; wait"), "{}")
+    stat = Path("/proc", (tmp_path / "pid").read_text().strip(), "stat")
+    wait_for(lambda: not stat.exists() or "(sleep) Z" in stat.read_text())
+
+
+def test_a_bug_with_one_message_and_a_webhook_that_is_away_hold_up_no_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    command = ("/bin/sh", "-c", f"cat >>{out}; echo >>{out}")
+    hook = Hook(Checks(hook=command, webhook="http://127.0.0.1:1/"), "node1")
+    with monkeypatch.context() as patch:
+        patch.setattr(hooks, "execute", lambda *_: 1 / 0)
+        hook.tell(transition(1))
+        wait_for(lambda: "internal error" in caplog.text)
+    hook.tell(transition(2))
+    hook.tell(transition(3))
+    wait_for(lambda: out.exists() and out.read_text().count("\n") == 2)
 
 
 def test_a_listener_that_is_away_holds_nothing_up(
