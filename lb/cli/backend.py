@@ -20,7 +20,7 @@ from lb.cli.session import Session
 from lb.core.state import DesiredState
 from lb.errors import UserError
 from lb.model import keys
-from lb.model.objects import DEFAULT_POOL, Admin, Backend
+from lb.model.objects import DEFAULT_POOL, Admin, Backend, Protocol, Tracking
 
 app = typer.Typer(help="Backends: the servers of a service.", no_args_is_help=True)
 
@@ -143,6 +143,8 @@ def weight(
     def edit(draft: Draft) -> None:
         for name, text in wanted.items():
             draft.put(words.rebuild(draft.backend(service, name), weight=text))
+            if text == "0":
+                _note_new_udp(draft, service, name)
 
     perform(session, edit)
 
@@ -225,8 +227,21 @@ def _set_admin(
     def edit(draft: Draft) -> None:
         for name in names:
             draft.put(words.rebuild(draft.backend(service, name), admin=admin, drain_until=until))
+            if admin is Admin.DRAIN:
+                _note_new_udp(draft, service, name)
 
     perform(session, edit)
+
+
+def _note_new_udp(draft: Draft, service: str, name: str) -> None:
+    """UDP has no SYN: a flow without an entry may be one that was there before the drain."""
+    owner = draft.service(service)
+    if owner.protocol is Protocol.UDP and owner.tracking is Tracking.MOVING and not owner.quic_id_bytes:
+        draft.notes.append(
+            f"new UDP flows may still go to {name} for {owner.window:g} s: with tracking `moving` they"
+            " can't be told from old ones; with `always` they can:"
+            f" lbctl service set {service} --tracking always"
+        )
 
 
 def _limit(text: str | None) -> str | None:

@@ -182,3 +182,14 @@ def test_limit_needs_fullnat(lbctl):
     assert refused.code
     assert "max_connections: in mode nat" in refused.err
     assert limits(lbctl) == {"b1": None, "b2": 70}
+
+
+def test_a_drain_of_udp_says_when_it_is_one(lbctl):
+    lbctl.ok("service", "add", "dns", "--vip", "10.0.0.1:53", "--protocol", "udp")
+    lbctl.ok("backend", "add", "dns", "b1", "10.0.1.1")
+    lbctl.ok("backend", "add", "dns", "b2", "10.0.1.2")
+    for command in (("drain", "dns", "b1"), ("weight", "dns", "b1=0")):
+        assert "new UDP flows may still go to b1 for 900 s" in lbctl.ok("backend", *command).err
+    assert lbctl.ok("backend", "up", "dns", "b1").err == ""
+    lbctl.ok("service", "set", "dns", "--tracking", "always")
+    assert lbctl.ok("backend", "drain", "dns", "b1").err == ""
