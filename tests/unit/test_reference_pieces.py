@@ -122,7 +122,7 @@ def test_the_pieces_follow_the_first(version: int, mode: Mode) -> None:
 
 
 @versions
-@pytest.mark.parametrize("mode", TRANSLATIONS)
+@pytest.mark.parametrize("mode", sorted(TRANSLATIONS))
 def test_the_pieces_of_an_answer_are_translated_back(version: int, mode: Mode) -> None:
     world = world_of(version, mode)
     asked, world = through(cut(version, CLIENT[version], VIP[version], 4000, 80), world)
