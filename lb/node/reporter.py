@@ -86,7 +86,6 @@ class Reporter:
         except StoreUnavailable:
             return
         if not alive:
-            self._written = False
             self._lose_lease()
         if not self._written and self.last is not None:
             self._write()
@@ -145,8 +144,8 @@ class Reporter:
         return False
 
     def _lose_lease(self) -> None:
-        """With what was written under it."""
-        self._lease, self._ballot = 0, None
+        """With what was written under it: status and votes, too, whoever noticed it."""
+        self._lease, self._ballot, self._written = 0, None, False
         self._flows_written.clear()
 
     def _complain(self, error: LbError) -> None:

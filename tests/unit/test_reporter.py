@@ -248,21 +248,29 @@ def test_what_was_seen_of_flows_is_written_when_it_is_news(store: Store) -> None
     assert observed(store, "web") is None
 
 
-def test_what_ends_with_a_lease_is_written_anew(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporter, "LEASE_SECONDS", 0.3)
+def healthy_status(revision: int, *names: str, **fields: Any) -> NodeStatus:
+    health = {f"web/{name}": BackendHealth(state="healthy", since=1.0, share=1.0) for name in names}
+    return node_status("n1", revision, health=health, **fields)
+
+
+def test_what_ends_with_a_lease_is_written_anew(store: Store) -> None:
     reports = {"web": flow_report("web", 1), "dns": flow_report("dns", 1)}
+    status = healthy_status(1, "b1")
     for write_first in (False, True):
         one = Reporter(store)
+        one.report(status)
         one.report_flows(reports)
-        until(lambda: observed(store, "web") is None and observed(store, "dns") is None)
+        store.revoke(one._lease)
+        assert (reported(store), observed(store, "web"), observed(store, "dns")) == (None, None, None)
         if write_first:  # news of one of them comes before the end of the lease is noticed
             reports = reports | {"web": flow_report("web", 2)}
             one.report_flows(reports)
             assert observed(store, "web") == reports["web"]
             one.report_flows(reports)
-        else:
-            one.renew()
+        one.renew()
         assert (observed(store, "web"), observed(store, "dns")) == (reports["web"], reports["dns"])
+        assert reported(store) == status
+        assert store.get(keys.votes("n1")) is not None
         one.leave()
         for service in reports:
             store.commit([Delete(keys.observed(service, "n1"))])
