@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from doubles import node_status
+from doubles import Small, node_status
 
 from lb.core import quorum
 from lb.core.health import State
@@ -142,23 +142,6 @@ def test_votes_are_written_when_they_change_and_under_the_same_lease(store: Stor
 
 
 # What is too large
-
-
-class Small:
-    """The store, which takes so many characters at once, as etcd takes 1.5 MiB."""
-
-    def __init__(self, store: Store, limit: int) -> None:
-        self.store, self.limit = store, limit
-        self.refused = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.store, name)
-
-    def commit(self, operations: list[Put | Delete], *compares: Any) -> int:
-        if sum(len(each.value) for each in operations if isinstance(each, Put)) > self.limit:
-            self.refused += 1
-            raise CapacityError("request is too large")
-        return self.store.commit(operations, *compares)
 
 
 def eventful_status(revision: int, backends: int, **fields: Any) -> NodeStatus:
