@@ -42,6 +42,7 @@ def test_errors_are_json_on_stdout_too(web):
         ("backend", "add", "web", "b1", "10.0.0.1", "--timeout", "x", "-o", "json"),
         ("nope", "-o", "json"),
         ("service", "add", "x", "--vip", "10.0.0.1:80", "--timeout", "-1", "-o", "json"),
+        ("service", "add", "x", "--vip", "10.0.0.1:80", "--timeout", "nan", "-o", "json"),
     ],
 )
 def test_usage_errors_are_json_too(lbctl, arguments):
