@@ -30,6 +30,7 @@ from lb.cli.rehash import rehashes
 from lb.cli.rollout_view import refuse_if_under_way
 from lb.cli.session import Session, state_of
 from lb.cli.wait import Waited, until_applied
+from lb.core.conflicts import claimed, contested
 from lb.core.state import DesiredState
 from lb.errors import CapacityError, ConflictError, StoreUnavailable, UserError
 from lb.model import keys
@@ -127,12 +128,12 @@ def key_of(document: Service | Backend) -> str:
 
 
 def _place(document: Document | None) -> tuple[object, ...] | None:
-    """What of a document others could contradict (conflicts() in lb/core/state.py), or takes entries of
-    maps that all share."""
+    """What of a document others could contradict (lb/core/conflicts.py), or takes entries of maps that
+    all share (entries())."""
     if isinstance(document, Service):
-        return document.endpoint, document.mode, document.rules
+        return *contested(document), document.rules, document.mirror is not None
     if isinstance(document, Backend):
-        return document.address, document.port
+        return claimed(document)
     return None
 
 

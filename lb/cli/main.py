@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -87,11 +88,15 @@ class InternalError(LbError):
     """A bug in lb."""
 
 
+_NO_TEXT = re.compile("[\\0\\ud800-\\udfff]")
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command; returns its exit code."""
     output = asked_format(arguments)
     record.command.set(shlex.join(["lbctl", *arguments]))
     try:
+        _refuse_what_is_no_text(arguments)
         return int(app(args=list(arguments), prog_name="lbctl", standalone_mode=False) or 0)
     except LbError as error:
         report(error, output)
@@ -102,6 +107,14 @@ def run(arguments: Sequence[str]) -> int:
         return 130  # Ctrl-C or end of input: 128 + SIGINT, as shells report it
     except Exception as error:  # noqa: BLE001 - the last resort; LB_DEBUG shows all of it
         return _report_other(error, output)
+
+
+def _refuse_what_is_no_text(arguments: Sequence[str]) -> None:
+    """Bytes that are not UTF-8 come as surrogates, which no document and no output can hold, nor the
+    record of a change. (A shell passes no zero byte on, but whoever calls us from Python may.)"""
+    for word in arguments:
+        if _NO_TEXT.search(word):
+            raise UsageError(f"{word!a} is not UTF-8", hint="lbctl takes no other text")
 
 
 def _report_other(error: Exception, output: Format) -> int:

@@ -7,6 +7,7 @@ options of `COMMON` (and `CHANGE`) behind its own parameters.
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -59,8 +60,17 @@ ForceOption = Annotated[
     bool,
     typer.Option("--force", help="Also a split that a rollout is changing: that ends the rollout."),
 ]
+
+
+def _a_time(seconds: float) -> float:
+    if math.isnan(seconds):  # which is not below 0 either, and would never be over
+        raise typer.BadParameter("nan is no time")
+    return seconds
+
+
 TimeoutOption = Annotated[
-    float, typer.Option("--timeout", metavar="SECONDS", min=0, help="How long --wait waits.")
+    float,
+    typer.Option("--timeout", metavar="SECONDS", min=0, callback=_a_time, help="How long --wait waits."),
 ]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -72,7 +72,7 @@ def replay(
     where = _interface(session, interface)
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        out = stack.enter_context(write.open("wb")) if write else None
+        out = stack.enter_context(_created(write)) if write else None
         player = stack.enter_context(replaying(session.settings.pin_dir, state, where.index, hook))
         writer = _writer(out) if out else None
         for at, (seconds, frame) in enumerate(frames, 1):
@@ -133,8 +133,24 @@ def _frames(capture: Path) -> Iterator[tuple[float, bytes]]:
         raise NotFoundError(f"{capture} does not exist", hint="make it: tcpdump -w FILE") from None
     except IsADirectoryError:
         raise UserError(f"{capture} is a directory", hint="name a capture in it") from None
+    except OSError as error:
+        raise UserError(
+            f"{capture}: {error.strerror}", hint="check the name and its permissions"
+        ) from None
     except (ValueError, dpkt.dpkt.Error) as error:
         raise UserError(f"{capture} is no capture: {error}", hint="give a pcap or pcapng file") from None
+
+
+@contextmanager
+def _created(file: Path) -> Iterator[BinaryIO]:
+    try:
+        stream = file.open("wb")
+    except OSError as error:
+        raise UserError(
+            f"--write {file}: {error.strerror}", hint="name a file in a folder that is there"
+        ) from None
+    with stream:
+        yield stream
 
 
 def _writer(file: Any) -> Any:

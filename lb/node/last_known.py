@@ -95,7 +95,7 @@ def read(path: Path) -> tuple[DesiredState, str]:
         # Version 0: which of the store's versions these are is not kept, so all of them are read anew.
         items = [(key, json.dumps(each), 0) for key, each in copy["documents"].items()]
         return parse(copy["revision"], items), str(copy["cluster"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} can't be used: {error}", hint="give the file that `last_known` in lb.toml names"
         ) from None

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from lb.core.brief import told, unheard
 from lb.core.quorum import ballot
-from lb.errors import LbError, NotFoundError, StoreUnavailable
+from lb.errors import CapacityError, LbError, NotFoundError, StoreUnavailable
 from lb.model import keys
 from lb.model.flows import FlowReport
 from lb.model.health import Ballot
@@ -23,6 +24,7 @@ log = logging.getLogger("lbd")
 LEASE_SECONDS = 10.0
 RENEW_SECONDS = 3.0  # well below that
 FRESH_SECONDS = 2.0  # a report of flows is never older, also where nothing flows: who reads it can tell
+APART = 2000  # votes that go into a commit of their own; with names of 63 characters they are 0.4 MB
 LEAVE_SECONDS = 10.0  # for a call to the store that is under way when lbd stops
 
 
@@ -33,6 +35,9 @@ class Reporter:
     store: Store
     last: NodeStatus | None = None
     _written: bool = False
+    _told: NodeStatus | None = None  # what was written of `last`: all of it, or what the store takes
+    _refused: float = float("inf")  # characters of the smallest status that was too large for it
+    _unheard: bool = False  # the votes are too large for it
     _lease: int = 0
     _ballot: Ballot | None = None  # as it was written under this lease
     _registered: bool = False
@@ -86,7 +91,6 @@ class Reporter:
         except StoreUnavailable:
             return
         if not alive:
-            self._written = False
             self._lose_lease()
         if not self._written and self.last is not None:
             self._write()
@@ -95,7 +99,7 @@ class Reporter:
     def compare(self, found: NodeStatus | None) -> None:
         """What the store has as our status. If that is not what was written (somebody removed it, or the
         store was restored from a backup), it is written again."""
-        if found != self.last:
+        if found != self._told:
             self._written = self._registered = False
             self._ballot = None
 
@@ -110,27 +114,65 @@ class Reporter:
     def _write(self) -> None:
         if self.last is None:
             return
-        name, text = self.last.node, self.last.model_dump_json()
-        votes = ballot(self.last)
-
-        def changes(lease: int) -> list[Put | Delete]:
-            puts: list[Put | Delete] = [Put(keys.node(name), text, lease=lease)]
-            if not self._registered:
-                member = Member(node=name, since=time.time())
-                puts.append(Put(keys.member(name), member.model_dump_json()))
-            if votes != (self._ballot or Ballot(node=name)):
-                puts.append(Put(keys.votes(name), votes.model_dump_json(), lease=lease))
-            return puts
-
+        self._written = False
         try:
-            written = self._commit(changes)
-        except StoreUnavailable as error:
-            self._written = False
+            self._tell(self.last)
+        except (StoreUnavailable, CapacityError) as error:
             self._complain(error)
+
+    def _tell(self, status: NodeStatus) -> None:
+        """The status with its votes; of one that is too large for the store, as much as it takes. Raises
+        CapacityError if that is nothing."""
+        votes = ballot(status)
+        apart = len(votes.votes) > APART
+        if apart:
+            self._tell_votes(votes)
+        if apart and self._unheard:
+            status = unheard(status)
+        refusal: CapacityError | None = None
+        for number, each in enumerate(told(status)):
+            text = each.model_dump_json(exclude_defaults=number > 0)
+            if len(text) >= self._refused:
+                continue
+
+            def changes(lease: int, text: str = text) -> list[Put | Delete]:
+                puts: list[Put | Delete] = [Put(keys.node(status.node), text, lease=lease)]
+                if not self._registered:
+                    member = Member(node=status.node, since=time.time())
+                    puts.append(Put(keys.member(status.node), member.model_dump_json()))
+                return puts if apart else [*puts, *self._voting(votes, lease)]
+
+            try:
+                if self._commit(changes):
+                    self._registered, self._told = True, each
+                    if not apart:
+                        self._ballot = votes
+                    self._written = not self._voting(votes, self._lease)
+                return
+            except CapacityError as error:
+                self._refused, refusal = len(text), error
+        self._refused = float("inf")
+        if refusal:
+            raise refusal
+
+    def _tell_votes(self, votes: Ballot) -> None:
+        """Those that are too many for a commit with others. If they are so for one of their own, none is
+        left there that no longer counts."""
+        if not self._voting(votes, self._lease):
             return
-        if written:
-            self._written = self._registered = True
-            self._ballot = votes
+        try:
+            if self._commit(lambda lease: self._voting(votes, lease)):
+                self._ballot, self._unheard = votes, False
+        except CapacityError as error:
+            self._complain(error)
+            if self._commit(lambda _: [Delete(keys.votes(votes.node))]):
+                self._ballot, self._unheard = votes, True
+
+    def _voting(self, votes: Ballot, lease: int) -> list[Put | Delete]:
+        """What has to be written for these votes to be there."""
+        if votes == (self._ballot or Ballot(node=votes.node)):
+            return []
+        return [Put(keys.votes(votes.node), votes.model_dump_json(), lease=lease)]
 
     def _commit(self, changes: Callable[[int], list[Put | Delete]]) -> bool:
         """Write what `changes` makes of our lease. False if that ends as fast as it is had."""
@@ -145,8 +187,9 @@ class Reporter:
         return False
 
     def _lose_lease(self) -> None:
-        """With what was written under it."""
-        self._lease, self._ballot = 0, None
+        """With what was written under it: status and votes, too, whoever noticed it."""
+        self._lease, self._ballot, self._written = 0, None, False
+        self._refused = float("inf")  # the limit may have been raised, where leases ended
         self._flows_written.clear()
 
     def _complain(self, error: LbError) -> None:

@@ -45,7 +45,9 @@ class EtcdWatch(Watch):
     def next(self, timeout: float | None = None) -> Batch | None:
         """See Watch.next. A batch without events comes only in place of None."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        if not self._turn.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+        # `--timeout inf` is a way to say that one waits: for a lock that is 292 years at most.
+        turn = -1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX)
+        if not self._turn.acquire(timeout=turn):
             return None
         try:
             while not self._ended():

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lb.cli import main
+from lb.errors import CapacityError
 from lb.model import keys
 from lb.model.reports import Member, NodeStatus
 from lb.store.base import Delete, Put, Store
@@ -96,3 +97,20 @@ class Nodes:
             watch.close()
         for thread in self._threads:
             thread.join(10)
+
+
+class Small:
+    """The store, which takes so many characters at once, as etcd takes 1.5 MiB."""
+
+    def __init__(self, store: Store, limit: int) -> None:
+        self.store, self.limit = store, limit
+        self.refused = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    def commit(self, operations: list[Put | Delete], *compares: Any) -> int:
+        if sum(len(each.value) for each in operations if isinstance(each, Put)) > self.limit:
+            self.refused += 1
+            raise CapacityError("request is too large")
+        return self.store.commit(operations, *compares)

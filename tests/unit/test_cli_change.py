@@ -166,6 +166,40 @@ def test_a_service_removed_while_a_backend_is_added(web, session, store):
     assert store.get(keys.service("api")) is not None
 
 
+@pytest.mark.parametrize(
+    ("service", "setting", "other"),
+    [
+        (
+            ("10.0.0.2:80", "--mode", "fullnat"),
+            {"mode": "dsr"},
+            ("limit", "api", "a1", "--max-connections", "5"),
+        ),
+        (
+            ("10.0.0.2:443", "--protocol", "udp", "--quic-id-bytes", "4"),
+            {"quic_id_bytes": 8},
+            ("add", "api", "a2", "10.0.2.2", "--quic-id", "01020304"),
+        ),
+        (
+            ("10.0.0.2:80", "--mode", "ipip", "--check", "tcp"),
+            {"health": {"check": {"kind": "tcp"}, "via": "vip"}},
+            ("add", "api", "a2", "2001:db8::1"),
+        ),
+    ],
+)
+def test_no_two_edits_of_a_service_and_its_backends_put_one_out_of_force(
+    lbctl, session, service, setting, other
+):
+    lbctl.ok("service", "add", "api", "--vip", *service)
+    lbctl.ok("backend", "add", "api", "a1", "10.0.2.1")
+    edit = Meanwhile(
+        lambda draft: draft.put(words.rebuild(draft.service("api"), **setting)),
+        lambda: lbctl.ok("backend", *other),
+    )
+    with pytest.raises(UserError):
+        change.perform(session, edit)
+    assert session.state().problems == ()
+
+
 def test_weights_do_not_take_the_lock(web, store):
     lock = store.get(keys.CONFIG).mod_revision
     web.ok("backend", "weight", "web", "b1", "1")

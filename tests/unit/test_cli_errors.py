@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import dpkt
 import pytest
 
 from lb.cli import main
@@ -42,6 +43,7 @@ def test_errors_are_json_on_stdout_too(web):
         ("backend", "add", "web", "b1", "10.0.0.1", "--timeout", "x", "-o", "json"),
         ("nope", "-o", "json"),
         ("service", "add", "x", "--vip", "10.0.0.1:80", "--timeout", "-1", "-o", "json"),
+        ("service", "add", "x", "--vip", "10.0.0.1:80", "--timeout", "nan", "-o", "json"),
     ],
 )
 def test_usage_errors_are_json_too(lbctl, arguments):
@@ -237,3 +239,51 @@ def test_a_mode_that_does_not_exist(lbctl):
     assert done.err.startswith(
         "error: invalid value for '--mode': 'masq' is not one of 'dsr', 'nat', 'ipip'"
     )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("rollout", "report", "web", "--id", "\udcff"),
+        ("backend", "weight", "web", "b1=\udcff"),
+        ("apply", "-f", "a\0b"),
+        ("replay", "a\0b"),
+    ],
+)
+def test_words_that_are_no_text(web, arguments):
+    result = web(*arguments)
+    assert result.code == 2
+    assert "is not UTF-8" in result.err
+    assert result.err.isascii()
+
+
+def test_bytes_that_are_no_text_from_a_shell(machine):
+    del machine  # settings and store are its own
+    result = program("service", "show", b"caf\xe9", env={**os.environ, "PYTHONUTF8": "1"})
+    assert result.returncode == 2
+    assert r"'caf\udce9' is not UTF-8" in result.stderr
+
+
+@pytest.mark.parametrize("command", [("apply", "-f"), ("restore",), ("replay",), ("import", "ipvs")])
+def test_files_that_can_not_be_read(lbctl, tmp_path, command):
+    for name in ("x" * 300, str(tmp_path)):  # longer than a name can be, and a folder
+        result = lbctl(*command, name)
+        assert result.code == 2, result
+        assert name in result.err
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"format": ' * 100_000])
+def test_a_copy_that_is_nested_without_an_end(lbctl, tmp_path, text):
+    (tmp_path / "copy.json").write_text(text)
+    result = lbctl("restore", str(tmp_path / "copy.json"))
+    assert result.code == 2
+    assert "can't be used" in result.err
+
+
+def test_frames_that_can_not_be_written(lbctl, tmp_path):
+    with (tmp_path / "in.pcap").open("wb") as file:
+        dpkt.pcap.Writer(file)
+    out = str(tmp_path / "none" / "out.pcap")
+    result = lbctl("replay", str(tmp_path / "in.pcap"), "--interface", "lo", "--write", out)
+    assert result.code == 2
+    assert f"--write {out}: No such file" in result.err

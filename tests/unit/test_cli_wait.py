@@ -52,6 +52,14 @@ def test_names_the_nodes_that_are_late(web, nodes):
     assert "link is down" in error["hint"]
 
 
+def test_waits_for_ever_if_asked(web, nodes):
+    nodes.follow("n1")
+    assert (
+        "applied by n1"
+        in web.ok("backend", "weight", "web", "b1", "1", "--wait", "--timeout", "inf").out
+    )
+
+
 def test_no_wait_does_not(web, nodes):
     nodes.put("n1", 0)
     web.ok("backend", "weight", "web", "b1", "1")

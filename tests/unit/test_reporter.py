@@ -8,15 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from doubles import node_status
+from doubles import Small, node_status
 
+from lb.core import quorum
 from lb.core.health import State
 from lb.core.quorum import Vote
 from lb.errors import CapacityError, StoreUnavailable
 from lb.lab.shell import wait_until
 from lb.model import keys
 from lb.model.flows import FlowReport, FlowTotals, Vantage
-from lb.model.reports import BackendHealth, NodeStatus
+from lb.model.health import Ballot
+from lb.model.reports import BackendHealth, HealthChange, NodeStatus, Problem
 from lb.node import reporter
 from lb.node.follower import Follower
 from lb.node.happenings import HealthHeard, StoreChanged
@@ -139,6 +141,114 @@ def test_votes_are_written_when_they_change_and_under_the_same_lease(store: Stor
     assert store.get(keys.votes("n1")) is None
 
 
+# What is too large
+
+
+def eventful_status(revision: int, backends: int, **fields: Any) -> NodeStatus:
+    """The first of the backends is unhealthy."""
+    history = tuple(HealthChange(at=1.0 + n, state="healthy", words="connected") for n in range(5))
+    well = BackendHealth(state="healthy", since=1.0, share=1.0, latency=0.001, history=history)
+    health = {f"web/b{n}": well for n in range(backends)}
+    health["web/b0"] = well.model_copy(update={"state": "unhealthy", "error": "connection refused"})
+    return node_status("n1", revision, health=health, **fields)
+
+
+def left_out(status: NodeStatus | None) -> str:
+    assert status is not None
+    found = [each for each in status.problems if "too large for the store" in each.message]
+    assert all(each.warning and "--max-request-bytes" in each.hint for each in found)
+    return "; ".join(each.message.partition(" without ")[2] for each in found)
+
+
+@pytest.mark.parametrize("apart", [2000, 10])
+@pytest.mark.parametrize(
+    ("limit", "without", "histories"),
+    [
+        (50_000, "", 50),
+        (10_000, "the history of healthy backends", 1),
+        (4_000, "the history of backends", 0),
+        (3_500, "the history of backends, and what checks say", 0),
+    ],
+)
+def test_a_status_that_is_too_large_is_told_with_less(
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: int,
+    without: str,
+    histories: int,
+    apart: int,
+) -> None:
+    monkeypatch.setattr(reporter, "APART", apart)
+    beside = len(quorum.ballot(eventful_status(7, 50)).model_dump_json()) if apart > 50 else 0
+    small = Small(store, limit + beside)
+    one = Reporter(small)  # type: ignore[arg-type]
+    one.report(eventful_status(7, 50))
+    found = reported(store)
+    assert found is not None
+    assert (found.revision, left_out(found)) == (7, without)
+    assert sum(bool(each.history) for each in found.health.values()) == histories
+    assert quorum.reported(found) == quorum.reported(eventful_status(7, 50))
+    votes = store.get(keys.votes("n1"))
+    assert votes is not None
+    assert Ballot.model_validate_json(votes.value) == quorum.ballot(found)
+    assert store.get(keys.member("n1")) is not None
+
+    written = store.read(keys.REPORTS).revision
+    one.renew()
+    one.compare(found)
+    one.report(eventful_status(7, 50))
+    assert store.read(keys.REPORTS).revision == written  # nothing was written anew
+    refused = small.refused
+    one.report(eventful_status(8, 50))  # not tried in full again
+    assert small.refused == refused
+    assert reported(store) == found.model_copy(update={"revision": 8})
+    one.report(eventful_status(9, 2))  # it fits now
+    assert reported(store) == eventful_status(9, 2)
+
+
+def test_the_revision_is_told_whatever_else_there_is(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporter, "APART", 10)
+    problems = [Problem(where=f"/lb/v1/services/s{n}", message="x" * 1000) for n in range(3000)]
+    stopped = Problem(where="n1", message="the maps are full", kind="CapacityError")
+    large = eventful_status(
+        7,
+        5000,
+        unresolved=tuple(f"web/b{n}" for n in range(5000)),
+        digests={f"s{n}": "0123456789abcdef" for n in range(5000)},
+        shares={f"s{n}": {"stable": 100.0} for n in range(5000)},
+        problems=(*problems, stopped),
+    )
+    one = Reporter(Small(store, 60_000))  # type: ignore[arg-type]
+    one.report(eventful_status(6, 20))
+    assert store.get(keys.votes("n1")) is not None
+    one.report(large)
+    found = reported(store)
+    assert found is not None
+    assert (found.revision, found.health) == (7, {})
+    assert stopped in found.problems[:2]  # `--wait` goes by it
+    assert "2,902 more problems are not told" in {each.message for each in found.problems}
+    assert left_out(found).startswith("the health of backends")
+    # Votes that are too many don't leave those from before behind, and are missed.
+    assert store.get(keys.votes("n1")) is None
+    [unheard] = [each for each in found.problems if "votes on the health" in each.message]
+    assert unheard.warning  # it keeps no change from being applied
+    one.report(eventful_status(8, 20))
+    assert reported(store) == eventful_status(8, 20)
+    assert store.get(keys.votes("n1")) is not None
+
+
+def test_a_store_that_takes_nothing_is_tried_again(store: Store) -> None:
+    small = Small(store, 10)
+    one = Reporter(small)  # type: ignore[arg-type]
+    one.report(eventful_status(7, 5))
+    assert reported(store) is None
+    small.limit = 1 << 20
+    one.renew()
+    assert reported(store) == eventful_status(7, 5)
+
+
 # The follower
 
 
@@ -248,21 +358,29 @@ def test_what_was_seen_of_flows_is_written_when_it_is_news(store: Store) -> None
     assert observed(store, "web") is None
 
 
-def test_what_ends_with_a_lease_is_written_anew(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporter, "LEASE_SECONDS", 0.3)
+def healthy_status(revision: int, *names: str, **fields: Any) -> NodeStatus:
+    health = {f"web/{name}": BackendHealth(state="healthy", since=1.0, share=1.0) for name in names}
+    return node_status("n1", revision, health=health, **fields)
+
+
+def test_what_ends_with_a_lease_is_written_anew(store: Store) -> None:
     reports = {"web": flow_report("web", 1), "dns": flow_report("dns", 1)}
+    status = healthy_status(1, "b1")
     for write_first in (False, True):
         one = Reporter(store)
+        one.report(status)
         one.report_flows(reports)
-        until(lambda: observed(store, "web") is None and observed(store, "dns") is None)
+        store.revoke(one._lease)
+        assert (reported(store), observed(store, "web"), observed(store, "dns")) == (None, None, None)
         if write_first:  # news of one of them comes before the end of the lease is noticed
             reports = reports | {"web": flow_report("web", 2)}
             one.report_flows(reports)
             assert observed(store, "web") == reports["web"]
             one.report_flows(reports)
-        else:
-            one.renew()
+        one.renew()
         assert (observed(store, "web"), observed(store, "dns")) == (reports["web"], reports["dns"])
+        assert reported(store) == status
+        assert store.get(keys.votes("n1")) is not None
         one.leave()
         for service in reports:
             store.commit([Delete(keys.observed(service, "n1"))])

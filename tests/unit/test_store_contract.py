@@ -301,6 +301,14 @@ def test_a_watch_resumes_from_any_revision(store: Store, root: str) -> None:
             assert watch.next(timeout=0) is None
 
 
+@pytest.mark.parametrize("timeout", [float("inf"), 1e10])
+def test_a_watch_waits_as_long_as_it_is_told(store: Store, root: str, timeout: float) -> None:
+    """Longer than a lock of Python's can."""
+    with store.watch(root, after=store.read(root).revision) as watch:
+        revision = store.commit([Put(root + "a", "1")])
+        assert watch.next(timeout) == Batch(revision, (Event(root + "a", "1", revision),))
+
+
 def test_a_watch_sees_what_others_commit_while_it_waits(store: Store, other: Store, root: str) -> None:
     for writer in (store, other):
         with store.watch(root, after=store.read(root).revision) as watch:
