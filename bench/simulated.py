@@ -123,7 +123,7 @@ class Node(Daemon):
         """As Daemon.run()."""
         self.kernel = self.upkeep.kernel = NoKernel(self.maps, applied)
         self.ways = NoNetwork(self.ip, self.maps, self.settings, self.ways.attachment)
-        self._read_store()
+        self.desired.read()
         self.follower.start(self.state.revision)
         self._audit.is_due(time.monotonic())
         self._guarded([], stale=True)
