@@ -2,7 +2,8 @@
 
 An id is given back when its owner goes, and given out again as late as possible; each time it is,
 its generation grows. A conntrack entry holds id and generation, so it never leads an old flow to a
-new owner, however early the id is reused.
+new owner, however early the id is reused. A quiet slot holds the id alone: an id that changes hands in
+one step has to be out of all tables before its new owner gets it (changed_hands()).
 """
 
 from __future__ import annotations
@@ -44,8 +45,13 @@ def allocate(
     new = sorted(set(wanted) - owned.keys())
     if not new:
         return result
-    # Never used before is best (generation 0), then what was used least often.
-    free = sorted((each.generation, number) for number, each in result.items() if each.owner == 0)
+    # Never used before is best (generation 0), then what was used least often; last what some packet may
+    # still be sent to, as its owner goes only now.
+    free = sorted(
+        (held[number].owner != 0, each.generation, number)
+        for number, each in result.items()
+        if each.owner == 0
+    )
     fresh = (number for number in range(1, capacity) if number not in result)
     for owner in new:
         number = next(fresh, 0)
@@ -55,7 +61,16 @@ def allocate(
                     f"{what} map is full ({capacity - 1} entries)",
                     hint=f"raise limits.{what} in lb.toml, then lbd --detach and start lbd again",
                 )
-            _, number = free.pop(0)
+            *_, number = free.pop(0)
         before = result.get(number)
         result[number] = Allocation(owner, before.generation + 1 if before else 1)
     return result
+
+
+def changed_hands(held: Mapping[int, Allocation], after: Mapping[int, Allocation]) -> set[int]:
+    """Owners in `after` of ids that somebody else has in `held`."""
+    return {
+        each.owner
+        for number, each in after.items()
+        if each.owner and number in held and held[number].owner not in (0, each.owner)
+    }

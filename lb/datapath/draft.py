@@ -35,6 +35,7 @@ class Draft:
     service_of: Mapping[str, int]  # ids, by the paths of tables
     backend_of: Mapping[BackendKey, int]
     patience: int  # of services that are observed: seconds that an answer may take
+    waiting: Collection[BackendKey] = ()  # backends that are in tables, and get their ids later
     want: Contents = field(default_factory=Contents)
     tables: dict[int, Encoded] = field(default_factory=dict)  # those that differ
 
@@ -124,6 +125,8 @@ class Draft:
         ids_of = [self.backend_of.get((name, backend), 0) for backend in wanted.base.backends]
         lookup = np.array([*ids_of, slotmaps.EMPTY], dtype=np.uint32)
         after = lookup[wanted.table.slots]
+        if self.waiting:
+            after = self._meanwhile(number, wanted, after)
         is_quiet = number not in self.stirred and not wanted.base.moves
         quiet = slotmaps.encode(Slots(after, moves.none(after)))
         had = self.have.tables.get(number)
@@ -140,6 +143,27 @@ class Draft:
         known = np.isin(past.origin, lookup)
         past = Moves(np.where(known, past.origin, slotmaps.EMPTY).astype(np.uint32), past.closes)
         return slotmaps.encode(Slots(after, past))
+
+    def _meanwhile(self, number: int, wanted: WantedService, after: slotmaps.U32) -> slotmaps.U32:
+        """Slots of backends that are still waiting: they stay where they are if that backend has slots
+        as well, else go to the others that have some; if there are none, they stay with whoever is left
+        of the service's."""
+        name = wanted.service.name
+        known = [self.backend_of.get((name, backend), 0) for backend in wanted.base.backends]
+        waits = np.isin(
+            wanted.table.slots,
+            [i for i, backend in enumerate(wanted.base.backends) if (name, backend) in self.waiting],
+        )
+        if not waits.any():
+            return after
+        held = (slotmaps.read(self.tables_map, number) or slotmaps.empty()).backends
+        others = np.setdiff1d(after, slotmaps.EMPTY)
+        stays = waits & np.isin(held, others if len(others) else known)
+        after = np.where(stays, held, after)
+        if len(others):
+            leaves = np.flatnonzero(waits & ~stays)
+            after[leaves] = np.resize(others, len(leaves))
+        return after
 
 
 def _is_same_table(before: WantedService, after: WantedService) -> bool:

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from lb.core import ids
+from lb.core.heirs import NOBODY, Heirs, heirs_of, without
 from lb.core.ids import Allocation
 from lb.core.plan import Wanted, WantedBackend, WantedService
 from lb.core.state import BackendKey
@@ -102,10 +103,18 @@ class Kernel:
         whose store keys are in `keep` is left as it is. Raises CapacityError, before anything is
         written.
         """
+        return self._apply(wanted, keep)
+
+    def _apply(self, wanted: Wanted, keep: Collection[str], waiting: Heirs = NOBODY) -> int:
+        """`waiting`: who is not in `wanted` although its service's tables name it."""
         if self._unsure:
             self.adopt()
         few = [each for name, each in wanted.services.items() if self._programmed.get(name) is not each]
-        same = self._is_whole and not keep and wanted.services.keys() == self._programmed.keys()
+        same = (
+            self._is_whole
+            and not (keep or waiting)
+            and wanted.services.keys() == self._programmed.keys()
+        )
         if same and all(self._is_in_place(each, wanted) for each in few):
             return self._apply_few(few, wanted)
         kept = self._with_pools({ids.uid(key) for key in keep})
@@ -125,7 +134,7 @@ class Kernel:
         )
         service_of = _inverse(service_ids, service_uids)
         backend_of = _inverse(backend_ids, backend_uids)
-        draft = self._draft(service_of, backend_of)
+        draft = self._draft(service_of, backend_of, waiting.backends)
         for each in wanted.services.values():
             if each.pool is None:
                 draft.add_vip(each.service)
@@ -139,6 +148,9 @@ class Kernel:
         self.maps.vips.check_room(len(want.vips))
         self.maps.ranges.check_room(len(want.ranges))
         self.maps.rules.check_room(len(rulemaps.flat(want.rules)))
+        if heirs := heirs_of(wanted, self._heirs(service_ids, backend_ids)):
+            # No id but those of owners that go now: they have to be gone before.
+            return self._apply(without(wanted, heirs), keep, heirs) + self._apply(wanted, keep)
 
         # Whatever fails from here on leaves maps that memory doesn't know.
         self._unsure = True
@@ -149,13 +161,28 @@ class Kernel:
         self._service_ids = {n: each for n, each in service_ids.items() if each.owner}
         self._backend_ids = backend_ids
         self._have = want
-        self._programmed = dict(wanted.services)
-        self._service_of, self._backend_of, self._is_whole = service_of, backend_of, not kept
+        others = waiting.services
+        self._programmed = {p: e for p, e in wanted.services.items() if e.service.name not in others}
+        self._service_of, self._backend_of = service_of, backend_of
+        self._is_whole = not (kept or waiting)
         self._wanted_backends = wanted.backends
         self._unsure = False
         return changes
 
-    def _draft(self, service_of: Mapping[str, int], backend_of: Mapping[BackendKey, int]) -> Draft:
+    def _heirs(
+        self, service_ids: Mapping[int, Allocation], backend_ids: Mapping[int, Allocation]
+    ) -> set[int]:
+        """Owners of ids that are somebody else's in the kernel."""
+        return ids.changed_hands(self._service_ids, service_ids) | ids.changed_hands(
+            self._backend_ids, backend_ids
+        )
+
+    def _draft(
+        self,
+        service_of: Mapping[str, int],
+        backend_of: Mapping[BackendKey, int],
+        waiting: Collection[BackendKey] = (),
+    ) -> Draft:
         return Draft(
             self._have,
             self._programmed,
@@ -164,6 +191,7 @@ class Kernel:
             service_of,
             backend_of,
             self.patience,
+            waiting,
         )
 
     @staticmethod

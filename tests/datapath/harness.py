@@ -565,9 +565,9 @@ def verified_instructions(program: Program) -> int:
 
 
 @contextmanager
-def load(hook: str, egress: frozenset[int]) -> Iterator[Kernel]:
+def load(hook: str, egress: frozenset[int], limits: Limits = LIMITS) -> Iterator[Kernel]:
     """Compile and load a hook's program, with new maps that only it and the caller hold."""
-    maps = Maps.create(LIMITS)
+    maps = Maps.create(limits)
     for ifindex in egress:
         maps.egress.put(u32(ifindex), u32(ifindex))
     with tempfile.TemporaryDirectory(prefix="lb-test-") as name:

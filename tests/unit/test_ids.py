@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.core.ids import Allocation, allocate, uid
+from lb.core.ids import Allocation, allocate, changed_hands, uid
 from lb.errors import CapacityError
 
 
@@ -44,6 +44,31 @@ def test_no_id_and_generation_ever_has_two_owners(history: list[set[int]]) -> No
             assert 0 < number < 16
             if each.owner:
                 assert owners.setdefault((number, each.generation), each.owner) == each.owner
+
+
+def test_what_is_given_back_now_is_given_out_last() -> None:
+    held = {1: Allocation(11, 1), 2: Allocation(22, 1), 3: Allocation(0, 7)}
+    after = allocate(held, {22, 33}, 4, "backends")
+    assert after == {1: Allocation(0, 1), 2: Allocation(22, 1), 3: Allocation(33, 8)}
+    assert changed_hands(held, after) == set()
+    again = allocate(held, {22, 33, 44}, 4, "backends")
+    assert again[1] == Allocation(44, 2)
+    assert changed_hands(held, again) == {44}
+
+
+@given(st.lists(st.sets(st.integers(1, 30), max_size=12), max_size=20))
+def test_an_id_changes_hands_only_if_no_other_is_left(history: list[set[int]]) -> None:
+    held: dict[int, Allocation] = {}
+    for wanted in history:
+        after = allocate(held, wanted, 16, "backends")
+        owned = {each.owner for each in held.values() if each.owner}
+        left = 15 - len(owned)
+        assert len(changed_hands(held, after)) == max(0, len(wanted - owned) - left)
+        # Without those that have to wait nobody has to.
+        first = allocate(held, wanted - changed_hands(held, after), 16, "backends")
+        assert changed_hands(held, first) == set()
+        held = allocate(first, wanted, 16, "backends")
+        assert changed_hands(first, held) == set()
 
 
 def test_uids_differ_and_are_never_zero() -> None:
