@@ -8,9 +8,10 @@ from pathlib import Path
 
 from pyroute2 import IPRoute
 
-from lb.datapath import attach, compile, sources
+from lb.datapath import attach, compile
 from lb.datapath.attach import Interface
 from lb.datapath.bpf import Program
+from lb.datapath.maps import Maps
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class Pair:
     sides: Mapping[str, int]
     priority: int
 
-    def attach(self, ip: IPRoute, interfaces: Iterable[Interface], pin_dir: Path, owner: str) -> None:
+    def attach(
+        self, ip: IPRoute, interfaces: Iterable[Interface], maps: Maps, pin_dir: Path, owner: str
+    ) -> None:
         """Attach them. `owner`: name of the filters, by which they are known to be ours. Raises
         DatapathError."""
         for interface in interfaces:
             for name, parent in self.sides.items():
-                program = _program(name, pin_dir)
+                program = _program(name, maps, pin_dir)
                 attach.attach_filter(ip, interface, program, owner, self.priority, parent)
 
     def is_attached(self, ip: IPRoute, interface: Interface, owner: str) -> bool:
@@ -52,8 +55,8 @@ def release(ip: IPRoute, interface: Interface, owner: str) -> None:
         each.release(ip, interface, owner)
 
 
-def _program(name: str, pin_dir: Path) -> Program:
-    path = pin_dir / f"{name}_{sources.fingerprint('tc')}"
+def _program(name: str, maps: Maps, pin_dir: Path) -> Program:
+    path = pin_dir / f"{name}_{maps.fingerprint('tc')}"
     if not path.exists():
         for old in pin_dir.glob(f"{name}_*"):
             old.unlink()

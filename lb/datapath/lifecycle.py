@@ -23,7 +23,7 @@ from typing import Self
 from pyroute2 import IPRoute
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from lb.datapath import attach, beside, compile, consts, sources, structs
+from lb.datapath import adoption, attach, beside, compile, consts, sources, structs
 from lb.datapath.attach import Interface, Ours
 from lb.datapath.bpf import Map, Program
 from lb.datapath.encode import index_key
@@ -148,14 +148,13 @@ def ensure_bpf_fs(pin_dir: Path) -> None:
 
 
 def open_maps(pin_dir: Path, limits: Limits) -> tuple[Maps, list[str]]:
-    """The pinned maps, or new ones. Also returns, in words, where the pinned ones are not as the
-    settings say."""
+    """The pinned maps, or new ones. Also returns the names of those that were made beside pinned ones,
+    as another version of lbd had none, or others."""
     if not (pin_dir / "maps").exists():
         maps = Maps.create(limits)
         maps.pin(pin_dir)
         return maps, []
-    maps = Maps.open(pin_dir)
-    return maps, maps.misfits(limits)
+    return adoption.adopt(pin_dir, limits)
 
 
 def our_programs(pin_dir: Path) -> dict[int, Path]:
@@ -171,13 +170,14 @@ def our_attachments(pin_dir: Path) -> Ours:
     return Ours(frozenset(our_programs(pin_dir)), f"lb-{_short(pin_dir)}")
 
 
-def _program_file(hook: Hook) -> str:
-    return f"{_PROGRAM}{sources.folder(hook)}_{sources.fingerprint(hook)}"
+def _program_file(hook: Hook, maps: Maps) -> str:
+    return f"{_PROGRAM}{sources.folder(hook)}_{maps.fingerprint(hook)}"
 
 
-def load_program(pin_dir: Path, hook: Hook) -> tuple[Program, Path]:
-    """The program for this hook: the pinned one if its sources are ours, else compiled."""
-    path = pin_dir / _program_file(hook)
+def load_program(pin_dir: Path, hook: Hook, maps: Maps) -> tuple[Program, Path]:
+    """The program for this hook: the pinned one if its sources are ours and its maps are these, else
+    compiled."""
+    path = pin_dir / _program_file(hook, maps)
     if not path.exists():
         compile.load(hook, pin_dir, path)
     return Program.open(path), path
@@ -194,30 +194,35 @@ def bring_up(ip: IPRoute, settings: Settings, maps: Maps) -> Attachment:
     if settings.hook is Hook.AUTO:
         hook, why = Hook.XDP, "all interfaces have native XDP"
         try:
-            path = _attach_all(ip, interfaces, hook, pin_dir)
+            path = _attach_all(ip, interfaces, hook, pin_dir, maps)
         except DatapathError as error:
             # Generic XDP copies most packets first, and is slower than tc.
             hook, why = Hook.TC, f"no native XDP: {error.message}"
-            path = _attach_all(ip, interfaces, hook, pin_dir)
+            path = _attach_all(ip, interfaces, hook, pin_dir, maps)
     else:
         hook, why = settings.hook, "asked for"
-        path = _attach_all(ip, interfaces, hook, pin_dir)
+        path = _attach_all(ip, interfaces, hook, pin_dir, maps)
+    maps.former.clear()
     ours = our_programs(pin_dir)
     for index in linked(maps.links) - {interface.index for interface in interfaces}:
         _release(ip, maps, index, our_attachments(pin_dir))
+    current = {_program_file(hook, maps) for hook in (Hook.XDP, Hook.TC)}
     for old in ours.values():
-        if old != path and old.name not in {_program_file(hook) for hook in (Hook.XDP, Hook.TC)}:
+        if old != path and old.name not in current:
             old.unlink()  # of another version; this version's other hook may be wanted again
     return Attachment(tuple(interfaces), hook, why)
 
 
-def _attach_all(ip: IPRoute, interfaces: Sequence[Interface], hook: Hook, pin_dir: Path) -> Path:
+def _attach_all(
+    ip: IPRoute, interfaces: Sequence[Interface], hook: Hook, pin_dir: Path, maps: Maps
+) -> Path:
     """Attach to all interfaces or, if one refuses, to none that had nothing of ours before. Returns
     where the program is pinned."""
     if hook is not Hook.TC:
         for interface in interfaces:
             attach.check_foreign(interface, our_attachments(pin_dir))
-    program, path = load_program(pin_dir, hook)
+    program, path = load_program(pin_dir, hook, maps)
+    maps.carry_over()  # once more: compiling takes seconds
     ours = our_attachments(pin_dir)
     fresh: list[str] = []
     try:
@@ -258,7 +263,7 @@ def reattach(ip: IPRoute, maps: Maps, settings: Settings, attachment: Attachment
         if attached and _place(now) == _place(known):
             present.append(known)
             continue
-        program, _ = load_program(settings.pin_dir, attachment.hook)
+        program, _ = load_program(settings.pin_dir, attachment.hook, maps)
         link(maps, now)
         attach.attach(ip, now, attachment.hook, program, ours)
         _unlink(maps, known.index, keep=(now.index, *now.ports))
@@ -314,10 +319,11 @@ def take_down(ip: IPRoute, pin_dir: Path) -> list[str]:
     """Detach from all interfaces and remove all pins. Returns the interfaces' names."""
     released = []
     # Only this one map is needed, so that what a killed lbd or another version left goes away, too.
-    links = pin_dir / "maps" / "links"
-    if links.exists():
-        ours = our_attachments(pin_dir)
-        for index in linked(Map.open(links)):
+    path = pin_dir / "maps" / "links"
+    if path.exists():
+        links, ours = Map.open(path), our_attachments(pin_dir)
+        is_known = links.value_size == ctypes.sizeof(structs.Link)
+        for index in linked(links) if is_known else [link["index"] for link in ip.get_links()]:
             for interface in attach.by_index(ip, index):
                 beside.release(ip, interface, ours.name)
                 if attach.detach(ip, interface, ours):

@@ -79,7 +79,7 @@ class MirrorPath:
             # port pair would be taken for a copy.
             for key in list(self.maps.mirrored.keys()):
                 self.maps.mirrored.delete(key)
-        beside.MIRRORS.attach(self.ip, interfaces, self.pin_dir, self.name)
+        beside.MIRRORS.attach(self.ip, interfaces, self.maps, self.pin_dir, self.name)
 
 
 def _wrong_hook(service: str, hook: str) -> Problem:

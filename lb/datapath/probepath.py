@@ -75,7 +75,7 @@ class ProbePath:
 
     def _attach(self, interfaces: Sequence[Interface], *, is_used: bool) -> None:
         if is_used:
-            beside.PROBES.attach(self.ip, interfaces, self.pin_dir, self.name)
+            beside.PROBES.attach(self.ip, interfaces, self.maps, self.pin_dir, self.name)
             return
         for interface in interfaces:
             beside.PROBES.release(self.ip, interface, self.name)

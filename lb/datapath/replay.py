@@ -14,7 +14,7 @@ import shutil
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from lb.core.state import DesiredState
 from lb.datapath import compile, consts, structs
 from lb.datapath.bpf import Map, Program
 from lb.datapath.kernel import read_owners
-from lb.datapath.maps import Maps, MapSpec, specs
+from lb.datapath.maps import Maps, specs
 from lb.datapath.release import XDP_REPLAY
 from lb.errors import DatapathError
 from lb.model import keys
@@ -124,6 +124,7 @@ def replaying(
     `hook` it is XDP where the kernel can run that for the interface (it has to have native XDP), else
     tc; both treat every frame alike. Takes a second or two: the program is compiled."""
     live = Maps.open(pin_dir)
+    live.need_all()
     place = pin_dir / f"replay_{os.getpid()}"
     maps = _beside(live)
     (place / "maps").mkdir(parents=True, mode=0o700)
@@ -157,12 +158,9 @@ def _beside(live: Maps) -> Maps:
         if name not in _COPIED and name not in _FRESH:
             made[name] = each
             continue
-        spec: MapSpec = wanted[name]
         # Only as many counters as can change: all of them are read for each frame.
         room = highest.get(name, each.max_entries)
-        made[name] = Map.create(
-            spec.kind, f"lb_{name}"[:15], spec.key_size, spec.value_size, room, flags=spec.flags
-        )
+        made[name] = replace(wanted[name], max_entries=room).create(name)
         if name in _COPIED:
             made[name].put_many(list(each.items()))
     return Maps(made)

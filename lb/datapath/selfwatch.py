@@ -18,7 +18,7 @@ from lb.core.ids import uid
 from lb.datapath import attach, compile, consts, mapkeys, sources, structs
 from lb.datapath.bpf import Map, MapType, Program
 from lb.datapath.lifecycle import ensure_bpf_fs
-from lb.datapath.maps import MapSpec, specs
+from lb.datapath.maps import MapSpec, begin_making, specs
 from lb.datapath.watch import Watch
 from lb.model import keys
 from lb.model.objects import Protocol, Service
@@ -111,17 +111,8 @@ def _maps(place: Path, limits: Limits) -> dict[str, Map]:
     wanted = {name: shared[name] for name in ("watched", "totals", "overdue", "scratch")}
     wanted["watch_vips"] = MapSpec(MapType.HASH, endpoint, vip, _ROOM)
     if not directory.exists():
-        making = place / "maps_new"
-        shutil.rmtree(making, ignore_errors=True)
-        making.mkdir(parents=True, mode=0o700)
+        making = begin_making(place)
         for name, each in wanted.items():
-            Map.create(
-                each.kind,
-                f"lb_{name}"[:15],
-                each.key_size,
-                each.value_size,
-                each.max_entries,
-                flags=each.flags,
-            ).pin(making / name)
+            each.create(name).pin(making / name)
         making.rename(directory)
     return {name: Map.open(directory / name) for name in wanted}

@@ -95,7 +95,9 @@ def _serve(settings: Settings) -> None:
         with open_store(settings.store, settings.etcd) as store:
             lifecycle.ensure_bpf_fs(settings.pin_dir)
             attach.check(ip, settings.interfaces)
-            maps, misfits = lifecycle.open_maps(settings.pin_dir, settings.limits)
+            maps, made = lifecycle.open_maps(settings.pin_dir, settings.limits)
+            if made:
+                log.info("another version of lbd was here: made %s, kept all else", ", ".join(made))
             attachment = lifecycle.bring_up(ip, settings, maps)
             log.info(
                 "attached hook=%s (%s) to %s in %.1f s",
@@ -110,7 +112,7 @@ def _serve(settings: Settings) -> None:
                     message=f"pinned map is not as lb.toml says: {misfit}",
                     hint="lbd --detach, then start lbd, to make the maps anew",
                 )
-                for misfit in misfits
+                for misfit in maps.misfits(settings.limits)
             )
             keep_memory()
             daemon = Daemon(settings, store, ip, maps, attachment, notes)

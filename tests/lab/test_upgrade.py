@@ -15,6 +15,7 @@ from helpers import create, held, outcomes, service
 
 import lb
 from lb.datapath import sources
+from lb.datapath.bpf import Map
 from lb.lab.lab import UDP_PORT, Lab
 from lb.lab.shell import PATIENCE
 from lb.lab.topology import VIP4
@@ -45,16 +46,38 @@ def steady(lab: Lab, found: dict[str, int]) -> Iterator[None]:
         child.wait()
 
 
-@pytest.fixture
-def another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From its call on the lab's programs are those of a checkout whose kernel programs differ."""
+# A version with a map more, and with two of another size, one of which holds counters and one nothing.
+OTHER_MAPS = """
+from dataclasses import replace
 
-    def switch() -> None:
+_before = specs
+
+
+def specs(limits):
+    found = _before(limits)
+    scratch, outcomes = found["scratch"], found["outcomes"]
+    found["scratch"] = replace(scratch, value_size=scratch.value_size + 64)
+    found["outcomes"] = replace(outcomes, max_entries=outcomes.max_entries + 1)
+    found["novelty"] = MapSpec(MapType.HASH, 8, 8, limits.backends)
+    return found
+"""
+
+
+@pytest.fixture
+def another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """From its call on the lab's programs are those of a checkout whose kernel programs differ; or, with
+    `maps`, those of one that has this at the end of maps.py."""
+
+    def switch(maps: str = "") -> None:
         shutil.copytree(Path(lb.__file__).parent, tmp_path / "lb")
         for part in ("xdp", "tc"):
             shutil.copytree(sources.directory() / part, tmp_path / part)
-        with (tmp_path / "xdp/include/lb_consts.h").open("a") as header:
-            header.write(f"/* {tmp_path.name} */\n")
+        if maps:
+            with (tmp_path / "lb/datapath/maps.py").open("a") as source:
+                source.write(maps)
+        else:
+            with (tmp_path / "xdp/include/lb_consts.h").open("a") as header:
+                header.write(f"/* {tmp_path.name} */\n")
         mains = {"lbd": "lb.node.main", "lbctl": "lb.cli.main"}
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         monkeypatch.setenv("PYTHONSAFEPATH", "1")  # not from where the tests are run
@@ -80,7 +103,7 @@ def attached(lab: Lab) -> dict[str, set[int]]:
 @pytest.mark.parametrize("mode", ["dsr", "nat", "fullnat"])
 @pytest.mark.parametrize("hook", ["xdp", "xdp-generic", "tc"])
 def test_no_packet_is_lost(
-    node: Callable[[str], Lab], hook: str, mode: str, another_version: Callable[[], None]
+    node: Callable[[str], Lab], hook: str, mode: str, another_version: Callable[..., None]
 ) -> None:
     lab = node(hook)
     lab.start_udp_servers()
@@ -105,3 +128,65 @@ def test_no_packet_is_lost(
     assert found["asked"] > 1000
     assert outcomes(lab)["forward_redirect"] - counted >= found["asked"]
     lab.kill_lbd()  # its files go with this test
+
+
+def restart(lab: Lab, hook: str) -> None:
+    lab.kill_lbd()
+    lab.start_lbd(hook)
+
+
+@pytest.mark.parametrize("hook", ["xdp", "tc"])
+def test_nor_where_the_other_version_has_other_maps_and_on_the_way_back(
+    node: Callable[[str], Lab],
+    hook: str,
+    another_version: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab = node(hook)
+    lab.start_udp_servers()
+    create(
+        lab,
+        service(lab, "web", VIP4, mode="fullnat"),
+        service(lab, "udp", VIP4, port=UDP_PORT, protocol="udp", tracking="always"),
+    )
+    pins = lab.node_folder / "bpf/lb/maps"
+
+    def ids() -> dict[str, int]:
+        return {path.name: Map.open(path).id for path in pins.iterdir()}
+
+    def flows() -> int:
+        """How many are remembered."""
+        count: int = json.loads(lab.lbctl("flows", "list", "-o", "json").stdout)["count"]
+        return count
+
+    counted, found = outcomes(lab)["forward_redirect"], {"asked": 0, "lost": 0}
+    with held(lab, VIP4, 40) as connections, steady(lab, found):
+        was = connections.ask()
+        programs, maps = attached(lab), ids()
+        another_version(OTHER_MAPS)
+        restart(lab, hook)
+        assert connections.ask() == was
+        assert flows() >= 40
+        with_others = ids()
+        assert with_others.keys() - maps.keys() == {"novelty"}
+        changed = {name for name in maps if with_others[name] != maps[name]}
+        assert changed == {"scratch", "outcomes"}
+        assert programs["front0"].isdisjoint(attached(lab)["front0"])
+
+        # The lbctl of this version, before its lbd: it sees what is as it should be, and makes nothing.
+        monkeypatch.undo()
+        assert json.loads(lab.lbctl("status", "-o", "json").stdout)["outcomes"] is None
+        assert flows() >= 40
+        assert ids() == with_others
+
+        restart(lab, hook)
+        assert connections.ask() == was
+        assert flows() >= 40
+        changed = {name for name in maps if ids()[name] != with_others[name]}
+        assert changed == {"scratch", "outcomes"}
+    assert found["lost"] == 0
+    assert found["asked"] > 1000
+    # Nobody counts twice what was counted while one program made way for the other: a moment, in which
+    # the other was compiled already.
+    assert outcomes(lab)["forward_redirect"] - counted >= 0.9 * found["asked"]
+    (pins / "novelty").unlink()
