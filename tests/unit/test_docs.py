@@ -37,6 +37,7 @@ MAKE_VARIABLES = {
     "HOOK": set(Hook),
     "SUITES": set(SUITES),
     "QUICK": {"1"},
+    "WORKERS": {"1"},
     "KERNEL": set(debian.SERIES),
     "PART": set(plan.PARTS),
 }
