@@ -24,19 +24,28 @@ from lb.store.rollouts import Sight
 def refuse_if_under_way(
     snapshot: Snapshot, state: DesiredState, wanted: Mapping[str, Document | None]
 ) -> None:
-    """A split that a rollout is changing belongs to it. Raises ConflictError."""
+    """A split that a rollout is changing belongs to it, and so does the way back. Raises
+    ConflictError."""
     for rollout in under_way(snapshot):
         key = keys.service(rollout.service)
         if key not in wanted:
             continue
         before, after = state.services.get(rollout.service), wanted[key]
-        stays = isinstance(after, Service) and before and same_split(before.split, after.split)
-        if not stays:
+        if not (isinstance(after, Service) and before and same_split(before.split, after.split)):
             raise ConflictError(
                 f"a rollout to pool {rollout.spec.pool!r} is changing the split of service"
                 f" {rollout.service!r} ({place(rollout)})",
                 hint=f"end it: lbctl rollout abort {rollout.service}; or --force: it ends, and leaves"
                 " what you write",
+            )
+        share = (rollout.status.before or {}).get(after.backup or "")
+        if share and after.backup != before.backup:
+            raise ConflictError(
+                f"pool {after.backup!r} can't be the backup of service {rollout.service!r} now: it gets"
+                f" {share:g} % of the new flows again if the rollout to pool {rollout.spec.pool!r} is"
+                f" aborted ({place(rollout)})",
+                hint=f"wait for its end: lbctl rollout wait {rollout.service}; or --force: then an abort"
+                " takes the backup away again",
             )
 
 

@@ -19,6 +19,8 @@ whatever moment, each transition is made once. What the table can't say:
   changed it: the rollout ends, and leaves the split as it is. All other edits (weights, drains, rules,
   policies, or a split that is the same) are no reason to stop: only the split is written, into the
   document that is there.
+- What the split is to be goes before what people wish for the day when a pool fails: a backup that gets
+  a share by a split that is written here is a backup no more (`with_split()`), and the history says so.
 - ABORTING has one way out, and nothing leads out of ABORTED and PROMOTED. The canary's share in the
   split of before is 0 (`refusal()` insists on it), so after an abort it only falls, and stays 0.
 - A canary *can be used* while one of its backends takes flows and is not found unhealthy by most of the
@@ -157,11 +159,18 @@ class View:
 
 @dataclass(frozen=True)
 class Decision:
-    """A transition. `split` is what the service has to get in the same transaction; None = it stays."""
+    """A transition. `split` is what the service has to get in the same transaction; None = it stays.
+    `note`: what else of the service changes with it, in words."""
 
     rollout: Rollout
     event: Event
     split: Mapping[str, float] | None = None
+    note: str = ""
+
+    @property
+    def said(self) -> str:
+        """What happened, for a log."""
+        return f"{self.event}; {self.note}" if self.note else self.event.value
 
 
 def decide(rollout: Rollout, view: View, now: float, by: str) -> Decision | None:
@@ -193,20 +202,22 @@ def decide(rollout: Rollout, view: View, now: float, by: str) -> Decision | None
         changes |= {"judged": None, "reason": "", "looked": 0.0}
     if split is not None:
         changes |= {"wrote": split, "before": status.before or _split(view)}
-    if phase in (Phase.ABORTING, Phase.ABORTED) and status.ending is None:
-        changes |= {"ending": _ENDINGS[event], "words": words or event.value, "by": who}
     is_new = split is not None and not same_split(split, _split(view))
+    note = _backup_ends(view.service, split) if split is not None and is_new else ""
+    words = (words or event.value) + (f"; {note}" if note else "")
+    if phase in (Phase.ABORTING, Phase.ABORTED) and status.ending is None:
+        changes |= {"ending": _ENDINGS[event], "words": words, "by": who}
     told = Transition(
         at=now,
         phase=phase,
         step=step,
-        words=words or event.value,
+        words=words,
         by=who,
         split=split if is_new else None,
         replaced=view.version if is_new else None,
     )
     changes["history"] = (*status.history, told)[-HISTORY:]
-    return Decision(_with(rollout, **changes), event, split if is_new else None)
+    return Decision(_with(rollout, **changes), event, split if is_new else None, note)
 
 
 def _event(rollout: Rollout, view: View, now: float) -> tuple[Event, str] | None:
@@ -353,6 +364,20 @@ def same_split(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
 def describe(split: Mapping[str, float]) -> str:
     """For people: stable 95 %, canary 5 %."""
     return ", ".join(f"{pool} {share:g} %" for pool, share in split.items())
+
+
+def with_split(service: Service, split: Mapping[str, float]) -> Service:
+    """Its document with this split. A backup that has a share by it can't stay the backup. Raises
+    ValueError if it isn't valid all the same."""
+    backup = None if _backup_ends(service, split) else service.backup
+    return Service.model_validate({**service.model_dump(), "split": split, "backup": backup})
+
+
+def _backup_ends(service: Service | None, split: Mapping[str, float]) -> str:
+    """That the service's backup can't be one with this split, in words."""
+    if service is None or service.backup is None or not split.get(service.backup):
+        return ""
+    return f"pool {service.backup} has a share again, so it is no longer the backup"
 
 
 def _split(view: View) -> dict[str, float]:

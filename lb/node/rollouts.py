@@ -256,7 +256,7 @@ class Rollouts:
                 compares=[self._lock.held],
             )
             status = found.rollout.status
-            log.info("rollout %s: %s, step %d: %s", service, status.phase, status.step, decision.event)
+            log.info("rollout %s: %s, step %d: %s", service, status.phase, status.step, decision.said)
             self._notify(found.rollout, is_ours=True)
             if found.rollout.is_over:
                 return RENEW_SECONDS

@@ -14,7 +14,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from lb.core.records import name, recorded, surplus
-from lb.core.rollout import Decision, View, describe
+from lb.core.rollout import Decision, View, describe, with_split
 from lb.core.state import describe_error
 from lb.errors import UserError
 from lb.model import keys
@@ -123,12 +123,19 @@ def commit(
 ) -> Found:
     """Write a decision. `who` is it in the history of changes, `tail` makes the key of that record like
     no other. Raises ConflictError if the rollout or the service was changed meanwhile (then nothing is
-    written), StoreUnavailable."""
+    written), UserError if the service can't have that split, StoreUnavailable."""
     rollout = decision.rollout
     service = rollout.service
     puts: list[Put | Delete] = [Put(keys.rollout(service), rollout.model_dump_json())]
     if decision.split is not None and seen.view.service is not None:
-        after = Service.model_validate({**seen.view.service.model_dump(), "split": decision.split})
+        try:
+            after = with_split(seen.view.service, decision.split)
+        except ValidationError as error:
+            raise UserError(
+                f"the rollout of {service!r} can't write the split {describe(decision.split)}:"
+                f" {describe_error(error)}",
+                hint=f"write one yourself, then it ends: lbctl service set {service} --split … --force",
+            ) from None
         puts.append(Put(keys.service(service), after.model_dump_json()))
         puts += _record(store, seen, after, decision, who, tail, now)
     if rollout.is_over:
@@ -149,7 +156,7 @@ def _record(
     status = rollout.status
     key = keys.service(rollout.service)
     change = KeyChange(key=key, before=seen.service, after=after.model_dump_json())
-    what = f"rollout {rollout.id}: {status.phase}, {describe(decision.split or {})} ({decision.event})"
+    what = f"rollout {rollout.id}: {status.phase}, {describe(decision.split or {})} ({decision.said})"
     record = recorded([change], who, what, now)
     items = store.read(keys.HISTORY).items
     newest = sorted(items, key=lambda each: (each.mod_revision, each.key), reverse=True)

@@ -303,6 +303,89 @@ def test_lbctl_leaves_a_split_to_its_rollout(
     assert Service.model_validate_json(item.value).window == 60
 
 
+def at_100(canary: Any, store: Store, runner: Runner) -> None:
+    """A rollout at its last step, where the old pool has no share."""
+    canary.ok("rollout", "start", "web", "--to", "canary", "--steps", "100", "--every", "1h",
+              "--no-analysis")  # fmt: skip
+    settle(runner)
+    assert split(store) == {"stable": 0, "canary": 100}
+
+
+def backup(store: Store) -> str | None:
+    item = store.get(keys.service("web"))
+    assert item is not None
+    return Service.model_validate_json(item.value).backup
+
+
+@pytest.mark.usefixtures("quick")
+def test_lbctl_leaves_the_way_back_to_a_rollout(
+    canary: Any, store: Store, runner: Runner, tmp_path: Any
+) -> None:
+    at_100(canary, store, runner)
+    (tmp_path / "web.yaml").write_text("services: [{name: web, vip: 10.0.0.1, port: 80, backends: [],"
+                                       " split: {canary: 100}, backup: stable}]")  # fmt: skip
+    for arguments in (
+        ("service", "set", "web", "--backup-pool", "stable"),
+        ("apply", "-f", str(tmp_path / "web.yaml")),
+    ):
+        refused = canary(*arguments)
+        assert refused.code == ExitCode.CONFLICT
+        assert "gets 100 % of the new flows again if the rollout" in refused.err
+        assert "lbctl rollout wait web" in refused.err
+    assert backup(store) is None
+    canary.ok("service", "set", "web", "--backup-pool", "spare")  # no part of the way back
+    canary.ok("rollout", "promote", "web")
+    settle(runner)
+    canary.ok("service", "set", "web", "--backup-pool", "stable")
+
+
+def test_an_abort_goes_before_a_backup(canary: Any, store: Store, runner: Runner) -> None:
+    at_100(canary, store, runner)
+    canary.ok("service", "set", "web", "--backup-pool", "stable", "--force")
+    canary.ok("rollout", "abort", "web")
+    assert (split(store), backup(store)) == ({"stable": 100}, None)
+    assert "stable has a share again, so it is no longer the backup" in rollout(store).status.words
+    assert "it is no longer the backup" in canary.json("history")[0]["what"]
+    settle(runner)
+    assert phase(store) is Phase.ABORTED
+
+
+def test_a_nodes_abort_goes_before_a_backup_that_another_program_wrote(
+    canary: Any, store: Store, runner: Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    at_100(canary, store, runner)
+    item = store.get(keys.service("web"))
+    assert item is not None
+    store.commit([Put(item.key, json.dumps({**json.loads(item.value), "backup": "stable"}))])
+    canary.ok("backend", "down", "web", "c1")
+    with caplog.at_level("INFO", "lbd"):
+        settle(runner)
+    assert (split(store), backup(store)) == ({"stable": 100}, None)
+    assert rollout(store).status.ending == "unhealthy"
+    assert "it is no longer the backup" in caplog.text
+    assert "internal error" not in caplog.text
+
+
+def test_a_split_that_no_service_can_have_is_said(
+    canary: Any, store: Store, runner: Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The split of before, as somebody wrote it into the rollout."""
+    at_100(canary, store, runner)
+    document = json.loads(rollout(store).model_dump_json())
+    document["status"]["before"] = {"stable": 90}
+    store.commit([Put(keys.rollout("web"), json.dumps(document))])
+    refused = canary("rollout", "abort", "web")
+    assert refused.code == ExitCode.USAGE
+    assert "can't write the split stable 90 %: split sums to 90 %, not to 100 %" in refused.err
+    canary.ok("backend", "down", "web", "c1")
+    runner.turn()
+    assert "can't write the split stable 90 %" in caplog.text
+    assert "internal error" not in caplog.text
+    canary.ok("service", "set", "web", "--split", "stable=100", "--force")  # as the hint says
+    settle(runner)
+    assert phase(store) is Phase.ABORTED
+
+
 def test_whoever_forces_a_split_has_the_last_word(canary: Any, store: Store, runner: Runner) -> None:
     canary.ok("rollout", "start", "web", *STEPS)
     settle(runner)
