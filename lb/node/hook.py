@@ -47,7 +47,7 @@ class Courier:
     """Delivers in order, one after the other. `what`: for the log."""
 
     what: str
-    _queue: queue.Queue[Callable[[], None]] = field(default_factory=lambda: queue.Queue(QUEUED))
+    _queue: queue.Queue[Callable[[], None] | None] = field(default_factory=lambda: queue.Queue(QUEUED))
     _thread: threading.Thread | None = None
 
     def send(self, deliver: Callable[[], None]) -> None:
@@ -61,21 +61,34 @@ class Courier:
                 return
             except queue.Full:
                 self._queue.get_nowait()
+                self._queue.task_done()
                 log.error("%s: too slow; dropped what was the oldest", self.what)
 
+    def end(self) -> bool:
+        """End the thread, unless something is left to deliver; is it ended? For the one who sends."""
+        if self._queue.unfinished_tasks:
+            return False
+        if self._thread is not None:
+            self._thread = None
+            self._queue.put_nowait(None)
+        return True
+
     def _run(self) -> None:
-        while True:
+        while (deliver := self._queue.get()) is not None:
             retrying = Retrying(
                 stop=stop_after_delay(RETRY_SECONDS),
                 wait=wait_exponential(multiplier=0.5, max=30),
                 retry=retry_if_exception_type(NotDelivered),
             )
             try:
-                retrying(self._queue.get())
+                retrying(deliver)
             except RetryError as error:
                 log.error("%s: gave up: %s", self.what, error.last_attempt.exception())
             except Exception:  # a bug with one message is no reason to deliver no more
                 log.exception("%s: internal error; dropped one", self.what)
+            finally:
+                self._queue.task_done()
+        self._queue.task_done()
 
 
 @dataclass

@@ -14,7 +14,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -199,6 +199,7 @@ class Rollouts:
             self._notify(found.rollout, is_ours=self._lock.held is not None)
             if not found.rollout.is_over:
                 live.append(found)
+        self._dismiss(self._couriers.keys() - {each.rollout.spec.notify for each in live})
         names = frozenset(each.rollout.service for each in live)
         if names != self._live:
             self._live = names
@@ -300,6 +301,12 @@ class Rollouts:
             url = rollout.spec.notify
             courier = self._couriers.setdefault(url, Courier("rollout webhook"))
             courier.send(partial(post, url, document))
+
+    def _dismiss(self, urls: Iterable[str]) -> None:
+        """End the couriers to these URLs, when all is delivered: each CI job may name one of its own."""
+        for url in urls:
+            if self._couriers[url].end():
+                del self._couriers[url]
 
     def _complain(self, what: str, error: LbError) -> None:
         """Once, not with each try."""

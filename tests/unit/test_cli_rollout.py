@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -703,3 +704,23 @@ def test_after_a_takeover_the_last_transition_is_posted_again(
     assert [(each["number"], each["node"]) for each in posts] == [
         (0, "n1"), (1, "n1"), (1, "n2"), (2, "n2"), (3, "n2"),
     ]  # fmt: skip
+
+
+def test_a_url_that_no_rollout_needs_any_more_costs_no_thread(
+    store: Store, runner: Runner, posts: list[dict[str, Any]]
+) -> None:
+    others = set(threading.enumerate())
+
+    def told_and_ended(sent: int) -> bool:
+        runner.turn()
+        new = [each.name for each in threading.enumerate() if each not in others]
+        return len(posts) == sent and "rollout webhook" not in new
+
+    for number in range(3):
+        spec = {"pool": "none", "steps": [20], "when": time.time(), "notify": f"http://ci.test/{number}"}
+        document = {"service": "web", "id": f"r-{number}", "spec": spec}
+        store.commit([Put(keys.rollout("web"), json.dumps(document))])
+        runner.turn()
+        assert phase(store) is Phase.ABORTED
+        wait_for(partial(told_and_ended, number + 1))
+    assert [each["url"] for each in posts] == [f"http://ci.test/{number}" for number in range(3)]

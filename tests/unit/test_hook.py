@@ -156,3 +156,17 @@ def test_without_a_listener_there_is_no_thread() -> None:
     before = threading.active_count()
     Hook(Checks(), "node1").tell(transition(1))
     assert threading.active_count() == before
+
+
+def test_a_courier_ends_when_all_is_delivered_and_may_begin_anew() -> None:
+    courier = hooks.Courier("a courier")
+    assert courier.end()  # it has not begun
+    held, came = threading.Event(), []
+    courier.send(lambda: came.append(held.wait(10)))
+    assert not courier.end()
+    held.set()
+    wait_for(courier.end)
+    wait_for(lambda: all(each.name != "a courier" for each in threading.enumerate()))
+    courier.send(lambda: came.append(True))
+    wait_for(lambda: came == [True, True])
+    wait_for(courier.end)
