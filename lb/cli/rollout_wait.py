@@ -157,11 +157,11 @@ def told(
     watch_over: Callable[[Rollout], None] = lambda _: None,
 ) -> Iterator[Rollout]:
     """As follow(), and say each transition that comes after those that `rollout` has."""
-    said = len(rollout.status.history)
+    said = rollout.status.made
     for present in follow(store, rollout.service, rollout.id, until, watch_over):
-        for each in present.status.history[said:]:
+        for _, each in present.status.since_number(said):
             say(line(present, each))
-        said = len(present.status.history)
+        said = present.status.made
         yield present
 
 

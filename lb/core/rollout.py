@@ -216,7 +216,8 @@ def decide(rollout: Rollout, view: View, now: float, by: str) -> Decision | None
         split=split if is_new else None,
         replaced=view.version if is_new else None,
     )
-    changes["history"] = (*status.history, told)[-HISTORY:]
+    history = (*status.history, told)[-HISTORY:]
+    changes |= {"history": history, "dropped": status.made + 1 - len(history)}
     return Decision(_with(rollout, **changes), event, split if is_new else None, note)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Self
 
@@ -172,7 +173,22 @@ class RolloutStatus(Document):
     verdicts: tuple[StepVerdict, ...] = Field(
         default=(), description="For each step and metric what it said last."
     )
-    history: tuple[Transition, ...] = Field(default=(), description="The oldest first.")
+    history: tuple[Transition, ...] = Field(
+        default=(), description=f"The oldest first; the newest {HISTORY} are kept."
+    )
+    dropped: int = Field(
+        default=0, ge=0, description="Transitions that `history` had before its first, and no longer has."
+    )
+
+    @property
+    def made(self) -> int:
+        """How many transitions there were. They are numbered from 0."""
+        return self.dropped + len(self.history)
+
+    def since_number(self, number: int) -> Sequence[tuple[int, Transition]]:
+        """Transitions from this number on, with their numbers, as far as they are kept."""
+        numbered = enumerate(self.history, start=self.dropped)
+        return [(each, transition) for each, transition in numbered if each >= number]
 
 
 class Rollout(Document):

@@ -283,21 +283,21 @@ class Rollouts:
     def _notify(self, rollout: Rollout, *, is_ours: bool) -> None:
         """Tell of transitions that were not told. Whoever takes over tells the last one again: better
         twice than never; who listens knows it by its number."""
-        history = rollout.status.history
+        made = rollout.status.made
         before = self._told.get(rollout.service)
         if before is None or before[0] != rollout.id:
-            began = max(0, len(history) - 1) if before is None else 0
+            began = max(0, made - 1) if before is None else 0
         else:
             began = before[1]
         if not is_ours:
             # Not told by us: whoever runs it does. If that one dies, the last one is told again.
-            self._told[rollout.service] = rollout.id, max(0, len(history) - 1)
+            self._told[rollout.service] = rollout.id, max(0, made - 1)
             return
-        self._told[rollout.service] = rollout.id, len(history)
+        self._told[rollout.service] = rollout.id, made
         if not rollout.spec.notify or (before is None and rollout.is_over):
             return
-        for number in range(began, len(history)):
-            document = json.dumps(notification(rollout, number, history[number], self.node))
+        for number, transition in rollout.status.since_number(began):
+            document = json.dumps(notification(rollout, number, transition, self.node))
             url = rollout.spec.notify
             courier = self._couriers.setdefault(url, Courier("rollout webhook"))
             courier.send(partial(post, url, document))

@@ -14,6 +14,7 @@ from rolling import Runner
 
 from lb.cli import rollout_asks as commands
 from lb.cli import rollout_wait
+from lb.core import rollout as core
 from lb.errors import ExitCode
 from lb.model import keys
 from lb.model.objects import Service
@@ -704,6 +705,32 @@ def test_after_a_takeover_the_last_transition_is_posted_again(
     assert [(each["number"], each["node"]) for each in posts] == [
         (0, "n1"), (1, "n1"), (1, "n2"), (2, "n2"), (3, "n2"),
     ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_comes_after_the_history_is_full_is_posted_and_said(
+    canary: Any,
+    store: Store,
+    runner: Runner,
+    posts: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(core, "HISTORY", 3)
+    canary.ok("rollout", "start", "web", *STEPS, "--notify", "http://hooks.test/x")
+    settle(runner)
+    begun, lines = rollout(store), []
+    for command in ("pause", "resume", "pause", "resume"):
+        canary.ok("rollout", command, "web")
+        settle(runner)
+        for _ in rollout_wait.told(store, begun, 0.0, lines.append):
+            begun = rollout(store)
+    wait_for(lambda: len(posts) == 8)
+    assert [each["number"] for each in posts] == list(range(8))
+    said = [line.split()[1] for line in lines]
+    assert said == [each["phase"] for each in posts[2:]] == ["paused", "stepping", "baking"] * 2
+    status = rollout(store).status
+    assert [number for number, _ in status.since_number(0)] == [5, 6, 7]
+    assert (status.dropped, status.made) == (5, 8)
 
 
 def test_a_url_that_no_rollout_needs_any_more_costs_no_thread(
