@@ -27,7 +27,7 @@ from lb.cli.moves import Move, moves
 from lb.cli.output import note
 from lb.cli.record import recording
 from lb.cli.rehash import rehashes
-from lb.cli.rollout_view import refuse_if_under_way
+from lb.cli.rollout_view import refuse_if_under_way, under_way
 from lb.cli.session import Session, state_of
 from lb.cli.wait import Waited, until_applied
 from lb.core.conflicts import claimed, contested
@@ -36,9 +36,10 @@ from lb.errors import CapacityError, ConflictError, StoreUnavailable, UserError
 from lb.model import keys
 from lb.model.objects import Backend, ClusterConfig, Document, Service
 from lb.store.base import Compare, Delete, KeyValue, Put, Snapshot, Unwritten
+from lb.store.rollouts import leftovers
 
 # What etcd takes in one transaction is 128 compares, unless it was told otherwise. More than this are
-# replaced by three: the lock, and that nobody has written any service or backend meanwhile.
+# replaced by a few: the lock, and that nobody has written any service or backend meanwhile (or rollout).
 MANY_COMPARES = 100
 ATTEMPTS = 50  # of writers who keep outrunning this one; each round some writer has got through
 RETRY_SECONDS = 0.02  # mean pause between them
@@ -168,7 +169,10 @@ def propose(session: Session, edit: Edit) -> Proposal:
         for key, document in draft.wanted.items()
     ]
     reads = set(draft.read)
-    many = len(reads) > MANY_COMPARES
+    left = _left_of_rollouts(draft)
+    operations += [Delete(item.key) for item in left]
+    over = [Compare(e.key, e.mod_revision) for e in left if e.key.startswith(keys.ROLLOUTS)]
+    many = len(reads) + len(over) > MANY_COMPARES
     if operations and (many or draft.structural() or keys.CONFIG not in draft.state.versions):
         operations.append(_config(draft))
         reads.add(keys.CONFIG)
@@ -178,7 +182,10 @@ def propose(session: Session, edit: Edit) -> Proposal:
         if not many or key == keys.CONFIG
     ]
     if many:
-        compares += [Unwritten(each, snapshot.revision) for each in (keys.SERVICES, keys.BACKENDS)]
+        prefixes = (keys.SERVICES, keys.BACKENDS, *([keys.ROLLOUTS] if over else []))
+        compares += [Unwritten(each, snapshot.revision) for each in prefixes]
+    else:
+        compares += over  # none has begun meanwhile
     after = _after(draft, operations)
     _check(draft, after)
     if not session.force:
@@ -257,6 +264,18 @@ def _commit(session: Session, edit: Edit, proposal: Proposal) -> tuple[Proposal,
         if not proposal.operations:
             break
     return proposal, None
+
+
+def _left_of_rollouts(draft: Draft) -> list[KeyValue]:
+    """What is stored of the rollouts of services that go; and of those that come, if others of their
+    names went another way. A rollout under way is left to its nodes: it tells those who wait for it."""
+    services = {
+        key.removeprefix(keys.SERVICES)
+        for key, document in draft.wanted.items()
+        if key.startswith(keys.SERVICES) and (document is None or key not in draft.state.versions)
+    }
+    services -= {each.service for each in under_way(draft.snapshot)}
+    return leftovers(draft.snapshot.items, services) if services else []
 
 
 def _config(draft: Draft) -> Put:

@@ -21,6 +21,7 @@ NODES = REPORTS + "nodes/"
 VOTES = REPORTS + "votes/"
 OBSERVED = REPORTS + "observed/"
 EVIDENCE = REPORTS + "evidence/"
+ENDED_ROLLOUTS = REPORTS + "rollouts/"
 ROLLOUT_LOCK = REPORTS + "locks/rollouts"  # whoever has it runs the rollouts
 # Reports, records and plans: nothing that the data path has to apply.
 BESIDE = (REPORTS, MEMBERS, HISTORY, ROLLOUTS)
@@ -73,7 +74,7 @@ def rollout(service: str) -> str:
 
 def ended_rollout(service: str, id: str) -> str:
     """Key of the copy of a rollout that is over."""
-    return f"{REPORTS}rollouts/{service}/{id}"
+    return f"{ENDED_ROLLOUTS}{service}/{id}"
 
 
 def evidence(service: str) -> str:

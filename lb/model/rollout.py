@@ -177,7 +177,9 @@ class RolloutStatus(Document):
         default=(), description=f"The oldest first; the newest {HISTORY} are kept."
     )
     dropped: int = Field(
-        default=0, ge=0, description="Transitions that `history` had before its first, and no longer has."
+        default=0,
+        ge=0,
+        description="Transitions that `history` had before its first, and no longer has.",
     )
 
     @property
@@ -194,6 +196,7 @@ class RolloutStatus(Document):
 class Rollout(Document):
     """A rollout of a service. Key: /lb/v1/rollouts/<service>: the one under way, or the last one. When
     it is over the nodes keep a copy at /lb/reports/v1/rollouts/<service>/<id>: the last 20 of a service.
+    Whoever removes the service removes them.
     """
 
     service: Name

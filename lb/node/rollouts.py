@@ -206,6 +206,7 @@ class Rollouts:
             self.tell(names)
         if not live:
             self._lock.give_up()
+            self._analyst.forget()
             return IDLE_SECONDS
         if not self._lock.hold(monotonic):
             self._analyst.forget()

@@ -7,7 +7,7 @@ transaction that compares the document and the service.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -78,6 +78,18 @@ def ended(store: Store, service: str) -> list[Rollout]:
     return sorted(found, key=lambda each: each.id)
 
 
+def leftovers(items: Iterable[KeyValue], services: Collection[str]) -> list[KeyValue]:
+    """Of these keys those that the rollouts of these services wrote."""
+    found = []
+    for item in items:
+        for prefix in (keys.ROLLOUTS, keys.ENDED_ROLLOUTS, keys.EVIDENCE):
+            if item.key.startswith(prefix):
+                if item.key.removeprefix(prefix).partition("/")[0] in services:
+                    found.append(item)
+                break
+    return found
+
+
 def sight(store: Store, service: str) -> Sight:
     """Everything that the rollout of a service depends on. The service is read first: what nodes say
     that they have applied is then never older than it. Raises UserError if its document is not valid,
@@ -139,9 +151,12 @@ def commit(
         puts.append(Put(keys.service(service), after.model_dump_json()))
         puts += _record(store, seen, after, decision, who, tail, now)
     if rollout.is_over:
-        puts.append(Put(keys.ended_rollout(service, rollout.id), rollout.model_dump_json()))
         old = sorted(each.key for each in store.read(keys.ended_rollout(service, "")).items)
-        puts += [Delete(key) for key in old[: max(0, len(old) + 1 - KEPT)]]
+        if seen.view.service is None:  # the document itself stays, for those who wait for its end
+            puts += [Delete(key) for key in (*old, keys.evidence(service))]
+        else:
+            puts.append(Put(keys.ended_rollout(service, rollout.id), rollout.model_dump_json()))
+            puts += [Delete(key) for key in old[: max(0, len(old) + 1 - KEPT)]]
     both = [
         Compare(keys.rollout(service), found.version),
         Compare(keys.service(service), seen.view.version),

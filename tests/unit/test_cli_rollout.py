@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from rolling import Runner
 
+from lb.cli import change, rollout_wait
 from lb.cli import rollout_asks as commands
-from lb.cli import rollout_wait
+from lb.cli.session import Session
 from lb.core import rollout as core
-from lb.errors import ExitCode
+from lb.errors import ConflictError, ExitCode
 from lb.model import keys
 from lb.model.objects import Service
 from lb.model.rollout import KEPT, Phase, Rollout
@@ -420,6 +421,83 @@ def test_a_service_that_goes(canary: Any, store: Store, runner: Runner) -> None:
     assert phase(store) is Phase.ABORTED
     assert store.get(keys.service("web")) is None
     assert canary("rollout", "wait", "web").code == ExitCode.ROLLOUT_OVERRIDDEN
+
+
+def kept_of_rollouts(store: Store) -> set[str]:
+    items = store.read(keys.EVERYTHING).items
+    return {each.key for each in stored.leftovers(items, {"web"})}
+
+
+def one_that_is_over(canary: Any, store: Store, runner: Runner) -> None:
+    canary.ok("rollout", "start", "web", *STEPS)
+    settle(runner)
+    store.commit([Put(keys.evidence("web"), "{}"), Put(keys.evidence("web2"), "{}")])
+    canary.ok("rollout", "abort", "web")
+    settle(runner)
+    assert phase(store) is Phase.ABORTED
+    assert len(kept_of_rollouts(store)) == 3
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("way", ["rm", "prune", "rollback"])
+def test_rollouts_that_are_over_go_with_the_service(
+    canary: Any,
+    store: Store,
+    runner: Runner,
+    tmp_path: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+    many: bool,
+) -> None:
+    if many:
+        monkeypatch.setattr(change, "MANY_COMPARES", 1)
+    (tmp_path / "none.yaml").write_text("services: []")
+    canary.ok("service", "rm", "web", "--cascade")
+    without = store.read(keys.ROOT).revision
+    canary.ok("service", "add", "web", "--vip", "10.0.0.1:80")
+    canary.ok("backend", "add", "web", "b1", "10.0.1.1")
+    canary.ok("backend", "add", "web", "c1", "203.0.113.9", "--pool", "canary")
+    one_that_is_over(canary, store, runner)
+    canary.ok(*{
+        "rm": ("service", "rm", "web", "--cascade"),
+        "prune": ("apply", "-f", str(tmp_path / "none.yaml"), "--prune"),
+        "rollback": ("rollback", str(without)),
+    }[way])  # fmt: skip
+    assert store.get(keys.service("web")) is None
+    assert kept_of_rollouts(store) == set()
+    assert store.get(keys.evidence("web2")) is not None
+    canary.ok("service", "add", "web", "--vip", "10.0.0.1:80")
+    none = canary("rollout", "status", "web")
+    assert none.code == ExitCode.NOT_FOUND
+    assert "has had no rollout" in none.err
+
+
+def test_a_new_service_has_nothing_of_one_that_was_removed_by_force(
+    canary: Any, store: Store, runner: Runner
+) -> None:
+    one_that_is_over(canary, store, runner)
+    canary.ok("rollout", "start", "web", *STEPS)
+    settle(runner)
+    canary.ok("service", "rm", "web", "--cascade", "--force")
+    again = ("service", "add", "web", "--vip", "10.0.0.1:80")
+    assert canary(*again).code == ExitCode.CONFLICT  # until it has ended
+    settle(runner)
+    assert canary("rollout", "wait", "web").code == ExitCode.ROLLOUT_OVERRIDDEN
+    assert kept_of_rollouts(store) == {keys.rollout("web")}
+    canary.ok(*again)
+    assert kept_of_rollouts(store) == set()
+
+
+def test_a_rollout_that_begins_while_its_service_is_removed(
+    canary: Any, store: Store, runner: Runner
+) -> None:
+    one_that_is_over(canary, store, runner)
+    session = Session()
+    proposal = change.propose(session, lambda draft: draft.remove_service("web"))
+    canary.ok("rollout", "start", "web", *STEPS)
+    with pytest.raises(ConflictError):
+        session.store.commit(proposal.operations, proposal.compares)
+    session.close()
 
 
 # --- refused --------------------------------------------------------------------------------------
