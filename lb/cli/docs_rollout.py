@@ -42,6 +42,13 @@ def rollout_page() -> str:
         "What isn't drawn changes nothing. Where several things have happened at once, the order of"
         " [`_happened()`](../../lb/core/rollout.py) counts: first what somebody else did to the service,"
         " then an abort, then all other reasons to abort.\n",
+        "## Times\n",
+        "They are those of the clock of the node that runs it. When somebody sets that clock, they go"
+        " with it, as if nobody had. When another node goes on whose clock is behind, the time of the"
+        " phase begins anew; when it is ahead, it is shorter by as much: keep clocks together (NTP).\n",
+        "The deadline counts from when a node takes the rollout up, whatever the clock of the machine"
+        " says that `lbctl` runs on. With a node there that is at once, and the wait for a canary that"
+        " can be used counts; while none is there nothing does.\n",
         "## Why a rollout is aborted\n",
         _table(
             ("`ending`", "meaning", "exit code of `wait`"),

@@ -18,11 +18,8 @@ from lb.cli.rollout_view import data, place
 from lb.cli.session import Session
 from lb.core import rollout as core
 from lb.errors import ConflictError, RolloutRefused, StoreDenied, UserError
-from lb.model import keys
 from lb.model.rollout import Ask, Command, Ending, Phase, Rollout
 from lb.store import rollouts as stored
-from lb.store.base import Compare, Put
-from lb.store.rollouts import Found
 
 ACTED_SECONDS = 10.0  # that a command waits for a node to act on it
 
@@ -79,7 +76,7 @@ def _ask(session: Session, service: str, name: Command) -> Rollout:
                 details={"rollout": data(rollout)},
             )
         try:
-            _put(session, found, core.asked(rollout, _asking(name)))
+            stored.replace(session.store, found, core.asked(rollout, _asking(name)))
             break
         except ConflictError:
             if attempt == ATTEMPTS - 1:
@@ -166,11 +163,6 @@ def _until_over(session: Session, rollout: Rollout, timeout: float | None) -> Ro
         return rollout_wait.to_the_end(session.store, rollout, timeout, rollout_session.say(session))
     except tuple(rollout_wait.ENDINGS.values()):
         return rollout_wait.read(session.store, rollout.service, rollout.id)
-
-
-def _put(session: Session, found: Found, rollout: Rollout) -> None:
-    key = keys.rollout(rollout.service)
-    session.store.commit([Put(key, rollout.model_dump_json())], [Compare(key, found.version)])
 
 
 def _asking(name: Command) -> Ask:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf
 
 from lb.cli.rollout_view import data, line, place
 from lb.core import rollout as core
@@ -128,7 +129,7 @@ class Standstill:
                     f" `lbctl rollout wait {service}` follows it",
                     details=details,
                 )
-        if rollout.status.phase is not Phase.ABORTING and time.time() < core.deadline(rollout):
+        if rollout.status.phase is not Phase.ABORTING and time.time() < _deadline(rollout):
             self._late_since = None
             return
         self._late_since = self._late_since or now
@@ -147,6 +148,12 @@ class Standstill:
         except UserError as error:
             return f"; {error.message}"
         return f"; it waits for {awaited}" if awaited else ""
+
+
+def _deadline(rollout: Rollout) -> float:
+    """At the latest, in Unix seconds: our clock, or that of who began it, may not be the nodes'."""
+    deadline = rollout.spec.deadline
+    return inf if deadline is None else max(rollout.spec.when, rollout.status.begun) + deadline
 
 
 def told(
@@ -170,7 +177,7 @@ def to_the_end(
 ) -> Rollout:
     """Wait for its end, or until it needs a person, and say each transition. Raises as outcome() does,
     RolloutGoesOn when the time is over before, and as Standstill.look()."""
-    until = float("inf") if timeout is None else time.monotonic() + timeout
+    until = inf if timeout is None else time.monotonic() + timeout
     for present in told(store, rollout, until, say, Standstill(store).look):
         rollout = present
         if rollout.is_over or needs_a_person(rollout):

@@ -70,7 +70,9 @@ def window(
             return Lost(f"{name} reports no more")
         if new.epoch != old.epoch:
             return Lost(f"the counters of {name} began anew")
-        if new.at <= old.at:
+        if new.at < old.at:
+            return Lost(f"the clock of {name} was set back")
+        if new.at == old.at:
             return Lost(f"{name} has reported nothing new")
         seconds = max(seconds, new.at - old.at)
         for backend in {*stable, *canary}:

@@ -160,7 +160,8 @@ def reason(verdicts: Sequence[Verdict], outcome: Outcome) -> str:
 def _goes_on(before: Mapping[str, FlowReport], after: Mapping[str, FlowReport]) -> bool:
     """Can the totals of a later report still be compared with these?"""
     return bool(before) and all(
-        name in after and after[name].epoch == each.epoch for name, each in before.items()
+        name in after and after[name].epoch == each.epoch and after[name].at >= each.at
+        for name, each in before.items()
     )
 
 

@@ -26,7 +26,16 @@ whatever moment, each transition is made once. What the table can't say:
 - A canary *can be used* while one of its backends takes flows and is not found unhealthy by most of the
   live nodes that check it (the quorum of lb/core/quorum.py).
 
-Times are Unix seconds of whoever runs it, because they outlive the process.
+Times are Unix seconds of whoever runs it, because they outlive the process. But clocks are set, and the
+next node has another one; so `on_time()` turns the document's times into times of the present clock:
+
+- If the node saw that its clock was set, all times move with it, as if nobody had.
+- A time that is yet to come was written by another clock. It becomes now: what lasts begins anew, which
+  takes longer, and cuts no step short. (A node whose clock is ahead of the last one's can't know. It
+  does cut the step short, by as much; hence NTP.)
+- The deadline counts from when a node took it up (`begun`), in every phase: PENDING's wait for a canary
+  that can be used counts, that for a node to be there doesn't. `when` is of the clock of the machine
+  that lbctl ran on, and decides nothing.
 """
 
 from __future__ import annotations
@@ -308,6 +317,24 @@ def asked(rollout: Rollout, ask: Ask | None) -> Rollout:
     return _with(rollout, ask=ask)
 
 
+def on_time(rollout: Rollout, now: float, jump: float = 0.0) -> Rollout:
+    """The document with its times by the clock of who runs it now. `jump`: seconds that this clock was
+    set ahead since they were written, negative if back."""
+    status = rollout.status
+    first = status.history[0].at if status.history else now  # of an lbd that didn't note it yet
+    times = {
+        "begun": moved(status.begun, now, jump) or min(first, now),
+        "since": moved(status.since, now, jump),
+        "looked": moved(status.looked, now, jump),
+    }
+    return _with(rollout, **times)
+
+
+def moved(at: float, now: float, jump: float) -> float:
+    """A time by a clock that was set ahead so far, and nothing that is yet to come; 0 = none."""
+    return at and min(at + jump, now)
+
+
 def due(rollout: Rollout, now: float) -> float:
     """When time alone may bring an event, in Unix seconds; inf = never."""
     moments = [deadline(rollout)]
@@ -329,9 +356,9 @@ def _patient_until(rollout: Rollout) -> float:
 
 
 def deadline(rollout: Rollout) -> float:
-    """When it is to be over, in Unix seconds; inf = whenever."""
-    spec = rollout.spec
-    return math.inf if spec.deadline is None else spec.when + spec.deadline
+    """When it is to be over, in Unix seconds of who runs it; inf = whenever, or nobody does yet."""
+    begun, deadline = rollout.status.begun, rollout.spec.deadline
+    return begun + deadline if begun and deadline is not None else math.inf
 
 
 def _is_late(rollout: Rollout, now: float) -> bool:

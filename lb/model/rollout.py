@@ -102,7 +102,8 @@ class RolloutSpec(Document):
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds after `when`, in which it has to be promoted, or it is aborted.",
+        description="Seconds from when a node takes it up (`begun` of its status), in which it has to be"
+        " promoted, or it is aborted.",
     )
     notify: Annotated[str, StringConstraints(pattern=r"^(https?://\S+)?$", max_length=2000)] = Field(
         default="", description="URL that each transition is posted to; empty = none."
@@ -149,6 +150,11 @@ class RolloutStatus(Document):
 
     phase: Phase = Phase.PENDING
     since: float = Field(default=0.0, description="When the phase began; Unix time, seconds.")
+    begun: float = Field(
+        default=0.0,
+        description="When a node took it up, by the clock of the node that runs it; Unix time, seconds;"
+        " 0 = none has.",
+    )
     step: int = Field(default=0, ge=0, description="Steps taken: 0 = none, 1 = the first one.")
     before: Split | None = Field(default=None, description="The split before the first step.")
     wrote: Split | None = Field(

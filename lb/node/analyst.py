@@ -17,11 +17,13 @@ from pydantic import ValidationError
 from lb.analysis.measure import Context, measure
 from lb.core import looks
 from lb.core.looks import FIRST_SECONDS
+from lb.core.rollout import moved
 from lb.model import keys
 from lb.model.analysis import Analysis, Metric
 from lb.model.evidence import Measurement
 from lb.model.flows import FlowReport
 from lb.model.rollout import Phase, Rollout, RolloutEvidence
+from lb.store import rollouts as stored
 from lb.store.base import Compare, Put, Store
 from lb.store.rollouts import Found, Sight
 
@@ -58,6 +60,12 @@ class Analyst:
         """Somebody else may run them from now on."""
         self._kept.clear()
 
+    def on_time(self, service: str, now: float, jump: float) -> None:
+        """As lb/core/rollout.py's, for what this rollout is judged by; the next look writes it."""
+        kept, version = self._evidence(service)
+        if kept is not None and (since := moved(kept.since, now, jump)) != kept.since:
+            self._kept[service] = kept.model_copy(update={"since": since}), version
+
     def due(self, rollout: Rollout, now: float) -> float:
         """When look() has something to do, in Unix seconds."""
         if rollout.service in self._asked:
@@ -75,7 +83,7 @@ class Analyst:
             return found
         if kept is None or looks.is_new(rollout, kept):
             reading = self._reading(service)
-            waits = rollout.status.phase is Phase.BAKING or now < rollout.spec.when + FIRST_SECONDS
+            waits = rollout.status.phase is Phase.BAKING or now < rollout.status.begun + FIRST_SECONDS
             if not reading and waits:
                 return found  # nodes have only begun to observe it
             after = looks.begun(rollout, kept, reading, now)
@@ -88,7 +96,7 @@ class Analyst:
                 return found
             reading = self._reading(service)
             told = looks.chosen(rollout, seen.view.service, kept, reading, seen.view.backends)
-            return self._write(found, told, lock)
+            return stored.replace(self.store, found, told, lock)
         measured = self._measured(rollout, analysis, kept, seen, now)
         if measured is None:
             return found  # answers are awaited
@@ -104,10 +112,6 @@ class Analyst:
         self._kept[service] = after, revision
         log.info("rollout %s: step %d: %s", service, told.status.step, told.status.judged)
         return Found(told, revision)
-
-    def _write(self, found: Found, told: Rollout, lock: Compare) -> Found:
-        put = Put(keys.rollout(told.service), told.model_dump_json())
-        return Found(told, self.store.commit([put], [Compare(put.key, found.version), lock]))
 
     def _evidence(self, service: str) -> tuple[RolloutEvidence | None, int]:
         if service not in self._kept:
@@ -144,7 +148,8 @@ class Analyst:
             answers = {each.name: self._ask(each, context) for each in analysis.outside}
             asked = self._asked[rollout.service] = _Asked(which, now, answers)
         awaited = [each for each in analysis.outside if not asked.answers[each.name].done()]
-        if any(not each.observe or now < asked.since + OBSERVED_SECONDS for each in awaited):
+        patient = asked.since <= now < asked.since + OBSERVED_SECONDS  # unless the clock was set back
+        if any(not each.observe or patient for each in awaited):
             return None
         del self._asked[rollout.service]
         late = Measurement(error="no answer yet")

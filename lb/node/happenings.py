@@ -122,6 +122,10 @@ class WallClock:
         found = self._ahead - before
         return found if abs(found) >= JUMP_SECONDS else 0.0
 
+    def now(self) -> float:
+        """The time on the wall, by the last look: whatever is set since then, it goes on evenly."""
+        return self._ahead + self.steady()
+
     def _look(self) -> float:
         while True:
             begin = self.steady()

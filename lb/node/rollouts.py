@@ -33,6 +33,7 @@ from lb.errors import (
 from lb.model import keys
 from lb.model.rollout import Rollout, RolloutLock, Transition
 from lb.node.analyst import Analyst
+from lb.node.happenings import WallClock
 from lb.node.hook import Courier, post
 from lb.settings import Checks
 from lb.store import rollouts as stored
@@ -104,6 +105,7 @@ class Rollouts:
     node: str
     tell: Callable[[frozenset[str]], None] = lambda _: None
     clock: Callable[[], float] = time.time
+    steady: Callable[[], float] = time.monotonic
     exec_dir: Path = Checks().exec_dir
     _lock: Lock = field(init=False)
     _live: frozenset[str] | None = None
@@ -113,10 +115,13 @@ class Rollouts:
     _thread: threading.Thread | None = None
     _analyst: Analyst = field(init=False)
     _failing: dict[str, str] = field(default_factory=dict)
+    _wall: WallClock = field(init=False)
+    _jumps: dict[str, float] = field(default_factory=dict)  # by service: seconds not in its document
 
     def __post_init__(self) -> None:
         self._lock = Lock(self.store, self.node)
         self._analyst = Analyst(self.store, self.exec_dir)
+        self._wall = WallClock(self.clock, self.steady)
 
     def start(self) -> None:
         """Begin."""
@@ -208,9 +213,14 @@ class Rollouts:
             self._lock.give_up()
             self._analyst.forget()
             return IDLE_SECONDS
+        jump, was_ours = self._wall.jump(), self._lock.held is not None
         if not self._lock.hold(monotonic):
             self._analyst.forget()
+            self._jumps.clear()
             return RETRY_SECONDS
+        if jump and was_ours:
+            log.warning("the clock was set by %+.0f s: the times of rollouts go with it", jump)
+            self._jumps = {name: self._jumps.get(name, 0.0) + jump for name in names}
         return min(RENEW_SECONDS, *(self._guarded(each) for each in live))
 
     def _guarded(self, found: Found) -> float:
@@ -235,10 +245,11 @@ class Rollouts:
     def _advance(self, found: Found) -> float:
         service = found.rollout.service
         for _ in range(AT_ONCE):
-            now = self.clock()
+            now = self._wall.now()
             seen = stored.sight(self.store, service)
             if self._lock.held is None:  # lost over another rollout of this turn
                 return 0.0
+            found = self._on_time(found, now, self._lock.held)
             looked = self._look(found, seen, now, self._lock.held)
             found = looked or found
             decision = core.decide(found.rollout, seen.view, now, self.node)
@@ -263,6 +274,21 @@ class Rollouts:
             if found.rollout.is_over:
                 return RENEW_SECONDS
         return 0.0
+
+    def _on_time(self, found: Found, now: float, lock: Compare) -> Found:
+        """The rollout with its times by our clock, and written so. Raises ConflictError,
+        StoreUnavailable."""
+        service = found.rollout.service
+        jump = self._jumps.pop(service, 0.0)
+        try:
+            self._analyst.on_time(service, now, jump)
+            after = core.on_time(found.rollout, now, jump)
+            return found if after == found.rollout else stored.replace(self.store, found, after, lock)
+        except LbError:
+            # It may be written all the same, and so twice. Times that get too late by that become now;
+            # those that get too early would cut a step short: let its time begin anew.
+            self._jumps[service] = max(0.0, jump)
+            raise
 
     def _look(self, found: Found, seen: Sight, now: float, lock: Compare) -> Found | None:
         """The rollout after the analyst's look. None if that failed: no deadline or ask waits for it.

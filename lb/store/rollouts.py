@@ -122,6 +122,13 @@ def _parsed(kind: type[D], items: Iterable[KeyValue]) -> list[D]:
     return found
 
 
+def replace(store: Store, found: Found, rollout: Rollout, *compares: Compare) -> Found:
+    """Write the document anew, and nothing else. Raises ConflictError if it was changed meanwhile,
+    StoreUnavailable."""
+    put = Put(keys.rollout(rollout.service), rollout.model_dump_json())
+    return Found(rollout, store.commit([put], [Compare(put.key, found.version), *compares]))
+
+
 def commit(
     store: Store,
     found: Found,

@@ -81,8 +81,15 @@ class World:
         if runner not in self.held:
             return
         document, service, rollout, view = self.held.pop(runner)
-        decision = decide(rollout, view, self.now, runner)
-        if decision is None or (document, service) != (self.document_version, self.service_version):
+        if (document, service) != (self.document_version, self.service_version):
+            return
+        on_time = core.on_time(rollout, self.now)
+        if on_time != rollout:
+            self.revision += 1
+            self.document_version = self.revision
+            self.rollout = on_time
+        decision = decide(on_time, view, self.now, runner)
+        if decision is None:
             return
         self.revision += 1
         self.document_version = self.revision
@@ -169,7 +176,7 @@ ordinary = st.one_of(
     st.tuples(st.just("run"), runners),
     st.tuples(st.just("apply"), nodes),
     st.tuples(st.just("apply"), nodes),
-    st.tuples(st.just("wait"), st.sampled_from([0.1, EVERY, 3 * EVERY])),
+    st.tuples(st.just("wait"), st.sampled_from([0.1, EVERY, 3 * EVERY, -20 * EVERY])),
     st.tuples(st.just("ask"), st.sampled_from([*Command])),
     st.tuples(st.just("weight"), st.none()),
     st.tuples(st.just("die"), nodes),

@@ -80,6 +80,7 @@ def test_a_window_sums_what_all_nodes_saw() -> None:
         ([report("n1", 20, epoch="two", s=50, c=50)], "the counters of n1 began anew"),
         ([report("n1", 20, s=4, c=3)], "a counter of s on n1 fell"),
         ([report("n1", 10, s=5, c=1)], "n1 has reported nothing new"),
+        ([report("n1", 9, s=5, c=1)], "the clock of n1 was set back"),
         ([report("n2", 20, s=50, c=50)], "n1 reports no more"),
         ([], "nobody reports this service's flows"),
     ],

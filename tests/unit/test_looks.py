@@ -238,6 +238,25 @@ def test_by_default_it_is_judged_by_what_can_be_seen(canary: Any, runner: Any, t
     assert phase_of(canary)[0] == "promoted"
 
 
+@pytest.mark.parametrize("ahead", [-3600.0, 3600.0])
+@pytest.mark.parametrize("analysis", [False, True])
+@pytest.mark.parametrize("after", [2, 15, 22])  # before the first step, in it, while it is judged
+def test_looks_go_on_when_somebody_sets_the_clock(
+    canary: Any, runner: Any, traffic: Traffic, tmp_path: Path, ahead: float, analysis: bool, after: int
+) -> None:
+    judged = ("--analysis", analysis_file(tmp_path)) if analysis else ()
+    traffic.flow(runner.now, 1)
+    canary.ok("rollout", "start", "web", *STEPS, *judged, "--deadline", "2m")
+    go(runner, traffic, after)
+    runner.set_clock(ahead)
+    began = runner.now
+    while phase_of(canary)[0] not in ("promoted", "aborted"):
+        go(runner, traffic, 1)
+        assert runner.now - began < 120
+    assert phase_of(canary)[0] == "promoted"
+    assert runner.now - began >= 40 - after
+
+
 def test_nothing_is_seen_of_udp(lbctl: Any) -> None:
     lbctl.ok("service", "add", "dns", "--vip", "10.0.0.9:53", "--protocol", "udp")
     lbctl.ok("backend", "add", "dns", "b1", "203.0.113.1")

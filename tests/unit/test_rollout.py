@@ -84,6 +84,7 @@ def at(phase: Phase, **fields: Any) -> tuple[Rollout, View]:
     status = RolloutStatus(
         phase=phase,
         since=NOW,
+        begun=NOW,
         step=step,
         before=None if phase is Phase.PENDING else BEFORE,
         wrote=wrote,
@@ -330,6 +331,34 @@ def test_a_person_wins_over_an_abort_that_is_under_way() -> None:
     assert decision.split is None
     assert decision.rollout.status.phase is Phase.ABORTED
     assert decision.rollout.status.ending is Ending.ANALYSIS  # that is why it was aborted
+
+
+# --- clocks ---------------------------------------------------------------------------------------
+
+
+def test_times_of_another_clock_become_ours() -> None:
+    def times(found: Rollout) -> tuple[float, float, float]:
+        return found.status.begun, found.status.since, found.status.looked
+
+    rollout, _ = at(Phase.BAKING)
+    rollout = having(rollout, begun=100.0, since=200.0, looked=250.0)
+    assert core.on_time(rollout, 300.0) == rollout
+    assert times(core.on_time(rollout, 3900.0, 3600.0)) == (3700.0, 3800.0, 3850.0)
+    assert times(core.on_time(rollout, 280.0, -20.0)) == (80.0, 180.0, 230.0)
+    assert times(core.on_time(rollout, 150.0)) == (100.0, 150.0, 150.0)
+    # What has no time yet gets none; a node that takes it up says when.
+    pending, _ = at(Phase.PENDING)
+    pending = having(pending, begun=0.0, since=0.0)
+    for jump in (-3600.0, 0.0, 3600.0):
+        assert times(core.on_time(pending, 300.0, jump)) == (300.0, 0.0, 0.0)
+
+
+def test_nobodys_deadline_counts_before_a_node_takes_it_up() -> None:
+    pending, view = at(Phase.PENDING, deadline=DEADLINE)
+    pending = having(pending, begun=0.0, since=0.0)
+    assert core.deadline(pending) == float("inf")
+    assert decide(pending, view, NOW + 10 * DEADLINE, "n1") is None
+    assert core.deadline(core.on_time(pending, NOW + 7)) == NOW + 7 + DEADLINE
 
 
 # --- the canary's backends ------------------------------------------------------------------------
