@@ -14,7 +14,8 @@ from html import escape
 from lb.cli import words
 from lb.cli.output import Table
 from lb.cli.rollout_view import data, figure, history, place
-from lb.core.rollout import describe, is_analysed
+from lb.core.rollout import is_analysed
+from lb.core.splits import describe
 from lb.model.evidence import Outcome
 from lb.model.rollout import Ending, Phase, Rollout, StepVerdict
 

@@ -20,7 +20,7 @@ whatever moment, each transition is made once. What the table can't say:
   policies, or a split that is the same) are no reason to stop: only the split is written, into the
   document that is there.
 - What the split is to be goes before what people wish for the day when a pool fails: a backup that gets
-  a share by a split that is written here is a backup no more (`with_split()`), and the history says so.
+  a share by a split that is written here is a backup no more, and the history says so.
 - ABORTING has one way out, and nothing leads out of ABORTED and PROMOTED. The canary's share in the
   split of before is 0 (`refusal()` insists on it), so after an abort it only falls, and stays 0.
 - A canary *can be used* while one of its backends takes flows and is not found unhealthy by most of the
@@ -49,6 +49,7 @@ from typing import Any
 from lb.core import quorum
 from lb.core.health import State
 from lb.core.measures import default_analysis
+from lb.core.splits import backup_ends, describe, same_split, split_at
 from lb.model.evidence import Outcome
 from lb.model.flows import Vantage
 from lb.model.objects import Backend, Service
@@ -67,7 +68,6 @@ from lb.model.rollout import (
 PATIENCE = 5.0  # seconds for a lost node to come back: when etcd was away, all leases end at once
 PATIENT_STEPS = 2.0  # times the step's time, that "not enough data" may last after it
 LEAST_PATIENCE = 10.0  # seconds; nodes report every second
-TOLERANCE = 1e-6  # per cent; what the model allows a split to be off 100
 
 
 class Event(StrEnum):
@@ -212,7 +212,7 @@ def decide(rollout: Rollout, view: View, now: float, by: str) -> Decision | None
     if split is not None:
         changes |= {"wrote": split, "before": status.before or _split(view)}
     is_new = split is not None and not same_split(split, _split(view))
-    note = _backup_ends(view.service, split) if split is not None and is_new else ""
+    note = backup_ends(view.service, split) if split is not None and is_new else ""
     words = (words or event.value) + (f"; {note}" if note else "")
     if phase in (Phase.ABORTING, Phase.ABORTED) and status.ending is None:
         changes |= {"ending": _ENDINGS[event], "words": words, "by": who}
@@ -363,49 +363,6 @@ def deadline(rollout: Rollout) -> float:
 
 def _is_late(rollout: Rollout, now: float) -> bool:
     return now >= deadline(rollout)
-
-
-# -- splits ----------------------------------------------------------------------------------------
-
-
-def split_at(before: Mapping[str, float], pool: str, share: float) -> dict[str, float]:
-    """The split in which this pool has its share, in per cent, and the others theirs of the rest, as
-    they had it before. Those are named with 0, so that the way back is one change."""
-    others = {name: each for name, each in before.items() if name != pool}
-    whole = sum(others.values()) or 1.0
-    left = 100.0 - share
-    # To the millionth of a per cent, which is what tables count in; the last one takes what is over.
-    found = {name: round(left * each / whole, 6) for name, each in others.items()}
-    if found:
-        largest = max(found, key=lambda name: (found[name], name))
-        found[largest] = round(left - sum(each for n, each in found.items() if n != largest), 6)
-    return {**found, pool: share}
-
-
-def same_split(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
-    """Do they give every pool the same share? A pool that isn't named has none."""
-    return all(
-        abs(one.get(pool, 0.0) - other.get(pool, 0.0)) <= TOLERANCE for pool in one.keys() | other.keys()
-    )
-
-
-def describe(split: Mapping[str, float]) -> str:
-    """For people: stable 95 %, canary 5 %."""
-    return ", ".join(f"{pool} {share:g} %" for pool, share in split.items())
-
-
-def with_split(service: Service, split: Mapping[str, float]) -> Service:
-    """Its document with this split. A backup that has a share by it can't stay the backup. Raises
-    ValueError if it isn't valid all the same."""
-    backup = None if _backup_ends(service, split) else service.backup
-    return Service.model_validate({**service.model_dump(), "split": split, "backup": backup})
-
-
-def _backup_ends(service: Service | None, split: Mapping[str, float]) -> str:
-    """That the service's backup can't be one with this split, in words."""
-    if service is None or service.backup is None or not split.get(service.backup):
-        return ""
-    return f"pool {service.backup} has a share again, so it is no longer the backup"
 
 
 def _split(view: View) -> dict[str, float]:

@@ -14,7 +14,8 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from lb.core.records import name, recorded, surplus
-from lb.core.rollout import Decision, View, describe, with_split
+from lb.core.rollout import Decision, View
+from lb.core.splits import describe, with_split
 from lb.core.state import describe_error
 from lb.errors import UserError
 from lb.model import keys

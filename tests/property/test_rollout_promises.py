@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from lb.core import rollout as core
 from lb.core.rollout import View, decide
+from lb.core.splits import same_split
 from lb.model.analysis import Analysis
 from lb.model.evidence import Outcome
 from lb.model.objects import Backend, Service
@@ -249,17 +250,17 @@ def test_after_an_abort_the_share_only_falls_and_stays_0(
             assert found.split.get("canary", 0.0) <= share
         elif found.rollout.status.ending is not None:
             assert found.split.get("canary", 0.0) == 0
-            assert core.same_split(found.split, BEFORE)
+            assert same_split(found.split, BEFORE)
     check(found)
     found.settle()
     check(found)
     status = found.rollout.status
     if status.ending is not None:
         assert status.phase is Phase.ABORTED
-        assert core.same_split(found.split, BEFORE)
+        assert same_split(found.split, BEFORE)
         assert not core.holding(found.rollout, found.view().nodes)
     if status.phase is Phase.PROMOTED:
-        assert core.same_split(found.split, {"canary": 100.0})
+        assert same_split(found.split, {"canary": 100.0})
 
 
 @settings(max_examples=400, deadline=None)

@@ -1,12 +1,18 @@
-"""A node's rollouts, turned by hand."""
+"""A node's rollouts, turned by hand, and what has become of them."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
 
+from lb.model import keys
+from lb.model.objects import Service
+from lb.model.rollout import Phase, Rollout
 from lb.node.rollouts import Rollouts
+from lb.store import rollouts as stored
 from lb.store.base import Store
+
+STEPS = ("--to", "canary", "--steps", "10,100", "--every", "60s", "--no-analysis")
 
 
 @dataclass
@@ -37,3 +43,34 @@ class Runner:
     def turn(self, later: float = 0.0) -> float:
         self.now += later
         return self.rollouts.turn(time.monotonic())
+
+
+def rollout(store: Store, service: str = "web") -> Rollout:
+    found = stored.find(store, service)
+    assert found is not None
+    return found.rollout
+
+
+def phase(store: Store) -> Phase:
+    return rollout(store).status.phase
+
+
+def split(store: Store) -> dict[str, float]:
+    item = store.get(keys.service("web"))
+    assert item is not None
+    return Service.model_validate_json(item.value).split
+
+
+def settle(runner: Runner) -> None:
+    """Until nothing happens by itself: the node has applied what was written."""
+    deadline = time.monotonic() + 10
+    while True:
+        before = rollout(runner.store)
+        if runner.turn() >= 1.0 and rollout(runner.store) == before:
+            present = stored.sight(runner.store, "web").view
+            if all(each.revision >= present.version for each in present.nodes.values()):
+                runner.turn()
+                if rollout(runner.store) == before:
+                    return
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lb.core import rollout as core
+from lb.core import splits
 from lb.core.rollout import TABLE, Event, View, decide
 from lb.model.analysis import Analysis
 from lb.model.evidence import Outcome
@@ -228,7 +229,7 @@ def test_every_phase_can_be_reached() -> None:
 def test_the_others_keep_their_proportions(
     before: dict[str, float], share: float, after: dict[str, float] | None
 ) -> None:
-    found = core.split_at(before, "canary", share)
+    found = splits.split_at(before, "canary", share)
     assert service(found).split == found  # it sums to 100
     assert found["canary"] == share
     if after is not None:
