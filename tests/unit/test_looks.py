@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rolling import settle
 
 from lb.cli import rollout_report
 from lb.core import looks
@@ -348,9 +349,9 @@ def test_a_look_that_fails_keeps_nobody_from_aborting(
         assert found is not None
         asking = rollout_core.asked(found.rollout, Ask(command=Command.ABORT, who="me", when=0.0))
         traffic.store.commit([Put(keys.rollout("web"), asking.model_dump_json())])
-        go(runner, traffic, 2)
     else:
         go(runner, traffic, 40)
+    settle(runner)  # nodes have to apply the split of before
     status = canary.json("rollout", "status", "web")["rollout"]["status"]
     assert (status["phase"], status["ending"]) == ("aborted", ending)
 
