@@ -338,10 +338,10 @@ def test_a_look_that_fails_keeps_nobody_from_aborting(
 
     traffic.flow(runner.now, 1)
     canary.ok("rollout", "start", "web", *STEPS, "--analysis", analysis_file(tmp_path),
-              "--deadline", "60s")  # fmt: skip
-    go(runner, traffic, 3)
+              "--deadline", "120s")  # fmt: skip
+    settle(runner)
     monkeypatch.setattr(looks, "looked", fail)
-    go(runner, traffic, 20)
+    go(runner, traffic, 21)
     assert phase_of(canary) == ("analysing", None)
     assert "web: the analysis" in caplog.text
     if ending == "person":
@@ -350,7 +350,7 @@ def test_a_look_that_fails_keeps_nobody_from_aborting(
         asking = rollout_core.asked(found.rollout, Ask(command=Command.ABORT, who="me", when=0.0))
         traffic.store.commit([Put(keys.rollout("web"), asking.model_dump_json())])
     else:
-        go(runner, traffic, 40)
+        runner.turn(120)
     settle(runner)  # nodes have to apply the split of before
     status = canary.json("rollout", "status", "web")["rollout"]["status"]
     assert (status["phase"], status["ending"]) == ("aborted", ending)
