@@ -1,11 +1,12 @@
 """For all tests."""
 
 import os
-from pathlib import Path
+from typing import Any
 
 import apart
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 # How long a case takes is for `make bench`; here a slow machine must not be a failure. The same cases
 # each time, so that a red test is about the change; LB_EXPLORE=1 looks for new ones.
@@ -27,10 +28,15 @@ def pytest_configure(config: pytest.Config) -> None:
         apart.move()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What stays with one worker (`--dist loadgroup`): a file, because it has one lab; and all of a
-    fleet."""
-    for item in items:
-        place = item.path.parent if item.path.parent.name == "fleet" else item.path
-        item.add_marker(pytest.mark.xdist_group(str(place.relative_to(Path(__file__).parent))))
+class PerLab(LoadScopeScheduling):
+    """What stays with one worker: a file, because it has one lab; and all tests of a fleet."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        folder = file.rpartition("/")[0]
+        return folder if folder == "tests/fleet" else file
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> PerLab:
+    return PerLab(config, log)
