@@ -12,6 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MAKE_VENV := $(PYTHON) -m venv --system-site-packages $(CURDIR)/$(VENV)
 STAMP := .make/venv
+WORKERS = $(shell nproc)
 
 .PHONY: help
 help: ## List the targets
@@ -42,7 +43,8 @@ fleet-down: root venv ## Remove the fleet
 test: root venv ## Install what is missing and run the whole suite
 	@lb/lab/install.sh kernels && $(BIN)/python -m tests.kernels.debian 6.1 \
 		|| echo "test: Debian's kernel or what boots it can't be had: that test is skipped"
-	@$(BIN)/python -m pytest -q -n $(or $(WORKERS),auto) --no-loadscope-reorder
+	@$(BIN)/python -m pytest -q --dist load --no-loadscope-reorder \
+		--tx '$(WORKERS)*popen//python=tests/apart.sh $(BIN)/python'
 
 .PHONY: check-slots
 check-slots: root venv ## Measure the promises of slot tables (minutes; the last line says PASS or FAIL)

@@ -3,7 +3,6 @@
 import os
 from typing import Any
 
-import apart
 import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
@@ -24,8 +23,11 @@ os.environ.setdefault("LB_PATIENCE", "3")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if hasattr(config, "workerinput") and os.geteuid() == 0:  # a worker of pytest-xdist
-        apart.move()
+    """A worker of pytest-xdist that isn't apart from the others would remove their labs."""
+    if hasattr(config, "workerinput") and os.geteuid() == 0 and not os.environ.get("LB_APART"):
+        raise pytest.UsageError(
+            "several tests at once: make test does so, in namespaces (tests/apart.sh)"
+        )
 
 
 class PerLab(LoadScopeScheduling):
