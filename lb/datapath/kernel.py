@@ -25,6 +25,7 @@ from lb.datapath.clock import Clock
 from lb.datapath.contents import Contents
 from lb.datapath.draft import Draft
 from lb.datapath.encode import index_key
+from lb.datapath.holding import Holding
 from lb.datapath.maps import Maps
 from lb.datapath.rulemaps import Kept
 from lb.datapath.slotmaps import Encoded
@@ -169,6 +170,18 @@ class Kernel:
         self._unsure = False
         return changes
 
+    def holding(self, keep: Collection[str] = ()) -> Holding:
+        """What the maps hold, by name. `keep`: as in apply()."""
+        if self._unsure:
+            self.adopt()
+        staying = Contents()
+        if not keep:
+            return Holding(self._have, self._service_ids, self._backend_ids, staying)
+        kept = self._with_pools({ids.uid(key) for key in keep})
+        self._keep(staying, kept)
+        owned = self._owned(self._service_ids, kept), self._owned(self._backend_ids, kept)
+        return Holding(self._have, self._service_ids, self._backend_ids, staying, owned)
+
     def _heirs(
         self, service_ids: Mapping[int, Allocation], backend_ids: Mapping[int, Allocation]
     ) -> set[int]:
@@ -255,8 +268,12 @@ class Kernel:
         name = each.service.name
         if before.base.backends != each.base.backends:
             return False
-        backends = ((name, backend) for backend in each.base.backends)
-        return all(_where(self._wanted_backends[b]) == _where(wanted.backends[b]) for b in backends)
+        backends = [(name, backend) for backend in each.base.backends]
+        had, has = self._wanted_backends, wanted.backends
+        # Some have no room: lb/core/room.py.
+        return all((b in had) == (b in has) for b in backends) and all(
+            _where(had[b]) == _where(has[b]) for b in backends if b in has
+        )
 
     def _apply_few(self, few: list[WantedService], wanted: Wanted) -> int:
         """Where only values of some services differ, nothing else needs a look."""
@@ -269,6 +286,8 @@ class Kernel:
             have.tables[number] = self._have.tables[number]
             have.rules[number] = self._have.rules.get(number, {})
             for key in ((name, backend) for backend in each.base.backends):
+                if key not in wanted.backends:
+                    continue
                 at = self._backend_of[key]
                 draft.add_backend(key, wanted.backends[key], self._backend_ids[at].generation)
                 have.backends[at] = self._have.backends[at]
