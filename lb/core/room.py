@@ -138,7 +138,7 @@ def left_out(
 def _fits(
     state: DesiredState, steers: Mapping[str, Steers], limits: Mapping[str, int], held: Held
 ) -> bool:
-    """A count that costs little, and says yes only if that is certain: 1 ms for 4,000 services."""
+    """A count that costs little, and says yes only if that is certain: 0.2 ms for 1,000 services."""
     services = state.services.values()
     special = [
         (each, steers[each.name])
