@@ -32,7 +32,7 @@ from lb.core.slots import Table
 from lb.core.state import BackendKey, DesiredState
 from lb.errors import CapacityError
 from lb.model import keys
-from lb.model.objects import Address, Network, Protocol, Service, table_path
+from lb.model.objects import Address, Network, Protocol, Service, Tracking, table_path
 from lb.model.reports import Problem
 
 TOLD = 10  # of what is left out; of the rest only the number, as each node's status is one document
@@ -247,7 +247,8 @@ class _Fitting:
         for name in sorted(self.state.services.keys() - there):
             service = self.state.services[name]
             asked = {prefix: self.steers[name][prefix] for prefix in service.rules}
-            needed = _way_to(service), _own(service, asked)
+            # One that moves may come back here, with what it remembers.
+            needed = _way_to(service), _own(service, asked), self._remembered(service)
             if self.room.try_to_take(*needed):
                 narrowed[name] = WHOLE
             else:
@@ -289,10 +290,17 @@ class _Fitting:
                 for path in own["services"].difference(self.unneeded)
                 if uid(keys.service(str(path))) in held.tables
             },
-            "rules": {(service.name, prefix) for prefix in held.rules.get(owner, ())},
+            **self._remembered(service),
             "vips": {each for each in way["vips"] if held.vips.get(each) in (owner, 0)},  # type: ignore[call-overload]
             "ranges": {each for each in way["ranges"] if held.ranges.get(each) == owner},  # type: ignore[call-overload]
         }
+
+    def _remembered(self, service: Service) -> Claim:
+        """Its rules that stay in the kernel, asked for or not, while the service does."""
+        kept = {*self.held.rules.get(uid(keys.service(service.name)), ())}
+        if service.tracking is Tracking.NEVER:
+            kept &= service.rules.keys()
+        return {"rules": {(service.name, prefix) for prefix in kept}}
 
     def _grow(self, service: Service) -> Narrowed:
         """What a service that is there can have of what it needs besides."""

@@ -92,6 +92,7 @@ class Kernel:
         # Whoever changed them (an lbd that was killed, a person) may not have said so.
         contents.turn_page(maps, contents.has(have))
         self._programmed.clear()
+        self._is_whole = False  # else nothing would seem to differ from nothing
         self._unsure = False
 
     @property

@@ -143,6 +143,14 @@ def test_what_was_changed_by_hand_is_found_and_put_right() -> None:
     assert KernelView(maps, state).slot_counts("s1") == {"b1": 49152, "b2": 16384}
 
 
+def test_the_last_service_goes_also_when_an_audit_finds_that() -> None:
+    kernel = Kernel(Maps.create(SMALL))
+    kernel.apply(wanted_of(state_of({"s1": {"b1": 1}})))
+    kernel.adopt()
+    assert kernel.apply(wanted_of(state_of({}))) > 0
+    assert list(kernel.maps.vips.keys()) == []
+
+
 def test_a_reused_id_has_another_generation_and_fresh_counters() -> None:
     maps = Maps.create(Limits(services=4, vips=8, backends=2, conntrack=1024))
     kernel = Kernel(maps)
