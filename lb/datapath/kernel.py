@@ -149,10 +149,11 @@ class Kernel:
         self._keep(want, kept)
         self.maps.vips.check_room(len(want.vips))
         self.maps.ranges.check_room(len(want.ranges))
-        self.maps.rules.check_room(len(rulemaps.flat(want.rules)))
         if heirs := heirs_of(wanted, self._heirs(service_ids, backend_ids)):
             # No id but those of owners that go now: they have to be gone before.
             return self._apply(without(wanted, heirs), keep, heirs) + self._apply(wanted, keep)
+        # Not before that: an heir would seem to have the rules of whoever had its id.
+        self.maps.rules.check_room(len(rulemaps.flat(want.rules)))
 
         # Whatever fails from here on leaves maps that memory doesn't know.
         self._unsure = True
