@@ -35,7 +35,7 @@ from lb.store.opening import open_store
 
 SERVICE, BACKEND = "service-0", "b3"
 _HOP = NextHop(1, bytes([2, 0, 0, 0, 0, 1]), bytes([2, 0, 0, 0, 0, 2]))
-_LIMITS = Limits(services=1, vips=2, backends=16, conntrack=1024, embryonic=1024, translations=1024)
+_LIMITS = Limits(services=2, vips=2, backends=16, conntrack=1024, embryonic=1024, translations=1024)
 _LINK = Interface("sim0", _HOP.ifindex, _HOP.source_mac, 1500, True, False, 0, False, "")
 _ATTACHED = Attachment((_LINK,), Hook.XDP, "simulated")
 

@@ -280,4 +280,9 @@ def _remarks(row: BackendRow) -> list[str]:
         " unless all of its pool are full"
         for node, each in row.full_on.items()
     ]
-    return full + [f"no way to {row.address} was found on node {node}" for node in row.unresolved_on]
+    room = [
+        f"node {node} has no room for it: `lbctl status` says which map is full"
+        for node in row.left_out_on
+    ]
+    lost = [f"no way to {row.address} was found on node {node}" for node in row.unresolved_on]
+    return full + room + lost

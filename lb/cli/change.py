@@ -30,6 +30,7 @@ from lb.cli.rehash import rehashes
 from lb.cli.rollout_view import refuse_if_under_way, under_way
 from lb.cli.session import Session, state_of
 from lb.cli.wait import Waited, until_applied
+from lb.core import room, sizes
 from lb.core.conflicts import claimed, contested
 from lb.core.state import DesiredState
 from lb.errors import CapacityError, ConflictError, StoreUnavailable, UserError
@@ -309,32 +310,14 @@ def _check(draft: Draft, after: DesiredState) -> None:
 
 def _check_capacity(before: DesiredState, after: DesiredState) -> None:
     """Refuse what the maps of some node can't hold. Removing is always possible."""
-    old, new = entries(before), entries(after)
+    old, new = room.entries(before), room.entries(after)
     for name, node in sorted(after.nodes.items()):
         for what, limit in sorted(node.limits.items()):
             if old.get(what, 0) < new.get(what, 0) > limit:
                 raise CapacityError(
                     f"{what} map of node {name} is full ({limit}): {new[what]} entries are needed",
-                    hint=f"raise limits.{what} in lb.toml of {name}, then lbd --detach and start "
-                    "lbd again",
+                    hint=sizes.hint([what], name),
                 )
-
-
-def entries(state: DesiredState) -> dict[str, int]:
-    """How many entries each map of the data path needs, by the names of lb.settings.Limits."""
-    addresses = {service.vip for service in state.services.values()}
-    return {
-        # Each pool that rules send clients to has a table of its own, and each that gets copies.
-        "services": len(state.services)
-        + sum(
-            len(set(service.rules.values())) + (service.mirror is not None)
-            for service in state.services.values()
-        ),
-        "rules": sum(len(service.rules) for service in state.services.values()),
-        "backends": len(state.backends),
-        # One for each endpoint, and one for each address, which says what ICMP to it is about.
-        "vips": len(state.services) + len(addresses),
-    }
 
 
 def _wait(session: Session, proposal: Proposal, revision: int | None) -> Waited:

@@ -92,6 +92,7 @@ class ServiceRow(Counters):
     check: str | None = Field(description="How its backends are checked, in short; null = not at all.")
     backends: int = Field(description="How many backends it has.")
     backends_up: int = Field(description="How many of them take new flows.")
+    left_out_on: list[str] = Field(description="Nodes that have no room for it, or for all of it.")
 
 
 class BackendRow(Counters):
@@ -127,16 +128,30 @@ class BackendRow(Counters):
     )
     slots: int | None = Field(description="Slots that the kernel of this node holds now.")
     unresolved_on: list[str] = Field(description="Nodes that found no way to its address.")
+    left_out_on: list[str] = Field(description="Nodes that have no room for it.")
 
 
 def service_rows(state: DesiredState, names: Iterable[str], kernel: Kernel | None) -> list[ServiceRow]:
     """Services as they are listed."""
     grouped = by_service(state)
-    return [_service_row(state.services[name], grouped[name], kernel) for name in sorted(names)]
+    left_out = _left_out(state)
+    return [
+        _service_row(state.services[name], grouped[name], left_out.get(name, []), kernel)
+        for name in sorted(names)
+    ]
+
+
+def _left_out(state: DesiredState) -> dict[str, list[str]]:
+    """By service, or service/backend: the nodes that have no room for it."""
+    found: dict[str, list[str]] = {}
+    for node, status in sorted(state.nodes.items()):
+        for path in status.left_out:
+            found.setdefault(path, []).append(node)
+    return found
 
 
 def _service_row(
-    service: ServiceDocument, backends: Sequence[Backend], kernel: Kernel | None
+    service: ServiceDocument, backends: Sequence[Backend], left_out: list[str], kernel: Kernel | None
 ) -> ServiceRow:
     return ServiceRow(
         **service.model_dump(),
@@ -144,6 +159,7 @@ def _service_row(
         check=describe_check(service.health.check) if service.health else None,
         backends=len(backends),
         backends_up=sum(backend.takes_flows for backend in backends),
+        left_out_on=left_out,
         mirrored=_mirror_counters(kernel, service),
         **_counters(_service_stats(kernel, service.name)),
     )
@@ -153,10 +169,13 @@ def backend_rows(state: DesiredState, names: Iterable[str], kernel: Kernel | Non
     """The backends of these services as they are listed."""
     grouped = by_service(state)
     unresolved = {name: frozenset(node.unresolved) for name, node in sorted(state.nodes.items())}
+    left_out = _left_out(state)
     return [
         row
         for name in sorted(names)
-        for row in _backend_rows(state, state.services[name], grouped[name], unresolved, kernel)
+        for row in _backend_rows(
+            state, state.services[name], grouped[name], unresolved, left_out, kernel
+        )
     ]
 
 
@@ -165,6 +184,7 @@ def _backend_rows(
     service: ServiceDocument,
     backends: Sequence[Backend],
     unresolved: Mapping[str, Collection[str]],
+    left_out: Mapping[str, list[str]],
     kernel: Kernel | None,
 ) -> list[BackendRow]:
     shares = planned_shares(service, backends)
@@ -185,6 +205,7 @@ def _backend_rows(
             unresolved_on=[
                 node for node, paths in unresolved.items() if f"{service.name}/{backend.name}" in paths
             ],
+            left_out_on=left_out.get(f"{service.name}/{backend.name}", []),
             **_counters(_backend_stats(kernel, service.name, backend.name)),
         )
         for backend in backends
@@ -255,7 +276,7 @@ def backend_table(rows: Sequence[BackendRow]) -> Table:
                 describe_socket(row.address, row.port) if row.port else str(row.address),
                 row.pool,
                 str(row.weight),
-                row.admin.value + (", unresolved" if row.unresolved_on else "") + _fullness(row),
+                row.admin.value + _obstacles(row) + _fullness(row),
                 *(health.cells(row.health_on) if are_checked else ()),
                 percent(row.share_percent),
                 number(row.slots),
@@ -287,6 +308,10 @@ def summary(service: ServiceDocument) -> str:
         + (", observed" if service.observe else "")
         + (f", mirrored {_mirror(service.mirror)}" if service.mirror else "")
     )
+
+
+def _obstacles(row: BackendRow) -> str:
+    return (", unresolved" if row.unresolved_on else "") + (", no room" if row.left_out_on else "")
 
 
 def _fullness(row: BackendRow) -> str:

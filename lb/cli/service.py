@@ -177,6 +177,10 @@ def show(session: Session, service: ServiceName) -> None:
         summary(document),
         service_table([row]),
         *([line] if (line := mirror_line(row)) else []),
+        *(
+            f"node {node} has no room for all of it: `lbctl status` says which map is full"
+            for node in row.left_out_on
+        ),
         backend_table(backends),
     )
 

@@ -95,6 +95,12 @@ def _raise_problem(
             relevant = problem.where == status.node and problem not in known
         if relevant:
             raise _error(status.node, problem)
+    # Of many, not each has a problem of its own.
+    if status.revision >= revision and (out := sorted(names.intersection(status.left_out))):
+        raise CapacityError(
+            f"stored, but node {status.node} has no room for {', '.join(out)}",
+            hint="`lbctl status` shows which map is full, and what raises it",
+        )
 
 
 def _error(node: str, problem: Problem) -> LbError:

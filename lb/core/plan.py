@@ -13,6 +13,7 @@ from lb.core import capacity, rules, slots
 from lb.core.health import Verdict
 from lb.core.nexthop import NextHop
 from lb.core.overlay import overlay
+from lb.core.room import WHOLE, Narrowed
 from lb.core.rules import Steer
 from lb.core.slots import Member, Table
 from lb.core.state import BackendKey, DesiredState
@@ -184,13 +185,18 @@ def plan_service(
     verdict: Verdict = HEALTHY,
     is_judged: bool = False,
     full: Collection[str] = (),
+    narrowed: Narrowed = WHOLE,
 ) -> ServicePlan:
     """What the kernel should hold of a service and its backends. `bases`: of base_tables();
     `is_judged`: a rollout is under way; `full`: backends that have all the connections that they may
-    have."""
+    have; `narrowed`: what of it has room."""
     backends: dict[BackendKey, WantedBackend] = {}
     problems: list[Problem] = []
+    service = narrowed.service(service)
+    bases = {**bases, service.name: narrowed.base(bases[service.name])}
     for backend in members:
+        if backend.name in narrowed.backends:
+            continue
         hop = observed.next_hops.get(backend.address)
         if hop is not None and (problem := _detour(service, backend, hop, observed.attached)):
             problems.append(problem)
@@ -207,7 +213,7 @@ def plan_service(
     # No traffic before the way to a backend is known.
     unresolved = [name for (_, name), each in backends.items() if each.next_hop is None]
     taking = members_of(members)
-    fitness = {**verdict.fitness, **dict.fromkeys(unresolved, 0.0)}
+    fitness = {**verdict.fitness, **dict.fromkeys((*unresolved, *narrowed.backends), 0.0)}
     held, crammed = capacity.held_back(members, fitness, full)
     fitness |= dict.fromkeys(held, 0.0)
     problems += [_crammed(service, pool) for pool in crammed]

@@ -17,6 +17,7 @@ from enum import IntEnum
 from functools import cache
 from pathlib import Path
 
+from lb.core import sizes
 from lb.errors import CapacityError, DatapathError
 
 _NO_PREVIOUS_KEY = None
@@ -341,7 +342,7 @@ class Map(Object):
         name = self.name.removeprefix("lb_")
         return CapacityError(
             f"{name} map is full ({self.max_entries} entries)",
-            hint=f"raise limits.{name} in lb.toml, then lbd --detach and start lbd again",
+            hint=sizes.hint([name]),
         )
 
     def delete(self, key: bytes) -> bool:

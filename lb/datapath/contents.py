@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 
 from lb.core.diff import Difference, diff
 from lb.core.ids import Allocation
+from lb.core.rules import Steer
 from lb.datapath import consts, encode, mapkeys, rulemaps, slotmaps, structs
 from lb.datapath.bpf import Map
 from lb.datapath.encode import index_key
 from lb.datapath.maps import Maps
-from lb.datapath.rulemaps import Kept
+from lb.datapath.rulemaps import Kept, Key
 from lb.datapath.slotmaps import Encoded
+from lb.errors import CapacityError
 
 # Services whose new tables are open at the same time; each is a file descriptor, and so is its past.
 _TABLES_AT_ONCE = 100
@@ -89,8 +91,7 @@ def write(
     _put(maps.services, services.put.items())
     for numbers in _chunks(list(swaps.put), _TABLES_AT_ONCE):
         slotmaps.swap(maps.tables, {number: tables[number] for number in numbers})
-    for key, steer in rules.put.items():
-        maps.rules.put(*rulemaps.encode(key, steer))
+    _put_rules(maps.rules, rules)
     _put_hash(maps.vips, vips, len(have.vips))
     _put_hash(maps.ranges, ranges, len(have.ranges))
     _put(maps.backends, later.items())
@@ -102,8 +103,7 @@ def write(
     # Before what they led to is gone.
     if any(each.put or each.delete for each in (vips, ranges)):
         turn_page(maps, has(have, want))
-    for service, prefix in rules.delete:
-        maps.rules.delete(mapkeys.rule_key(service, prefix))
+    _delete_rules(maps.rules, rules)
     for number in swaps.delete:
         slotmaps.take_away(maps.tables, number)
     for number in services.delete:
@@ -162,6 +162,23 @@ def _put_hash(target: Map, changes: Difference[bytes, bytes], held: int) -> None
             target.delete(key)
     for key, value in changes.put.items():
         target.put(key, value)
+
+
+def _put_rules(target: Map, changes: Difference[Key, Steer[int]]) -> None:
+    """Those that come before those that go, as in _put_hash()."""
+    for key, steer in changes.put.items():
+        try:
+            target.put(*rulemaps.encode(key, steer))
+        except CapacityError:
+            if not changes.delete:
+                raise
+            _delete_rules(target, changes)
+            target.put(*rulemaps.encode(key, steer))
+
+
+def _delete_rules(target: Map, changes: Difference[Key, Steer[int]]) -> None:
+    for service, prefix in changes.delete:
+        target.delete(mapkeys.rule_key(service, prefix))
 
 
 def _chunks(numbers: list[int], size: int) -> Iterator[list[int]]:

@@ -25,6 +25,7 @@ from lb.datapath.clock import Clock
 from lb.datapath.contents import Contents
 from lb.datapath.draft import Draft
 from lb.datapath.encode import index_key
+from lb.datapath.holding import Holding
 from lb.datapath.maps import Maps
 from lb.datapath.rulemaps import Kept
 from lb.datapath.slotmaps import Encoded
@@ -91,6 +92,7 @@ class Kernel:
         # Whoever changed them (an lbd that was killed, a person) may not have said so.
         contents.turn_page(maps, contents.has(have))
         self._programmed.clear()
+        self._is_whole = False  # else nothing would seem to differ from nothing
         self._unsure = False
 
     @property
@@ -147,10 +149,11 @@ class Kernel:
         self._keep(want, kept)
         self.maps.vips.check_room(len(want.vips))
         self.maps.ranges.check_room(len(want.ranges))
-        self.maps.rules.check_room(len(rulemaps.flat(want.rules)))
         if heirs := heirs_of(wanted, self._heirs(service_ids, backend_ids)):
             # No id but those of owners that go now: they have to be gone before.
             return self._apply(without(wanted, heirs), keep, heirs) + self._apply(wanted, keep)
+        # Not before that: an heir would seem to have the rules of whoever had its id.
+        self.maps.rules.check_room(len(rulemaps.flat(want.rules)))
 
         # Whatever fails from here on leaves maps that memory doesn't know.
         self._unsure = True
@@ -168,6 +171,18 @@ class Kernel:
         self._wanted_backends = wanted.backends
         self._unsure = False
         return changes
+
+    def holding(self, keep: Collection[str] = ()) -> Holding:
+        """What the maps hold, by name. `keep`: as in apply()."""
+        if self._unsure:
+            self.adopt()
+        staying = Contents()
+        if not keep:
+            return Holding(self._have, self._service_ids, self._backend_ids, staying)
+        kept = self._with_pools({ids.uid(key) for key in keep})
+        self._keep(staying, kept)
+        owned = self._owned(self._service_ids, kept), self._owned(self._backend_ids, kept)
+        return Holding(self._have, self._service_ids, self._backend_ids, staying, owned)
 
     def _heirs(
         self, service_ids: Mapping[int, Allocation], backend_ids: Mapping[int, Allocation]
@@ -255,8 +270,12 @@ class Kernel:
         name = each.service.name
         if before.base.backends != each.base.backends:
             return False
-        backends = ((name, backend) for backend in each.base.backends)
-        return all(_where(self._wanted_backends[b]) == _where(wanted.backends[b]) for b in backends)
+        backends = [(name, backend) for backend in each.base.backends]
+        had, has = self._wanted_backends, wanted.backends
+        # Some have no room: lb/core/room.py.
+        return all((b in had) == (b in has) for b in backends) and all(
+            _where(had[b]) == _where(has[b]) for b in backends if b in has
+        )
 
     def _apply_few(self, few: list[WantedService], wanted: Wanted) -> int:
         """Where only values of some services differ, nothing else needs a look."""
@@ -269,6 +288,8 @@ class Kernel:
             have.tables[number] = self._have.tables[number]
             have.rules[number] = self._have.rules.get(number, {})
             for key in ((name, backend) for backend in each.base.backends):
+                if key not in wanted.backends:
+                    continue
                 at = self._backend_of[key]
                 draft.add_backend(key, wanted.backends[key], self._backend_ids[at].generation)
                 have.backends[at] = self._have.backends[at]

@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 import numpy as np
 from numpy.typing import NDArray
 
+from lb.core import ports
 from lb.datapath import consts, structs
 from lb.model.objects import Address, Network
 
@@ -58,21 +59,17 @@ def rule_key_from(raw: bytes) -> tuple[int, Network]:
 def port_range(address: Address, first: int, last: int, protocol: int) -> list[bytes]:
     """The keys of the ranges map that together cover the ports from first to last (host order, both
     within): the fewest prefixes that do."""
-    keys = []
-    while first <= last:
-        # As large as its alignment, and the ports that are left, allow.
-        bits = min(
-            (first & -first).bit_length() - 1 if first else 16, (last - first + 1).bit_length() - 1
+    return [
+        bytes(
+            structs.Range(
+                prefixlen=consts.RANGE_BITS + 16 - free,
+                addr=(ctypes.c_uint8 * 16)(*address_bytes(address)),
+                proto=protocol,
+                port=socket.htons(start),
+            )
         )
-        key = structs.Range(
-            prefixlen=consts.RANGE_BITS + 16 - bits,
-            addr=(ctypes.c_uint8 * 16)(*address_bytes(address)),
-            proto=protocol,
-            port=socket.htons(first),
-        )
-        keys.append(bytes(key))
-        first += 1 << bits
-    return keys
+        for start, free in ports.prefixes(first, last)
+    ]
 
 
 def within(clients: NDArray[np.uint64], network: Network) -> NDArray[np.bool_]:

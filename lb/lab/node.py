@@ -30,6 +30,7 @@ class Node:
         self.lbd: subprocess.Popen[str] | None = None
         self.lbd_ready_line = ""
         self.more_environment: dict[str, str] = {}  # of lbd and lbctl
+        self.more_settings = ""  # at the end of the settings file
         self._place = place
         self._interfaces = tuple(interfaces)
 
@@ -50,6 +51,7 @@ class Node:
             f"[checks]\n"
             f'memory = "{self.node_folder}/health.json"\n'
             f'exec_dir = "{self.node_folder}/checks"\n'
+            f"{self.more_settings}"
         )
 
     def start_lbd(

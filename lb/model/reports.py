@@ -107,5 +107,10 @@ class NodeStatus(Document):
     full: dict[str, FullReport] = Field(
         default={}, description="Per service/backend that is full by what this node counted."
     )
+    left_out: tuple[str, ...] = Field(
+        default=(),
+        description="Services, and service/backend, that are not programmed, or not wholly, because a"
+        " map is full.",
+    )
     limits: dict[str, int] = Field(default={}, description="Capacity of the maps, in entries.")
     problems: tuple[Problem, ...] = ()

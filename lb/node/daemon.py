@@ -16,11 +16,12 @@ from dataclasses import InitVar, dataclass, field
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from lb.core import room
 from lb.core.flows import Filter, Kind
 from lb.core.plan import Wanted
 from lb.core.quorum import reported
 from lb.core.state import BackendKey, DesiredState
-from lb.datapath import icmp, lifecycle, neighbours
+from lb.datapath import holding, icmp, lifecycle, neighbours
 from lb.datapath.flows import FlowTable
 from lb.datapath.kernel import Kernel
 from lb.datapath.lifecycle import Attachment
@@ -318,20 +319,24 @@ class Daemon:
         self.crowds.follow(self.state)
         bases = self._bases.update(self.state)
         observed = self.ways.observed()
+        kept = self.state.not_understood
+        left_out = room.left_out(
+            self.state, bases, holding.limits(self.maps), self.kernel.holding(kept), self.settings.node
+        )
         wanted = self._plans.update(
-            self.state, observed, bases, self.checks.verdicts, self._judged, self.crowds.full
+            self.state, observed, bases, self.checks.verdicts, self._judged, self.crowds.full, left_out
         )
         # Nothing else is wanted than what was applied, and that is not what was found.
         is_drift = audit and self._is_applied and wanted == self._wanted
         self._is_applied = False
-        changes = self.kernel.apply(wanted, keep=self.state.not_understood)
+        changes = self.kernel.apply(wanted, keep=kept)
         self._is_applied, self._wanted = True, wanted
         if changes and is_drift:
             log.warning("the kernel's maps were changed by somebody else: put right entries=%d", changes)
             self.status.note_repair(changes)
         elif changes:
             log.info("applied revision=%d entries=%d", self.state.revision, changes)
-        if self.observing.follow(wanted, self.state.not_understood):
+        if self.observing.follow(wanted, kept):
             self._see()
         self._let_checks_through()
         asking = [name for name, each in self.state.services.items() if each.mirror]
@@ -340,6 +345,7 @@ class Daemon:
         self._forget_beginnings(self.checks.fallen())
         self.ways.forwarding.follow(translated(self.state.services.values()), self.ways.names)
         found = (
+            *left_out.problems,
             *wanted.problems,
             *self.checks.problems(self.settings.node),
             *self.observing.problems(),
@@ -357,6 +363,7 @@ class Daemon:
             problems,
             shares,
             self.crowds.reports(),
+            left_out.names,
         )
         self.last_known.changed()
         now = time.monotonic()

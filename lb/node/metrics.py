@@ -125,6 +125,11 @@ def of_the_node(scrape: Scrape) -> Iterator[Metric]:
         "Backends whose next hop this node has not found: they get nothing from it",
         len(status.unresolved) if status else 0,
     )
+    yield GaugeMetricFamily(
+        "lb_left_out",
+        "Services and backends that are not programmed, or not wholly, because a map is full",
+        len(status.left_out) if status else 0,
+    )
 
 
 def of_the_store(scrape: Scrape) -> Iterator[Metric]:

@@ -20,13 +20,14 @@ from lb.core.plan import (
     plan_service,
     seed_in_force,
 )
+from lb.core.room import NOTHING, WHOLE, LeftOut, Narrowed
 from lb.core.slots import Table
 from lb.core.state import DesiredState
 from lb.model import keys
 from lb.model.objects import Backend, Service, TableDocument
 
 _BaseInputs = tuple[Service, tuple[Backend, ...], dict[str, TableDocument]]
-_Inputs = tuple[Service, tuple[Backend, ...], dict[str, Table], Verdict, bool, frozenset[str]]
+_Inputs = tuple[Service, tuple[Backend, ...], dict[str, Table], Verdict, bool, frozenset[str], Narrowed]
 
 
 @dataclass
@@ -114,9 +115,11 @@ class Plans:
         verdicts: Mapping[str, Verdict] = {},
         judged: Collection[str] = (),
         full: Mapping[str, Collection[str]] = {},
+        left_out: LeftOut = NOTHING,
     ) -> Wanted:
         """As lb.core.plan.plan() says, but only for services that changed. `judged`: names of those that
-        have a rollout under way; `full`: by service, backends that are (lb/core/capacity.py)."""
+        have a rollout under way; `full`: by service, backends that are (lb/core/capacity.py);
+        `left_out`: what has no room (lb/core/room.py)."""
         seed = seed_in_force(state)
         if observed != self._observed or seed != self._seed:
             # Rare, and then most services may be concerned.
@@ -124,9 +127,12 @@ class Plans:
         known: dict[str, tuple[_Inputs, ServicePlan]] = {}
         changed: list[ServicePlan] = []
         for name, service in state.services.items():
+            if name in left_out.services:
+                continue
             own = {path: bases[path] for path in paths(service, bases[name])}
             verdict, crowded = verdicts.get(name, HEALTHY), frozenset(full.get(name, ()))
-            inputs = service, state.backends_of(name), own, verdict, name in judged, crowded
+            room = left_out.parts.get(name, WHOLE)
+            inputs = service, state.backends_of(name), own, verdict, name in judged, crowded, room
             before = self._known.get(name)
             if before is not None and before[0] == inputs:
                 known[name] = inputs, before[1]  # equal: identical ones are compared faster

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 import lb
 from lb.core.plan import Wanted
+from lb.datapath.holding import limits
 from lb.datapath.lifecycle import Attachment
 from lb.datapath.maps import Maps
 from lb.errors import LbError
@@ -81,9 +82,11 @@ class Status:
         problems: Iterable[Problem],
         shares: Mapping[str, dict[str, float]] = MappingProxyType({}),
         full: Mapping[str, FullReport] = MappingProxyType({}),
+        left_out: tuple[str, ...] = (),
     ) -> None:
         """Report that the kernel holds `wanted`, of this revision of the store. `shares`: of pools, as
-        lb/node/shares.py counts them; `full`: per service/backend that is."""
+        lb/node/shares.py counts them; `full`: per service/backend that is; `left_out`: the names of what
+        has no room."""
         self.reporter.report(
             NodeStatus(
                 node=self.settings.node,
@@ -106,12 +109,8 @@ class Status:
                 ),
                 health=dict(self._told(details=False)),
                 full=dict(full),
-                limits={
-                    "services": self.maps.services.max_entries - 1,
-                    "backends": self.maps.backends.max_entries - 1,
-                    "vips": self.maps.vips.max_entries,
-                    "rules": self.maps.rules.max_entries,
-                },
+                left_out=left_out,
+                limits=limits(self.maps),
                 problems=(
                     *self.notes,
                     *self.last_known.problems(),

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -19,9 +19,11 @@ from lb.core import flowhash, slots
 from lb.core.ids import uid
 from lb.core.nexthop import NextHop
 from lb.core.plan import Observed, Wanted, base_table, plan, seed_of
+from lb.core.room import NOTHING, LeftOut, left_out
 from lb.core.state import DesiredState
 from lb.datapath import consts, mapkeys, structs
 from lb.datapath.encode import index_key
+from lb.datapath.holding import limits
 from lb.datapath.kernel import Kernel, read_owners
 from lb.datapath.maps import Maps
 from lb.datapath.slotmaps import table_key
@@ -38,6 +40,7 @@ from lb.model.objects import (
     Service,
     Tracking,
 )
+from lb.node.planning import Bases, Plans
 from lb.settings import Limits, Timeouts
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="bpf() needs root")
@@ -140,6 +143,14 @@ def test_what_was_changed_by_hand_is_found_and_put_right() -> None:
     assert KernelView(maps, state).slot_counts("s1") == {"b1": 49152, "b2": 16384}
 
 
+def test_the_last_service_goes_also_when_an_audit_finds_that() -> None:
+    kernel = Kernel(Maps.create(SMALL))
+    kernel.apply(wanted_of(state_of({"s1": {"b1": 1}})))
+    kernel.adopt()
+    assert kernel.apply(wanted_of(state_of({}))) > 0
+    assert list(kernel.maps.vips.keys()) == []
+
+
 def test_a_reused_id_has_another_generation_and_fresh_counters() -> None:
     maps = Maps.create(Limits(services=4, vips=8, backends=2, conntrack=1024))
     kernel = Kernel(maps)
@@ -172,6 +183,70 @@ def test_too_many_are_refused_before_anything_is_written() -> None:
         with pytest.raises(CapacityError, match="map is full"):
             kernel.apply(wanted_of(state_of(too_many)))
         assert kernel.apply(wanted_of(good)) == 0
+
+
+def test_what_has_no_room_is_left_out_and_all_else_works_on() -> None:
+    maps = Maps.create(SMALL)
+    kernel, plans, bases = Kernel(maps), Plans(), Bases()
+    said: list[LeftOut] = []
+
+    def apply(state: DesiredState, keep: Collection[str] = ()) -> int:
+        tables = bases.update(state)
+        said.append(left_out(state, tables, limits(maps), kernel.holding(keep), "node1"))
+        hops = {b.address: HOP for b in state.backends.values()}
+        observed = Observed(hops, frozenset({HOP.ifindex}))
+        return kernel.apply(plans.update(state, observed, tables, left_out=said[-1]), keep)
+
+    apply(state_of({"s1": {"b3": 1, "b4": 1}, "s3": {"b1": 1}}))
+    assert said.pop() is NOTHING
+    asked = {"s1": {f"b{n}": 1 for n in range(1, 6)}, "s2": {"b1": 1}, "s3": {"b1": 1}, "s4": {}}
+    state = state_of(asked)
+    apply(state)
+    # Room for three services and four backends; who was there keeps its place.
+    assert said[-1].names == ("s4", "s1/b2", "s1/b5", "s2/b1")
+    view = KernelView(maps, state)
+    assert view.slot_counts("s1").keys() == {"b1", "b3", "b4"}
+    assert view.slot_counts("s2") == {}
+    assert view.slot_counts("s3") == {"b1": 65536}
+    assert apply(state) == 0
+    # Values go the short way, also beside backends that aren't there.
+    heavier = state_of({**asked, "s1": {**asked["s1"], "b3": 2, "b2": 7}})
+    assert apply(heavier) > 0
+    assert KernelView(maps, heavier).slot_counts("s1")["b3"] in (32768, 32769)
+    # Another lbd finds the same.
+    kernel = Kernel(maps)
+    kernel.adopt()
+    assert apply(heavier) == 0
+    assert said[-1] == said[-2]
+    # What nobody understands any more keeps its room; what is gone gives it to others.
+    half = state_of({name: each for name, each in asked.items() if name != "s1"})
+    apply(half, {keys.service("s1"), *(keys.backend("s1", f"b{n}") for n in range(1, 6))})
+    assert said[-1].names == ("s4", "s2/b1")
+    apply(half)
+    assert said[-1] is NOTHING
+    assert KernelView(maps, half).slot_counts("s2") == {"b1": 65536}
+
+
+def test_ranges_that_the_kernel_holds_are_known_by_name() -> None:
+    state = state_of({"s1": {}, "s2": {}})
+    wide = {
+        "s1": state.services["s1"].model_copy(update={"port": 8000, "end_port": 8005}),
+        "s2": state.services["s2"],
+    }
+    kernel = Kernel(Maps.create(SMALL))
+    kernel.apply(wanted_of(replace(state, services=wide)))
+    found = kernel.holding({keys.service("s1")})
+    vip, owner = ip_address("198.51.100.1"), uid(keys.service("s1"))
+    other = ip_address("198.51.100.2")
+    spans = {(vip, Protocol.TCP, 8000, 2): owner, (vip, Protocol.TCP, 8004, 1): owner}
+    assert found.ranges == spans
+    assert found.vips == {
+        (vip, None, 0): 0,
+        (other, None, 0): 0,
+        (other, Protocol.TCP, 80): uid(keys.service("s2")),
+    }
+    assert found.kept["ranges"] == spans.keys()
+    assert found.kept["vips"] == {(vip, None, 0)}
 
 
 def test_a_backend_that_is_down_or_unresolved() -> None:

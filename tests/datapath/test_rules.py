@@ -221,3 +221,12 @@ def test_more_rules_than_the_map_takes_are_refused_before_anything_is_written() 
     with pytest.raises(CapacityError, match="rules"):
         node.apply(replace(good, services={"web": state_of(rules=many).services["web"]}))
     assert node.rules() == before
+
+
+def test_a_full_map_has_room_for_an_exchange_of_rules() -> None:
+    node = Node()
+    many = [ip_network((TESTER, length), strict=False) for length in range(20, 20 + LIMITS.rules + 1)]
+    never = {"tracking": Tracking.NEVER}
+    node.apply(state_of(rules=dict.fromkeys(many[1:], "canary"), **never))
+    node.apply(state_of(rules=dict.fromkeys(many[:-1], "canary"), **never))
+    assert {prefix for _, prefix in node.rules()} == {*many[:-1]}

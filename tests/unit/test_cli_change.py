@@ -257,6 +257,11 @@ def test_many_at_once_lose_nothing(web):
             ("service", "add", "api", "--vip", "10.0.0.2:80"),
             "vips map of node n1 is full (3)",
         ),
+        (
+            {"ranges": 15},
+            ("service", "add", "api", "--vip", "10.0.0.1:any"),
+            "ranges map of node n1 is full (15): 16 entries are needed",
+        ),
     ],
 )
 def test_a_full_map_is_refused_before_anything_is_written(web, nodes, store, limits, arguments, message):
@@ -268,7 +273,8 @@ def test_a_full_map_is_refused_before_anything_is_written(web, nodes, store, lim
         assert result.code == 8
         assert message in result.err
         [name] = limits
-        assert f"raise limits.{name} in lb.toml" in result.err
+        setting = name.replace("ranges", "vips")  # sized by the same
+        assert f"raise limits.{setting} in lb.toml of n1" in result.err
     assert store.read(keys.ROOT) == before
 
 

@@ -189,6 +189,17 @@ def test_unresolved_backends_are_marked(web, nodes):
     assert "no way to 10.0.1.2 was found on node n1" in web.ok("backend", "show", "web", "b2").out
 
 
+def test_what_has_no_room_is_marked(web, nodes):
+    nodes.put("n1", 4, left_out=("web", "web/b2"))
+    rows = {row["name"]: row["left_out_on"] for row in web.json("backend", "list")}
+    assert rows == {"b1": [], "b2": ["n1"], "b3": []}
+    shown = web.ok("backend", "show", "web", "b2").out
+    assert "up, no room" in shown
+    assert "node n1 has no room for it: `lbctl status` says which map is full" in shown
+    assert [row["left_out_on"] for row in web.json("service", "list")] == [["n1"]]
+    assert "node n1 has no room for all of it" in web.ok("service", "show", "web").out
+
+
 def trace(**fields):
     values = {
         "service": "web",

@@ -98,6 +98,14 @@ def test_a_full_map_has_its_own_code(web, nodes):
     assert web("backend", "weight", "web", "b1", "1", *WAIT).code == 8
 
 
+def test_what_is_left_out_without_a_word_of_its_own_is_not_applied(web, nodes):
+    nodes.follow("n1", left_out=("web/b1", "api"))
+    result = web("backend", "weight", "web", "b1", "1", *WAIT)
+    assert result.code == 8
+    assert "stored, but node n1 has no room for web/b1" in result.err
+    web.ok("backend", "weight", "web", "b2", "1", *WAIT)
+
+
 def test_problems_of_others_do_not_matter(web, nodes):
     nodes.follow("n1", problems=({**PROBLEM, "where": "web/b2"},))
     web.ok("backend", "weight", "web", "b1", "1", *WAIT)

@@ -93,6 +93,7 @@ def busy() -> Scrape:
         update={
             **{"problems": problems, "health": health, "unresolved": ("web/b2",)},
             "full": {"web/b1": FullReport(connections=12, limit=10)},
+            "left_out": ("api", "web/b3", "web/b4"),
         }
     )
     wanted = plan(state, Observed({}, frozenset()), Bases().update(state))
@@ -123,6 +124,7 @@ def test_figures_are_those_of_the_node() -> None:
     found = series(text_of(scrape))
     assert value(found, "lb_applied_revision") == 7
     assert value(found, "lb_unresolved_next_hops") == 1
+    assert value(found, "lb_left_out") == 3
     assert value(found, "lb_store_in_touch") == 1
     assert value(found, "lb_last_known_good_in_force") == 0
     assert value(found, "lb_outcome_packets_total", outcome="forward_tx") == 5
