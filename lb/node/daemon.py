@@ -200,6 +200,7 @@ class Daemon:
                 log.error("%s; trying again every %g s", error, RETRY_SECONDS)
             self._failing = str(error)
             self._retry_at = time.monotonic() + RETRY_SECONDS
+            self.desired.doubt()  # not all of what happened may have been looked at
             self.status.report_failure(error, self.ways.attachment, self.state.problems)
         self.last_known.save_if_due(self.state)
 

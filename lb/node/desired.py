@@ -28,7 +28,7 @@ class Desired:
     tell: Callable[[DesiredState], None]
     state: DesiredState = field(default_factory=DesiredState)
     in_touch: bool = True  # the last read succeeded
-    due: float = math.inf  # when to read again, while it is not (monotonic clock)
+    due: float = math.inf  # when to read again, because something may be missing (monotonic clock)
 
     def read(self) -> bool:
         """Read it; False if that fails: the last one then stays in force."""
@@ -48,11 +48,15 @@ class Desired:
             self.tell(state)
         return True
 
+    def doubt(self) -> None:
+        """What a watch delivered may not have been taken in."""
+        self.due = min(self.due, time.monotonic())
+
     def take_in(self, batch: Batch) -> bool:
         """Bring it up to date with what a watch delivered, which is every change; those that a read has
         brought already are left out. True if it is another one."""
-        # What was delivered when a read failed is in no state yet: later changes can't go on top of it.
-        if self.last_known.held or not self.in_touch:
+        # Of what was delivered something may be missing: later changes can't go on top of that.
+        if self.last_known.held or self.due < math.inf:
             return self.read()
         news = [
             (event.key, event.value, event.revision)

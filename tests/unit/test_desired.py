@@ -84,6 +84,21 @@ def test_what_came_with_a_read_that_failed_is_not_lost(store: Flaky, tmp_path: P
     assert desired.last_known.problems() == ()
 
 
+def test_what_somebody_else_may_have_dropped_is_read(store: Flaky, tmp_path: Path) -> None:
+    store.commit([backend("b2")])
+    desired = Desired(store, LastKnown("n1", tmp_path / "copy.json"), lambda _: None)
+    desired.read()
+    with store.watch(keys.ROOT, after=desired.state.revision) as watch:
+        store.commit([backend("b1", 50)])
+        next_of(watch)  # and nobody takes it in
+        desired.doubt()
+        assert desired.in_touch
+        store.commit([backend("b2", 70)])
+        assert desired.take_in(next_of(watch))
+    assert [each.weight for each in desired.state.backends.values()] == [50, 70]
+    assert desired.due == math.inf
+
+
 def test_what_was_put_off_comes_before_what_came_later() -> None:
     inbox = Inbox()
     first, second, third = RolloutsChanged(frozenset("a")), NetlinkChanged({}), Audit()
