@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from lb.core import ids
 from lb.core.plan import Wanted, WantedService
 from lb.core.rules import Steer
-from lb.core.slots import Table
 from lb.core.state import BackendKey
 from lb.model import keys
 from lb.model.objects import table_path
@@ -85,5 +84,5 @@ def _without(wanted: WantedService, tables: Collection[str]) -> WantedService:
         for prefix, each in base.steers.items()
         if not waits(each.to)
     }
-    base = Table(base.backends, base.slots, base.parts, base.moves, steers)
+    base = base.with_steers(steers)
     return replace(wanted, service=service.model_copy(update=policies), base=base)

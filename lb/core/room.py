@@ -23,17 +23,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from typing import Protocol as Interface
 
 from lb.core import ports, rules, sizes
 from lb.core.ids import uid
 from lb.core.rules import Steer, Steers
-from lb.core.slots import Table
 from lb.core.state import BackendKey, DesiredState
 from lb.errors import CapacityError
 from lb.model import keys
 from lb.model.objects import Address, Network, Protocol, Service, Tracking, table_path
 from lb.model.reports import Problem
+
+if TYPE_CHECKING:
+    from lb.core.slots import Table  # which takes numpy, and most of lbctl doesn't
 
 TOLD = 10  # of what is left out; of the rest only the number, as each node's status is one document
 
@@ -89,7 +92,7 @@ class Narrowed:
         """The same of its base table: all slots, but not all rules."""
         if self.rules is None:
             return table
-        return Table(table.backends, table.slots, table.parts, table.moves, self.steers)
+        return table.with_steers(self.steers)
 
 
 WHOLE = Narrowed()

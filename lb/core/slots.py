@@ -69,6 +69,10 @@ class Table:
         self.owners: NDArray[np.int32] = slots[starts].astype(np.int32)
         self.lengths: NDArray[np.int32] = np.diff(starts, append=SLOTS).astype(np.int32)
 
+    def with_steers(self, steers: Steers) -> Table:
+        """The same slots, and other rules remembered."""
+        return Table(self.backends, self.slots, self.parts, self.moves, steers)
+
     @property
     def slots(self) -> NDArray[np.int32]:
         """Index into `backends`, or EMPTY, for each slot; shape (65536,). A new array each time."""

