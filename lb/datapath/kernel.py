@@ -7,7 +7,6 @@ from them, so nothing on disk can contradict them.
 from __future__ import annotations
 
 import ctypes
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -19,7 +18,7 @@ from lb.core.heirs import NOBODY, Heirs, heirs_of, without
 from lb.core.ids import Allocation
 from lb.core.plan import Wanted, WantedBackend, WantedService
 from lb.core.state import BackendKey
-from lb.datapath import contents, expiry, rulemaps, slotmaps, structs, sweep
+from lb.datapath import contents, expiry, keeping, rulemaps, slotmaps, structs, sweep
 from lb.datapath.bpf import Map
 from lb.datapath.clock import Clock
 from lb.datapath.contents import Contents
@@ -119,18 +118,18 @@ class Kernel:
         )
         if same and all(self._is_in_place(each, wanted) for each in few):
             return self._apply_few(few, wanted)
-        kept = self._with_pools({ids.uid(key) for key in keep})
+        kept = keeping.with_pools({ids.uid(key) for key in keep}, self._have, self._service_ids)
         service_uids = {name: ids.uid(keys.service(name)) for name in wanted.services}
         backend_uids = {key: ids.uid(keys.backend(*key)) for key in wanted.backends}
         service_ids = ids.allocate(
             self._service_ids,
-            {*service_uids.values(), *self._owned(self._service_ids, kept)},
+            {*service_uids.values(), *keeping.owned(self._service_ids, kept)},
             self.maps.services.max_entries,
             "services",
         )
         backend_ids = ids.allocate(
             self._backend_ids,
-            {*backend_uids.values(), *self._owned(self._backend_ids, kept)},
+            {*backend_uids.values(), *keeping.owned(self._backend_ids, kept)},
             self.maps.backends.max_entries,
             "backends",
         )
@@ -146,7 +145,7 @@ class Kernel:
             draft.add_backend(key, backend, backend_ids[number].generation)
             draft.add_ways(key, backend, owner)
         want = draft.want
-        self._keep(want, kept)
+        keeping.keep(want, kept, self._have, self._service_ids, self._backend_ids)
         self.maps.vips.check_room(len(want.vips))
         self.maps.ranges.check_room(len(want.ranges))
         if heirs := heirs_of(wanted, self._heirs(service_ids, backend_ids)):
@@ -179,9 +178,9 @@ class Kernel:
         staying = Contents()
         if not keep:
             return Holding(self._have, self._service_ids, self._backend_ids, staying)
-        kept = self._with_pools({ids.uid(key) for key in keep})
-        self._keep(staying, kept)
-        owned = self._owned(self._service_ids, kept), self._owned(self._backend_ids, kept)
+        kept = keeping.with_pools({ids.uid(key) for key in keep}, self._have, self._service_ids)
+        keeping.keep(staying, kept, self._have, self._service_ids, self._backend_ids)
+        owned = keeping.owned(self._service_ids, kept), keeping.owned(self._backend_ids, kept)
         return Holding(self._have, self._service_ids, self._backend_ids, staying, owned)
 
     def _heirs(
@@ -208,58 +207,6 @@ class Kernel:
             self.patience,
             waiting,
         )
-
-    @staticmethod
-    def _owned(held: Mapping[int, Allocation], kept: Collection[int]) -> set[int]:
-        return {each.owner for each in held.values() if each.owner in kept}
-
-    def _with_pools(self, kept: set[int]) -> set[int]:
-        """With the owners of the tables that rules of these services send clients to."""
-        held = self._service_ids
-        tables = {
-            table
-            for number, rules in self._have.rules.items()
-            if number in held and held[number].owner in kept
-            for rule in rules.values()
-            for table in (rule.to, rule.before)
-        }
-        return kept | {held[table].owner for table in tables & held.keys()}
-
-    def _keep(self, want: Contents, kept: Collection[int]) -> None:
-        """Carry over what the kernel has of these owners."""
-        have = self._have
-        services = {n for n, each in self._service_ids.items() if each.owner in kept}
-        for number in services & have.rules.keys():
-            want.rules.setdefault(number, have.rules[number])
-        backends = {n for n, each in self._backend_ids.items() if each.owner in kept}
-        for number in services & have.services.keys():
-            want.services.setdefault(number, have.services[number])
-        for number in services & have.tables.keys():
-            want.tables.setdefault(number, have.tables[number])
-        for number in backends & have.backends.keys():
-            want.backends.setdefault(number, have.backends[number])
-        for at, value in have.nat_back.items():
-            if structs.NatBack.from_buffer_copy(value).service in services:
-                want.nat_back.setdefault(at, value)
-        for at, value in have.quic.items():
-            if structs.QuicKey.from_buffer_copy(at).service in services:
-                want.quic.setdefault(at, value)
-        addresses = set()
-        for at, value in have.vips.items():
-            endpoint = structs.Endpoint.from_buffer_copy(at)
-            if endpoint.port and int.from_bytes(value, sys.byteorder) in services:
-                want.vips.setdefault(at, value)
-                addresses.add(bytes(endpoint.addr))
-        for at, value in have.ranges.items():
-            if int.from_bytes(value, sys.byteorder) in services:
-                want.ranges.setdefault(at, value)
-                addresses.add(bytes(structs.Range.from_buffer_copy(at).addr))
-        for at, value in have.vips.items():
-            endpoint = structs.Endpoint.from_buffer_copy(at)
-            if not endpoint.port and bytes(endpoint.addr) in addresses:
-                bits = int.from_bytes(value, sys.byteorder)
-                bits |= int.from_bytes(want.vips.get(at, bytes(4)), sys.byteorder)
-                want.vips[at] = index_key(bits)
 
     def _is_in_place(self, each: WantedService, wanted: Wanted) -> bool:
         """Does the service differ from what is programmed in nothing but values: no id to give out, no
