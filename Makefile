@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MAKE_VENV := $(PYTHON) -m venv --system-site-packages $(CURDIR)/$(VENV)
 STAMP := .make/venv
-WORKERS = $(shell nproc)
+WORKERS = $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 
 .PHONY: help
 help: ## List the targets
