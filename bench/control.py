@@ -238,7 +238,7 @@ def fill_store(store: Store, state: DesiredState) -> None:
 
 
 def read_state(store: Store, previous: DesiredState | None) -> DesiredState:
-    """As Daemon._read_store does it."""
+    """As Desired.read() does it."""
     snapshot = store.read(keys.ROOT)
     items = ((kv.key, kv.value, kv.mod_revision) for kv in snapshot.items)
     return parse(snapshot.revision, items, previous)
