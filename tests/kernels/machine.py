@@ -34,7 +34,7 @@ LOOK_SECONDS = 2.0
 # Debian 12 has it with qemu, Debian 13 on its own.
 _VIRTIOFSD = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
 _MODULES = ("virtio_pci", "virtiofs", "overlay")
-_NOT_COPIED = (".venv", ".make", ".git", "__pycache__", ".*_cache", ".hypothesis", "results")
+_NOT_COPIED = (".venv", ".make", ".git", "__pycache__", ".*_cache", ".hypothesis")
 
 
 _alive: set[subprocess.Popen[bytes]] = set()
