@@ -142,8 +142,9 @@ def weight(
 
     def edit(draft: Draft) -> None:
         for name, text in wanted.items():
-            draft.put(words.rebuild(draft.backend(service, name), weight=text))
-            if text == "0":
+            after = words.rebuild(draft.backend(service, name), weight=text)
+            draft.put(after)
+            if after.weight == 0:
                 _note_new_udp(draft, service, name)
 
     perform(session, edit)

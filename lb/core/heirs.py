@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from lb.core import ids
+from lb.core import ids, rules
 from lb.core.plan import Wanted, WantedService
 from lb.core.rules import Steer
 from lb.core.state import BackendKey
@@ -69,12 +69,9 @@ def _without(wanted: WantedService, tables: Collection[str]) -> WantedService:
     def waits(pool: str | None) -> bool:
         return pool is not None and table_path(service.name, pool) in tables
 
-    mirror = service.mirror
-    pools = [*service.rules.values(), *([mirror.pool] if mirror else ())]
-    for steer in base.steers.values():
-        pools += [pool for pool in (steer.to, steer.before) if pool is not None]
-    if not any(waits(pool) for pool in pools):
+    if not any(waits(pool) for pool in service.pools_alone | rules.pools(base.steers)):
         return wanted
+    mirror = service.mirror
     policies = {
         "rules": {prefix: pool for prefix, pool in service.rules.items() if not waits(pool)},
         "mirror": None if mirror and waits(mirror.pool) else mirror,

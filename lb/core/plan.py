@@ -122,7 +122,7 @@ def base_table(
         held: rules.Steers = {prefix: Steer(to, None) for prefix, to in service.rules.items()}
         held = previous.steers if previous else held
         steers = rules.follow(held, service.rules, now, service.window)
-        table = slots.Table(table.backends, table.slots, table.parts, steers=steers)
+        table = table.with_steers(steers)
     if previous is None:
         return table
     if slots.moved(previous, table) or table.backends != previous.backends:

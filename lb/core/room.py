@@ -178,8 +178,7 @@ def _way_to(service: Service) -> dict[str, set[Hashable]]:
 def _own(service: Service, steers: Steers) -> dict[str, set[Hashable]]:
     """A service's tables and rules: one table more for each pool that rules send clients to, or that
     gets copies."""
-    pools = {*service.rules.values(), *rules.pools(steers)}
-    pools |= {service.mirror.pool} if service.mirror else set()
+    pools = service.pools_alone | rules.pools(steers)
     return {
         "services": {service.name, *(table_path(service.name, pool) for pool in pools)},
         "rules": {(service.name, prefix) for prefix in {*service.rules, *steers}},

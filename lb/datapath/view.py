@@ -99,7 +99,7 @@ class KernelView:
         self._pool_names = {
             ids.uid(keys.service(table_path(name, pool))): pool
             for name, service in state.services.items()
-            for pool in (*service.rules.values(), *([service.mirror.pool] if service.mirror else ()))
+            for pool in service.pools_alone
         }
 
     @classmethod

@@ -254,6 +254,13 @@ class Service(Document):
         rests = self.mirror is None or self.split.get(self.mirror.pool)
         return None if rests else self.mirror
 
+    @property
+    def pools_alone(self) -> frozenset[str]:
+        """The pools that are placed by a table of their own: rules send clients there, or it gets
+        copies."""
+        copies = {self.mirror.pool} if self.mirror else set()
+        return frozenset({*self.rules.values(), *copies})
+
     @model_validator(mode="after")
     def _check_quic(self) -> Self:
         if self.quic_id_bytes and self.protocol is not Protocol.UDP:
