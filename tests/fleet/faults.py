@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from field import PATIENCE, SERVICE, Field, log_position, logged
-from helpers import create, held, service
+from helpers import held
 
 from lb.core import ids
 from lb.core.state import LARGEST
@@ -221,11 +221,9 @@ def node_withdrawn_after_a_change(field: Field, connections: int) -> tuple[int, 
 
 def node_lost(field: Field, connections: int) -> str:
     """A node is gone at once, with all that runs on it and its links. The router finds out by itself;
-    until then it sends a third of all packets to nobody. The node comes back with an old state."""
+    until then it sends a third of all packets to nobody. The node comes back with an old state. The
+    service is `Field.add_still`'s."""
     fleet, node = field.fleet, field.fleet.nodes[2]
-    fleet.add_vip(OTHER_VIP4)
-    create(fleet, service(fleet, "still", OTHER_VIP4))  # new, so that none of its slots has moved
-    field.agree()
     with held(fleet, OTHER_VIP4, connections) as held_open:
         before = held_open.ask()
         insist(not any(name.startswith("!") for name in before), "all connections were made")

@@ -16,6 +16,7 @@ from helpers import create, service
 from prometheus_client.parser import text_string_to_metric_families as families
 
 from lb.lab.fleet import Fleet
+from lb.lab.fleet_topology import OTHER_VIP4
 from lb.lab.lab import Lab
 from lb.lab.node import Node
 from lb.lab.shell import LabError, environment, in_namespace, run, wait_until
@@ -27,6 +28,7 @@ from lb.settings import Settings
 
 HERE = Path(__file__).parent
 SERVICE = "web"
+STILL = "still"
 RATE = 200.0  # requests a second
 PATIENCE = 60.0
 
@@ -46,6 +48,15 @@ class Field:
     def add_six(self) -> None:
         """Have another service, on IPv6, as something that can be deleted."""
         create(self.fleet, service(self.fleet, "six", VIP6))
+
+    def add_still(self) -> None:
+        """Have another service, on another address: it is new, so that none of its slots has moved.
+
+        A connection that begins in a slot that has just moved is known to one node (docs/concepts.md,
+        "What that promises"); who takes a node away, and may lose nothing, asks this service."""
+        self.fleet.add_vip(OTHER_VIP4)
+        create(self.fleet, service(self.fleet, STILL, OTHER_VIP4))
+        self.agree()
 
     def traffic(self, address: Address = VIP4) -> AbstractContextManager[Requests]:
         """Requests at a steady pace; what came of them is known after the block."""

@@ -10,19 +10,33 @@ import faults
 import pytest
 from field import Field
 
+from lb.lab.fleet_topology import OTHER_VIP4
 from lb.lab.steady import Requests
+from lb.lab.topology import VIP4, Address
 
 
 @pytest.fixture
 def requests(field: Field) -> Iterator[Requests]:
     """Flowing during the test; none may have failed at its end."""
-    with field.traffic() as found:
+    yield from _flowing(field, VIP4)
+
+
+@pytest.fixture
+def still_requests(field: Field) -> Iterator[Requests]:
+    """The same, to a service whose slots have not moved."""
+    field.add_still()
+    yield from _flowing(field, OTHER_VIP4)
+
+
+def _flowing(field: Field, address: Address) -> Iterator[Requests]:
+    with field.traffic(address) as found:
         yield found
     assert found.failed == 0, found.failures
     assert found.total > 10
 
 
 under_way = pytest.mark.usefixtures("requests")
+still_under_way = pytest.mark.usefixtures("still_requests")
 
 
 @under_way
@@ -65,12 +79,12 @@ def test_a_node_that_was_cut_off_during_a_compaction_learns_it_too(field: Field)
     faults.compacted_while_cut_off(field)
 
 
-@under_way
+@still_under_way
 def test_a_node_is_withdrawn_and_its_connections_go_on_by_the_others(field: Field) -> None:
     faults.node_withdrawn(field, 200)
 
 
-@under_way
+@still_under_way
 def test_a_node_is_withdrawn_just_after_a_change(field: Field) -> None:
     """What a node alone knows is lost with it: the connections that began in a slot that had just moved.
     About a tenth of the slots moves here, and a third of the connections or more changes its node."""
@@ -79,7 +93,7 @@ def test_a_node_is_withdrawn_just_after_a_change(field: Field) -> None:
     assert 140 < younger < 200
 
 
-@under_way
+@still_under_way
 def test_a_node_is_lost_with_all_that_runs_on_it(field: Field) -> None:
     faults.node_lost(field, 200)
 
