@@ -21,6 +21,7 @@ from lb.cli.rollout_options import WaitOption, WaitTimeoutOption, limit_of, spec
 from lb.cli.rollout_report import ReportFormat
 from lb.cli.rollout_view import blocks, data, line, place
 from lb.cli.session import Session
+from lb.core import canary
 from lb.core import rollout as core
 from lb.core.state import DesiredState
 from lb.errors import ConflictError, RolloutRefused
@@ -164,7 +165,7 @@ def _check(state: DesiredState, service: str, spec: RolloutSpec) -> None:
             pools,
             f"add one: lbctl backend add {service} NAME ADDRESS --pool {spec.pool}",
         )
-    if why := core.refusal(spec, state.services[service], members):
+    if why := canary.refusal(spec, state.services[service], members):
         hint = f"lbctl backend list {service} shows pools and states"
         if spec.auto and "to judge it by" in why:
             hint = "--analysis FILE, with metrics from outside; or --no-analysis"
@@ -175,8 +176,8 @@ def _check(state: DesiredState, service: str, spec: RolloutSpec) -> None:
     probe = probe.model_copy(
         update={"status": probe.status.model_copy(update={"phase": Phase.STEPPING})}
     )
-    if state.nodes and not core.usable_backends(
-        probe, core.View(state.services[service], 0, members, state.nodes)
+    if state.nodes and not canary.usable_backends(
+        probe, canary.View(state.services[service], 0, members, state.nodes)
     ):
         raise RolloutRefused(
             f"every backend of pool {spec.pool!r} is unhealthy",

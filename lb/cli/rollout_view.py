@@ -10,7 +10,7 @@ from typing import Any
 from lb.cli import words
 from lb.cli.output import Block, Table, percent
 from lb.core import rollout as core
-from lb.core.rollout import awaits, late_nodes
+from lb.core.canary import awaits, late_nodes
 from lb.core.splits import describe, same_split
 from lb.core.state import DesiredState
 from lb.errors import ConflictError, UserError

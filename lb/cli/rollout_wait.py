@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import inf
 
 from lb.cli.rollout_view import data, line, place
-from lb.core import rollout as core
+from lb.core import canary
 from lb.errors import (
     LbError,
     NotAppliedError,
@@ -144,7 +144,7 @@ class Standstill:
 
     def _awaits(self, rollout: Rollout) -> str:
         try:
-            awaited = core.awaits(rollout, stored.sight(self.store, rollout.service).view)
+            awaited = canary.awaits(rollout, stored.sight(self.store, rollout.service).view)
         except UserError as error:
             return f"; {error.message}"
         return f"; it waits for {awaited}" if awaited else ""

@@ -13,8 +13,9 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from lb.core.canary import View
 from lb.core.records import name, recorded, surplus
-from lb.core.rollout import Decision, View
+from lb.core.rollout import Decision
 from lb.core.splits import describe, with_split
 from lb.core.state import describe_error
 from lb.errors import UserError

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lb.core import canary
 from lb.core import rollout as core
-from lb.core.rollout import View, decide
+from lb.core.canary import View
+from lb.core.rollout import decide
 from lb.core.splits import same_split
 from lb.model.analysis import Analysis
 from lb.model.evidence import Outcome
@@ -258,7 +260,7 @@ def test_after_an_abort_the_share_only_falls_and_stays_0(
     if status.ending is not None:
         assert status.phase is Phase.ABORTED
         assert same_split(found.split, BEFORE)
-        assert not core.holding(found.rollout, found.view().nodes)
+        assert not canary.holding(found.rollout, found.view().nodes)
     if status.phase is Phase.PROMOTED:
         assert same_split(found.split, {"canary": 100.0})
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from lb.core import canary, splits
 from lb.core import rollout as core
-from lb.core import splits
-from lb.core.rollout import TABLE, Event, View, decide
+from lb.core.canary import View
+from lb.core.rollout import TABLE, Event, decide
 from lb.model.analysis import Analysis
 from lb.model.evidence import Outcome
 from lb.model.objects import (
@@ -284,9 +285,9 @@ def test_a_lost_node_is_waited_for_a_moment_and_named() -> None:
     rollout, view = at(Phase.STEPPING)
     view = replace(view, nodes=APPLIED, lost=("n3",))
     assert decide(rollout, view, NOW + 1, "n1") is None
-    assert core.awaits(rollout, view) == "node n3"
-    assert core.due(rollout, NOW + 1) == NOW + core.PATIENCE
-    baking = decide(rollout, view, NOW + core.PATIENCE, "n1")
+    assert canary.awaits(rollout, view) == "node n3"
+    assert core.due(rollout, NOW + 1) == NOW + canary.PATIENCE
+    baking = decide(rollout, view, NOW + canary.PATIENCE, "n1")
     assert baking is not None
     assert "n3" in baking.rollout.status.history[-1].words
 
@@ -374,7 +375,7 @@ def test_nobodys_deadline_counts_before_a_node_takes_it_up() -> None:
     ],
 )
 def test_what_can_not_begin(backends: tuple[Backend, ...], why: str) -> None:
-    assert why in core.refusal(spec(), service(BEFORE), backends)
+    assert why in canary.refusal(spec(), service(BEFORE), backends)
     rollout, view = at(Phase.PENDING)
     decision = decide(rollout, replace(view, backends=backends, nodes=APPLIED), NOW, "n1")
     assert decision is not None
@@ -383,10 +384,10 @@ def test_what_can_not_begin(backends: tuple[Backend, ...], why: str) -> None:
 
 
 def test_a_pool_with_a_share_or_the_backup_can_not_begin() -> None:
-    assert "5 %" in core.refusal(spec(), service({"stable": 95.0, "canary": 5.0}), BACKENDS)
+    assert "5 %" in canary.refusal(spec(), service({"stable": 95.0, "canary": 5.0}), BACKENDS)
     backup = service(BEFORE).model_copy(update={"backup": "canary"})
-    assert "backup" in core.refusal(spec(), backup, BACKENDS)
-    assert core.refusal(spec(), service({"stable": 100.0, "canary": 0.0}), BACKENDS) == ""
+    assert "backup" in canary.refusal(spec(), backup, BACKENDS)
+    assert canary.refusal(spec(), service({"stable": 100.0, "canary": 0.0}), BACKENDS) == ""
 
 
 def test_most_nodes_have_to_find_it_unhealthy() -> None:
@@ -394,7 +395,7 @@ def test_most_nodes_have_to_find_it_unhealthy() -> None:
     three = (backend("b1"), backend("c1", "canary"), backend("c2", "canary"))
 
     def usable(**nodes: NodeStatus) -> list[str]:
-        return core.usable_backends(rollout, replace(view, backends=three, nodes=nodes))
+        return canary.usable_backends(rollout, replace(view, backends=three, nodes=nodes))
 
     good = {"b1": "healthy", "c1": "healthy", "c2": "healthy"}
     bad = {**good, "c1": "unhealthy"}
@@ -410,7 +411,7 @@ def test_it_begins_when_a_check_has_passed() -> None:
     rollout, view = at(Phase.PENDING)
     assert decide(rollout, replace(view, nodes={"n1": node("n1", c1="unknown")}), NOW, "n1") is None
     unknown = replace(view, nodes={"n1": node("n1", c1="unknown")})
-    assert "can be used" in core.awaits(rollout, unknown)
+    assert "can be used" in canary.awaits(rollout, unknown)
     healthy = replace(view, nodes={"n1": node("n1", c1="healthy")})
     assert decide(rollout, healthy, NOW, "n1") is not None
 
