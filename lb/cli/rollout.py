@@ -22,7 +22,6 @@ from lb.cli.rollout_report import ReportFormat
 from lb.cli.rollout_view import blocks, data, line, place
 from lb.cli.session import Session
 from lb.core import canary
-from lb.core import rollout as core
 from lb.core.state import DesiredState
 from lb.errors import ConflictError, RolloutRefused
 from lb.model import keys

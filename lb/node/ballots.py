@@ -33,6 +33,8 @@ class Ballots:
         changed: set[str] = set()
         for node in others.keys() | self.others.keys():
             before, after = self.others.get(node, {}), others.get(node, {})
+            if before is after:
+                continue
             changed |= {p for p in before.keys() | after.keys() if before.get(p) != after.get(p)}
         self.others = dict(others)
         return {path.partition("/")[0] for path in changed}

@@ -91,11 +91,16 @@ class Checks:
             self.prober.update({key: (each, self._pace(key, each)) for key, each in targets.items()})
         for name in gone:
             del self.verdicts[name], self._out[name]
-            self._ejections.spared.pop(name, None)
+        for name in self._ejections.spared.keys() - self._judged_by_flows():
+            del self._ejections.spared[name]
         self._judge(watched if self._suspect() else changed)
         self._unchecked = {key for key in state.backends if key not in self._records}
         if state.services:  # else the store is new, or not the right one
             self._forget_who_is_gone(state.not_understood)
+
+    def _judged_by_flows(self) -> set[str]:
+        judged = ((name, each.service.health) for name, each in self._watched.items())
+        return {name for name, health in judged if health and health.passive}
 
     def _forget_who_is_gone(self, unread: Collection[str]) -> None:
         """Who isn't there now, and comes later, is another server, whatever its name. Of what can't be
@@ -171,10 +176,10 @@ class Checks:
         is_news = bool(changed) and self._suspect()
         return self._judge(self._watched if is_news else changed) or is_news
 
-    def hear_one(self, node: str, votes: Votes | None) -> bool:
-        """The same of one node; none: it is gone."""
-        others = {name: each for name, each in self._ballots.others.items() if name != node}
-        return self.hear(others if votes is None else {**others, node: votes})
+    def hear_some(self, news: Mapping[str, Votes | None]) -> bool:
+        """The same of some nodes; none: it is gone."""
+        others = {**self._ballots.others, **news}
+        return self.hear({name: each for name, each in others.items() if each is not None})
 
     def see(self, reading: Reading) -> bool:
         """Take in what the data path saw of a service; True if that changes a verdict."""

@@ -19,7 +19,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from lb.core import room
 from lb.core.flows import Filter, Kind
 from lb.core.plan import Wanted
-from lb.core.quorum import reported
+from lb.core.quorum import Votes, reported
 from lb.core.state import BackendKey, DesiredState
 from lb.datapath import holding, icmp, lifecycle, neighbours
 from lb.datapath.flows import FlowTable
@@ -215,6 +215,7 @@ class Daemon:
             stale, self._retry_at = True, float("inf")
         audit = self._audit.is_due(now)
         results: list[Probed] = []
+        votes: dict[str, Votes | None] = {}
         for each in happened:
             if isinstance(each, NetlinkChanged):
                 stale |= self.ways.notice(each)
@@ -223,7 +224,7 @@ class Daemon:
             elif isinstance(each, StoreChanged):
                 stale |= self.desired.take_in(each.batch) if each.batch else self.desired.read()
             elif isinstance(each, HealthHeard):
-                self._verdicts_changed |= self.checks.hear_one(each.node, each.votes)
+                votes[each.node] = each.votes
             elif isinstance(each, ChecksDone):
                 results += each.results
             elif isinstance(each, RolloutsChanged):
@@ -232,7 +233,10 @@ class Daemon:
                 raise RuntimeError("the checks' thread has ended") from each.error
             else:
                 audit = True
-        self._verdicts_changed |= self.checks.take(results)  # all at once: each verdict once
+        # All at once: a server that falls is found by all nodes in the same moment.
+        if votes:
+            self._verdicts_changed |= self.checks.hear_some(votes)
+        self._verdicts_changed |= self.checks.take(results)
         if self.follower.away(now) > LEASE_SECONDS:  # nobody knows who of the others is alive
             self._verdicts_changed |= self.checks.hear({})
         if self.follower.in_touch and now >= self.desired.due:

@@ -16,7 +16,7 @@ from lb.store.base import Batch, Store
 
 log = logging.getLogger("lbd")
 
-RETRY_SECONDS = 1.0  # after a read that failed
+RETRY_SECONDS = 1.0  # after what failed
 
 
 @dataclass
@@ -49,8 +49,9 @@ class Desired:
         return True
 
     def doubt(self) -> None:
-        """What a watch delivered may not have been taken in."""
-        self.due = min(self.due, time.monotonic())
+        """What a watch delivered may not have been taken in: read it with the next batch, or soon, not
+        at once: what failed may fail again."""
+        self.due = min(self.due, time.monotonic() + RETRY_SECONDS)
 
     def take_in(self, batch: Batch) -> bool:
         """Bring it up to date with what a watch delivered, which is every change; those that a read has

@@ -62,13 +62,20 @@ class Follower:
             except StoreUnavailable as error:
                 if self.in_touch:  # once, not with each try
                     log.error("store: %s; watching again every %g s", error, RETRY_SECONDS)
-                    self._lost_at = time.monotonic()
-                self.in_touch = False
-                time.sleep(RETRY_SECONDS)
+                self._pause()
+            except Exception:  # a bug; lbd must not go on deaf
+                log.exception("store: internal error; watching again every %g s", RETRY_SECONDS)
+                self._pause()
             after = 0
 
+    def _pause(self) -> None:
+        if self.in_touch:
+            self._lost_at = time.monotonic()
+        self.in_touch = False
+        time.sleep(RETRY_SECONDS)
+
     def _run_votes(self) -> None:
-        """Whatever goes wrong is said by the other thread, which sees the same."""
+        """That the store is away is said by the other thread, which sees the same."""
         while True:
             try:
                 snapshot = self._store.read(keys.VOTES)
@@ -83,6 +90,9 @@ class Follower:
             except RevisionCompacted:
                 pass
             except StoreUnavailable:
+                time.sleep(RETRY_SECONDS)
+            except Exception:
+                log.exception("votes: internal error; watching again every %g s", RETRY_SECONDS)
                 time.sleep(RETRY_SECONDS)
 
     def _hear(self, key: str, text: str | None) -> None:

@@ -165,6 +165,7 @@ class Rollouts:
         with self.store.watch(prefix, after=after) as watch:
             while not self._stopping.is_set():
                 until = time.monotonic() + self.turn(time.monotonic())
+                self._failing.pop("", None)
                 if is_ours != (self._lock.held is not None):
                     return
                 while not self._stopping.is_set() and (left := until - time.monotonic()) > 0:

@@ -91,6 +91,7 @@ ALL += [
 ]
 OF_NODES = {
     *OBSERVED,
+    keys.CONFIG,
     keys.table("web"),
     RECORD,
     WEB,

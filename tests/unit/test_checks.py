@@ -377,14 +377,14 @@ def test_two_nodes_have_to_agree(node: Node) -> None:
     node.follow(B1, B2, health=HEALTH)
     node.take("b1", PASS)
     node.take("b2", PASS)
-    assert not node.checks.hear_one("other", heard(b1=UP, b2=UP))
+    assert not node.checks.hear_some({"other": heard(b1=UP, b2=UP)})
     assert not node.take("b1", FAIL, FAIL)  # in: the other one reaches it
     assert (node.fitness, node.checks.fallen()) == ({}, set())
     assert node.state("b1") == "unhealthy"  # what it tells the others is what it found itself
-    assert node.checks.hear_one("other", heard(b1=DOWN, b2=UP))
+    assert node.checks.hear_some({"other": heard(b1=DOWN, b2=UP)})
     assert (node.fitness, node.checks.fallen()) == ({"b1": 0.0}, {("web", "b1")})
-    assert not node.checks.hear_one("other", heard(b1=DOWN, b2=UP))
-    assert not node.checks.hear_one("other", None)  # it is alone now, and of the same opinion
+    assert not node.checks.hear_some({"other": heard(b1=DOWN, b2=UP)})
+    assert not node.checks.hear_some({"other": None})  # it is alone now, and of the same opinion
     assert node.fitness == {"b1": 0.0}
 
 
@@ -392,10 +392,10 @@ def test_a_majority_of_others_takes_a_backend_out_here_and_lets_it_in(node: Node
     node.follow(B1, B2, health=HEALTH)
     node.take("b1", PASS)
     node.take("b2", PASS)
-    assert not node.checks.hear_one("n2", heard(b1=DOWN))
-    assert node.checks.hear_one("n3", heard(b1=DOWN))
+    assert not node.checks.hear_some({"n2": heard(b1=DOWN)})
+    assert node.checks.hear_some({"n3": heard(b1=DOWN)})
     assert node.fitness == {"b1": 0.0}
-    assert node.checks.hear_one("n3", heard(b1=UP))
+    assert node.checks.hear_some({"n3": heard(b1=UP)})
     assert node.fitness == {}
     # Nobody is heard of any more: its own view counts.
     node.checks.hear({"n2": heard(b1=DOWN), "n3": heard(b1=DOWN)})
@@ -408,7 +408,7 @@ def test_a_node_that_alone_sees_all_as_unhealthy_says_so_and_goes_by_the_others(
     node.follow(B1, B2, b3, health=HEALTH)
     for name in ("b1", "b2", "b3"):
         node.take(name, PASS)
-    node.checks.hear_one("other", heard(b1=UP, b2=UP, b3=DOWN))
+    node.checks.hear_some({"other": heard(b1=UP, b2=UP, b3=DOWN)})
     node.take("b1", FAIL, FAIL)
     assert node.checks.problems("node1") == []
     assert node.take("b2", FAIL, FAIL)
@@ -471,6 +471,8 @@ def test_who_is_spared_is_told(node: Node) -> None:
     [problem] = node.checks.problems("n1")
     assert problem.warning
     assert "(5 connections or requests in a row failed), but it stays in use" in problem.message
+    node.follow(B1, B2, health=HEALTH, mode="nat")  # nobody is judged by flows any more
+    assert node.checks.problems("n1") == []
 
 
 def test_an_ejection_survives_a_restart_and_not_the_end_of_what_asked_for_it(

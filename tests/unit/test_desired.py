@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -14,7 +15,7 @@ from lb.core.state import DesiredState
 from lb.errors import StoreUnavailable
 from lb.model import keys
 from lb.model.objects import Backend, ClusterConfig, Service
-from lb.node.desired import Desired
+from lb.node.desired import RETRY_SECONDS, Desired
 from lb.node.happenings import Audit, Happening, NetlinkChanged, RolloutsChanged, Stop
 from lb.node.inbox import Inbox
 from lb.node.last_known import LastKnown
@@ -91,7 +92,11 @@ def test_what_somebody_else_may_have_dropped_is_read(store: Flaky, tmp_path: Pat
     with store.watch(keys.ROOT, after=desired.state.revision) as watch:
         store.commit([backend("b1", 50)])
         next_of(watch)  # and nobody takes it in
+        before = time.monotonic()
         desired.doubt()
+        assert (
+            desired.due >= before + RETRY_SECONDS
+        )  # what fails may fail for long
         assert desired.in_touch
         store.commit([backend("b2", 70)])
         assert desired.take_in(next_of(watch))

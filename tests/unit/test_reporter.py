@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -263,8 +264,9 @@ def test_a_follower_tells_of_changes_and_not_of_reports(store: Store) -> None:
     assert keys.service("web") in {event.key for event in only.batch.events}
 
 
+@pytest.mark.parametrize("error", [StoreUnavailable("away"), RuntimeError("a bug")])
 def test_a_follower_of_a_store_that_is_away_says_when_it_is_back(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr("lb.node.follower.RETRY_SECONDS", 0.01)
     away = threading.Event()
@@ -273,7 +275,7 @@ def test_a_follower_of_a_store_that_is_away_says_when_it_is_back(
     class Away:
         def __getattr__(self, name: str) -> Any:
             if away.is_set():
-                raise StoreUnavailable("away")
+                raise error
             return getattr(store, name)
 
     told: list[StoreChanged] = []
@@ -282,6 +284,7 @@ def test_a_follower_of_a_store_that_is_away_says_when_it_is_back(
     until(lambda: not follower.in_touch)
     assert told == []
     store.commit([Put(keys.service("web"), "{}")])
+    assert follower.away(math.inf) == math.inf
     away.clear()
     until(lambda: bool(told))
     assert told[0].batch is None  # read everything
