@@ -63,8 +63,6 @@ node)
 	etcdctl role grant-permission "lb-node-$2" --prefix=true readwrite "$reports/observed/"
 	etcdctl role grant-permission "lb-node-$2" readwrite "$root/members/$2"
 	etcdctl role grant-permission "lb-node-$2" --prefix=true readwrite "$root/tables/"
-	# The seed of the flow hash, where whoever wrote the first services left it out.
-	etcdctl role grant-permission "lb-node-$2" readwrite "$root/config"
 	# Drains come to their end by any node: the backend is then down. Rollouts, which any node may have to
 	# run: their documents, the splits, the records of those.
 	for each in "$root/backends/" "$root/rollouts/" "$root/services/" "$root/history/" \

@@ -80,7 +80,8 @@ but only `lbctl` writes there.)
   compares its `mod_revision`. Do the same, and such a race is a conflict, not a quarantine.
   Weights, drains, splits and policies need none of it.
 - **Never change the seed** in `config`, and never delete it: it says where every flow goes. Whoever
-  adds the first service may leave it out; a node makes one.
+  adds the first service may leave it out; a node makes one, if it has the right to (with the roles of
+  configs/etcd only `lb-admin` has, so then it has to be there).
 - **Deleting everything** under `{root}` is not taken for a wish: nodes keep what is in force, and
   say so. Delete services.
 - **A rollout is begun by one document**, `service`, `id` and `spec`, if there is none or the last one is

@@ -1,7 +1,7 @@
 """A client that asks at a steady pace: `python -m lb.lab.asking ADDRESS PORT RATE`.
 
-It goes on until its input ends. Each request is a connection of its own, and has 5 s. Prints a line
-when the first was answered; at the end, what came of all, as JSON.
+It goes on until its input ends. Each request is a connection of its own, and has 5 s (times PATIENCE).
+Prints a line when the first was answered; at the end, what came of all, as JSON.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import sys
 import time
 from collections import Counter
 
-SECONDS = 5.0
+from lb.lab.shell import PATIENCE
+
+SECONDS = 5.0 * PATIENCE
 REQUEST = b"GET / HTTP/1.1\r\nHost: lb\r\nConnection: close\r\n\r\n"
 
 

@@ -7,13 +7,14 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from lb.lab.shell import Completed, LabError, environment, in_namespace, run, wait_until
+from lb.lab.shell import Completed, environment, in_namespace, run, wait_until
 
 # Elections within half a second, so that a lost leader costs a test little; and so that leases of 1 s
 # can be had (etcd: no less than 1.5 election timeouts).
@@ -22,10 +23,11 @@ _PACE = ("--heartbeat-interval=50", "--election-timeout=500")
 PORTS = (2379, 2380)  # for clients and for the other members, where nobody else is
 
 
-def free_port() -> int:
-    """A TCP port of loopback that nobody has just now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """Different TCP ports of loopback that nobody has just now."""
+    with ExitStack() as held:
+        servers = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [int(server.getsockname()[1]) for server in servers]
 
 
 @dataclass
@@ -34,8 +36,8 @@ class Member:
 
     name: str
     folder: Path
-    client_port: int = field(default_factory=free_port)
-    peer_port: int = field(default_factory=free_port)
+    client_port: int
+    peer_port: int
     address: str = "127.0.0.1"
     namespace: str = ""
     process: subprocess.Popen[str] | None = None
@@ -113,7 +115,11 @@ class Etcd:
                 for name, (namespace, address) in zip(names, self.places, strict=True)
             ]
         else:
-            self.members = [Member(name, self.folder, namespace=self.namespace) for name in names]
+            ports = free_ports(2 * self.size)
+            self.members = [
+                Member(name, self.folder, client, peer, namespace=self.namespace)
+                for name, client, peer in zip(names, ports[::2], ports[1::2], strict=True)
+            ]
 
     @property
     def endpoints(self) -> list[str]:
@@ -158,12 +164,19 @@ class Etcd:
         return run(here, env=environment({"ETCDCTL_API": "3"}), check=check, text=text)
 
     def leader(self) -> Member:
-        """The member that leads, as etcd says itself."""
-        for line in self.ctl("endpoint", "status").stdout.splitlines():
-            endpoint, _, _, _, leads, *_ = (column.strip() for column in line.split(","))
-            if leads == "true":
-                return next(m for m in self.members if endpoint.endswith(m.endpoint))
-        raise LabError("etcd has no leader")
+        """The member that leads, as etcd says itself, as soon as there is one: a busy machine has them
+        elect anew."""
+        found: list[Member] = []
+
+        def is_found() -> bool:
+            for line in self.ctl("endpoint", "status", check=False).stdout.splitlines():
+                endpoint, _, _, _, leads, *_ = (column.strip() for column in line.split(","))
+                if leads == "true":
+                    found.extend(m for m in self.members if endpoint.endswith(m.endpoint))
+            return bool(found)
+
+        wait_until("a leader of etcd", is_found, timeout=30)
+        return found[0]
 
     def save(self, snapshot: Path) -> None:
         """Have the first member write down all that it has."""

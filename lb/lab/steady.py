@@ -25,7 +25,7 @@ class Requests:
 
     @property
     def failed(self) -> int:
-        """All that went wrong: no connection, no answer within 5 s, another answer than 200."""
+        """All that went wrong: no connection, no answer in time, another answer than 200."""
         return self.failures.total()
 
     @property

@@ -48,7 +48,9 @@ def script(servers: Servers, *arguments: str, text: str = "") -> subprocess.Comp
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """Half of it is made before auth is enabled, half as root, and all of it twice."""
-    with Servers(tmp_path_factory.mktemp("rbac")) as servers:
+    with pytest.MonkeyPatch.context() as patch, Servers(tmp_path_factory.mktemp("rbac")) as servers:
+        for name in ("ETCDCTL_DIAL_TIMEOUT", "ETCDCTL_COMMAND_TIMEOUT"):
+            patch.setenv(name, "60s")  # passwords are hashed slowly on purpose
 
         def apply() -> None:
             for arguments in (["roles"], *(list(each) for each in USERS.values())):
@@ -91,7 +93,6 @@ ALL += [
 ]
 OF_NODES = {
     *OBSERVED,
-    keys.CONFIG,
     keys.table("web"),
     RECORD,
     WEB,

@@ -12,7 +12,7 @@ from held import ask
 
 def new_connection(address: str, port: int, source: str) -> str:
     try:
-        sock = socket.create_connection((address, port), timeout=5, source_address=(source, 0))
+        sock = socket.create_connection((address, port), timeout=15, source_address=(source, 0))
     except OSError as error:
         return f"!{error}"
     with sock:

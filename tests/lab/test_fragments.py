@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from helpers import create, outcomes, service
+from helpers import ENOUGH, create, outcomes, service
 from transfers import LARGE, MODES, PIECE_MTU, ask_in_pieces
 
 from lb.lab.lab import UDP_PORT, Lab
@@ -21,7 +21,7 @@ def test_large_datagrams(node: Callable[[str], Lab], hook: str, mode: str) -> No
     for vip in (VIP4, VIP6):
         create(lab, service(lab, "udp", vip, mode=mode, port=UDP_PORT, protocol="udp"))
         before = outcomes(lab)
-        assert ask_in_pieces(lab, vip, range(20000, 20040)) == set(lab.topology.backends)
+        assert ask_in_pieces(lab, vip, range(20000, 20000 + ENOUGH)) == set(lab.topology.backends)
         after = outcomes(lab)
         assert after["drop_fragment"] == before["drop_fragment"]
         pieces = 40 * (LARGE // PIECE_MTU)

@@ -182,6 +182,7 @@ def test_nothing_is_left_after_a_failure() -> None:
         other.popen("client", ["sleep", "1000"])
         # A program that doesn't end when asked.
         other.popen("client", ["sh", "-c", "trap '' TERM; while :; do read -r x; done </dev/zero"])
+        wait_until("both to run", lambda: len(pids_inside(other)) == 4)
         pids = pids_inside(other)
         raise KeyboardInterrupt
     assert len(pids) == 4

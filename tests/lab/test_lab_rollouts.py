@@ -14,10 +14,10 @@ from lb.errors import ExitCode
 from lb.lab.faults import Server
 from lb.lab.lab import Lab
 from lb.lab.load import Client, finish
-from lb.lab.shell import wait_until
+from lb.lab.shell import PATIENCE, wait_until
 
 # What is not waiting for a step's time: nodes apply a split in some ten milliseconds.
-ALLOWED = 5.0
+ALLOWED = 5.0 * PATIENCE
 
 
 def start(lab: Lab, *arguments: str) -> None:

@@ -7,8 +7,10 @@ import pytest
 
 from lb.lab.demo import Score
 from lb.lab.lab import Lab
-from lb.lab.load import Client, Tally, finish, parse
+from lb.lab.load import GRACE_SECONDS, Client, Tally, finish, parse
 from lb.lab.shell import LabError, wait_until
+
+SECONDS = 5  # of a run in which something happens
 
 
 def accepted(lab: Lab, backend: str) -> int:
@@ -32,7 +34,7 @@ def test_a_run_ends_in_time(lab: Lab) -> None:
     address, _ = lab.topology.back_addresses("lbt-backend2")
     begin = time.monotonic()
     tally = Client(lab, f"http://{address}/", connections=2).run(10**9, 1)
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 1 + GRACE_SECONDS  # by itself wrk would go on for longer
     assert tally.requests > 0
     assert tally.failed == 0
 
@@ -40,7 +42,7 @@ def test_a_run_ends_in_time(lab: Lab) -> None:
 def test_connections_that_nobody_answers_are_counted(lab: Lab) -> None:
     address, _ = lab.topology.back_addresses("lbt-backend4")
     before = accepted(lab, "backend4")
-    run = Client(lab, f"http://{address}/", connections=8).start(10**9, 2)
+    run = Client(lab, f"http://{address}/", connections=8).start(10**9, SECONDS)
     wait_until("connections", lambda: accepted(lab, "backend4") > before + 50)
     lab.run("backend4", ["ip", "link", "set", "back0", "down"])
     tally = finish(run)
@@ -51,7 +53,7 @@ def test_connections_that_nobody_answers_are_counted(lab: Lab) -> None:
 def test_refused_connections_are_counted(lab: Lab) -> None:
     address, _ = lab.topology.back_addresses("lbt-backend3")
     before = accepted(lab, "backend3")
-    run = Client(lab, f"http://{address}/", connections=2).start(10**9, 1)
+    run = Client(lab, f"http://{address}/", connections=2).start(10**9, SECONDS)
     wait_until("connections", lambda: accepted(lab, "backend3") > before + 50)
     lab.run("backend3", ["sh", "-c", f"kill $(cat {lab.folder}/lbt-backend3/nginx.pid)"])
     tally = finish(run)

@@ -15,11 +15,11 @@ from slots import Slots
 
 from lb.lab.faults import Server
 from lb.lab.lab import Lab, program
-from lb.lab.shell import wait_until
+from lb.lab.shell import PATIENCE, wait_until
 
 SECOND = "node2"
 # Seconds for all that is not waiting: a bound against what is broken; the figure is check-health's.
-ALLOWED = 3.0
+ALLOWED = 3.0 * PATIENCE
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from lb.lab.shell import run, wait_until
 from lb.lab.topology import VIP4, VIP6, Address
 
 PORT = 4433
-CONNECTIONS = 8
+CONNECTIONS = 12
 SERVER, CLIENT = (Path(__file__).with_name(f"quic_{side}.py") for side in ("server", "client"))
 
 

@@ -20,18 +20,19 @@ from lb.lab.shell import environment
 from lb.lab.topology import VIP4
 
 CLIENT = "198.51.100.10"
+FLOWS = 16
 ELSEWHERE = "02:00:00:00:00:99"  # where the capture was made
 
 
 @pytest.fixture
 def capture(tmp_path: Path) -> Path:
-    """Twice a flow's SYN and an ACK, of eight flows; then what isn't for us."""
+    """SYNs of some flows, then an ACK of each; then what isn't for us."""
     path = tmp_path / "in.pcap"
     ether = Ether(src="02:00:00:00:00:01", dst=ELSEWHERE)
     frames = [
         ether / IP(src=CLIENT, dst=str(VIP4)) / TCP(sport=4000 + n, dport=80, flags=flags)
         for flags in ("S", "A")
-        for n in range(8)
+        for n in range(FLOWS)
     ]
     frames += [
         ether / IP(src=CLIENT, dst=str(VIP4)) / UDP(sport=4000, dport=80),
@@ -79,7 +80,7 @@ def test_every_frame_is_listed_and_nothing_alive_is_touched(
     assert (_counted(lab), _conntrack(lab)) == (before, flows)
     assert not list((lab.node_folder / "bpf/lb").glob("replay_*"))
 
-    begun, went_on, rest = rows[:8], rows[8:16], rows[16:]
+    begun, went_on, rest = rows[:FLOWS], rows[FLOWS : 2 * FLOWS], rows[2 * FLOWS :]
     for row in begun:
         port = 3999 + row["frame"]
         traced = json.loads(lab.lbctl("trace", f"{CLIENT}:{port}", f"{VIP4}:80", "-o", "json").stdout)
@@ -96,7 +97,9 @@ def test_every_frame_is_listed_and_nothing_alive_is_touched(
         name: json.loads(lab.run(name, ["ip", "-j", "link", "show", "back0"]).stdout)[0]["address"]
         for name in lab.topology.backends
     }
-    assert [Ether(frame).dst for frame in left[:16]] == [macs[row["backend"]] for row in rows[:16]]
+    assert [Ether(frame).dst for frame in left[: 2 * FLOWS]] == [
+        macs[row["backend"]] for row in (*begun, *went_on)
+    ]
 
 
 def _counted(lab: Lab) -> dict[str, int]:

@@ -185,10 +185,10 @@ def test_without_a_usable_backend_clients_are_told_or_not(node: Callable[[str], 
 
 
 def _refused(lab: Lab, vip: Address, kind: str, port: int) -> bool:
-    """Is a client told that nobody serves? (False: it waits for 1 s in vain.)"""
+    """Is a client told that nobody serves? (False: it waits for 3 s in vain.)"""
     code = (
         f"import socket; s = socket.socket(socket.AF_INET{'6' if vip.version == 6 else ''},"
-        f" socket.SOCK_{kind}); s.settimeout(1)\n"
+        f" socket.SOCK_{kind}); s.settimeout(3)\n"
         f"try: s.connect(('{vip}', {port})); s.send(b'?'); s.recv(1); print('answered')\n"
         "except ConnectionRefusedError: print('refused')\n"
         "except TimeoutError: print('silence')"

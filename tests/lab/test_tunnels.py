@@ -120,7 +120,7 @@ def test_a_tunnel_is_opened_for_the_named_vips_only(running: Lab) -> None:
     finally:
         both = ["--vip", str(VIP4), "--vip", str(VIP6)]
         backend_node(lab, one, "attach", "--interface", "back0", *both)
-    with held(lab, VIP4, 40) as connections:
+    with held(lab, VIP4, ENOUGH) as connections:
         assert one in connections.ask()
 
 

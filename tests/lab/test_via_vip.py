@@ -68,14 +68,16 @@ def test_a_check_goes_the_way_of_clients_packets(
     for name in ("web", "web6"):
         Slots(lab, name).until(lambda held: all(held.get(each) for each in lab.topology.backends))
     # By hand it goes the same way.
-    assert json.loads(lab.lbctl("check", f"web/{one}", "-o", "json").stdout)[0]["passed"]
+    by_hand = ("check", f"web/{one}", "--check-timeout", "5s", "-o", "json")
+    assert json.loads(lab.lbctl(*by_hand).stdout)[0]["passed"]
     if mode == "fullnat":  # needs nothing of the server
         return
     with broken(lab, mode, one):
         Slots(lab).until(lambda held: held[one] == 0 and all(held[each] for each in others))
         assert found(lab, one)["error"] == "no connection in 0.4 s"
         straight = f"http://{lab.topology.back_addresses(one)[0]}/"
-        assert json.loads(lab.lbctl("check", straight, "-o", "json").stdout)[0]["passed"]
+        straight_on = ("check", straight, "--check-timeout", "5s", "-o", "json")
+        assert json.loads(lab.lbctl(*straight_on).stdout)[0]["passed"]
         assert lab.lbctl("check", f"web/{one}", check=False).returncode == 1
     Slots(lab).until(lambda held: all(held[each] for each in lab.topology.backends))
 

@@ -41,7 +41,7 @@ def test_without_a_node(web, store):
 
 
 def test_names_the_nodes_that_are_late(web, nodes):
-    nodes.follow("n1")
+    nodes.put("n1", 10**6)
     nodes.put("n2", 2, problems=({"where": "eth0", "message": "link is down"},))
     nodes.put("n3", 1)
     result = web("backend", "weight", "web", "b1", "1", "--wait", "--timeout", "0.2", "-o", "json")

@@ -94,9 +94,7 @@ def test_what_somebody_else_may_have_dropped_is_read(store: Flaky, tmp_path: Pat
         next_of(watch)  # and nobody takes it in
         before = time.monotonic()
         desired.doubt()
-        assert (
-            desired.due >= before + RETRY_SECONDS
-        )  # what fails may fail for long
+        assert desired.due >= before + RETRY_SECONDS  # what fails may fail for long
         assert desired.in_touch
         store.commit([backend("b2", 70)])
         assert desired.take_in(next_of(watch))

@@ -38,6 +38,12 @@ def free_port(kind: int = socket.SOCK_STREAM) -> int:
         return int(each.getsockname()[1])
 
 
+@pytest.fixture(autouse=True)
+def never_too_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs these tests may be; that is another test's matter."""
+    monkeypatch.setattr(asking, "STALL_SECONDS", 60.0)
+
+
 # --- tcp ------------------------------------------------------------------------------------------
 
 
@@ -81,9 +87,9 @@ def test_tcp_nobody_accepts() -> None:
         listening.listen(0)
         port = listening.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)):  # fills the queue
-            result = probe({"kind": "tcp", "port": port}, timeout=0.2)
-    assert (result.passed, result.words) == (False, "no connection in 0.2 s")
-    assert result.latency == pytest.approx(0.2, abs=0.1)
+            result = probe({"kind": "tcp", "port": port}, timeout=1)
+    assert (result.passed, result.words) == (False, "no connection in 1 s")
+    assert 1 <= result.latency < 30
 
 
 @pytest.mark.parametrize(
@@ -110,10 +116,10 @@ def test_tcp_silence_and_half_an_answer() -> None:
         writer.write(b"22")
         await reader.read()
 
-    quiet = against(silent, {"kind": "tcp", "expect": "220"}, timeout=0.2)
-    assert quiet.words == "connected, but no answer in 0.2 s"
-    short = against(half, {"kind": "tcp", "expect": "220"}, timeout=0.2)
-    assert short.words == "answered \"22\", but nothing with '220' in 0.2 s"
+    quiet = against(silent, {"kind": "tcp", "expect": "220"}, timeout=1)
+    assert quiet.words == "connected, but no answer in 1 s"
+    short = against(half, {"kind": "tcp", "expect": "220"}, timeout=1)
+    assert short.words == "answered \"22\", but nothing with '220' in 1 s"
 
 
 # --- http -----------------------------------------------------------------------------------------
@@ -174,14 +180,14 @@ def test_http_asks_what_was_asked_for() -> None:
 
 
 def test_http_silence() -> None:
-    quiet = against(silent, {"kind": "http"}, timeout=0.2)
-    assert quiet.words == "connected, but no answer in 0.2 s"
+    quiet = against(silent, {"kind": "http"}, timeout=1)
+    assert quiet.words == "connected, but no answer in 1 s"
     held = against(
         saying(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nup", hold=True),
         {"kind": "http", "body": "x"},
-        timeout=0.2,
+        timeout=1,
     )
-    assert held.words == "status 200, but no end of the body in 0.2 s"
+    assert held.words == "status 200, but no end of the body in 1 s"
 
 
 # --- https ----------------------------------------------------------------------------------------
@@ -306,7 +312,7 @@ def test_udp() -> None:
     assert datagrams(lambda data: [data], {**check, "expect": "ping"}, "::1").passed
     other = datagrams(lambda _: [b"what?"], {**check, "expect": "pong"})
     assert (other.passed, other.words) == (False, "answered \"what?\", expected 'pong' in it")
-    assert datagrams(lambda _: [], check, timeout=0.2).words == "no answer in 0.2 s"
+    assert datagrams(lambda _: [], check, timeout=1).words == "no answer in 1 s"
     refused = probe({**check, "port": free_port(socket.SOCK_DGRAM)})
     assert refused.words == "refused: nobody listens on this port (ICMP port unreachable)"
 
@@ -341,8 +347,8 @@ def test_dns() -> None:
     # Somebody else's answer is none; ours may still come.
     late = datagrams(lambda data: name_server(data, change=1) + name_server(data), check)
     assert late.passed
-    strange = datagrams(lambda data: name_server(data, change=1), check, timeout=0.2)
-    assert strange.words == "no answer to our question in 0.2 s"
+    strange = datagrams(lambda data: name_server(data, change=1), check, timeout=1)
+    assert strange.words == "no answer to our question in 1 s"
 
 
 # --- grpc: against the implementation of those who made it -----------------------------------------
@@ -465,9 +471,9 @@ def test_exec(
 def test_exec_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     text = f"sleep 60 & echo $! >{pids}; echo $$ >>{pids}; wait"
-    result = probe({"kind": "exec", "argv": [script(tmp_path, text)]}, exec_dir=tmp_path, timeout=0.5)
-    assert (result.passed, result.words) == (False, "no end in 0.5 s")
-    assert result.latency < 2
+    result = probe({"kind": "exec", "argv": [script(tmp_path, text)]}, exec_dir=tmp_path, timeout=3)
+    assert (result.passed, result.words) == (False, "no end in 3 s")
+    assert result.latency < 30
     for pid in pids.read_text().split():
         deadline = time.monotonic() + 5
         while is_running(int(pid)) and time.monotonic() < deadline:
@@ -521,5 +527,6 @@ def test_a_node_that_slept_blames_nobody(monkeypatch: pytest.MonkeyPatch) -> Non
         return "never"
 
     monkeypatch.setitem(asking.ASK, "tcp", sleepy)
+    monkeypatch.setattr(asking, "STALL_SECONDS", 0.25)
     with pytest.raises(Inconclusive, match="too busy"):
         probe({"kind": "tcp", "port": 1}, timeout=0.1)

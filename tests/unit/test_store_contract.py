@@ -47,7 +47,7 @@ def driver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Driver]:
         if request.param == "sqlite":
             yield Driver(
                 connect=lambda: stack.enter_context(SqliteStore(tmp_path / "store.db")),
-                shortest_lease=0.4,  # long beside a commit on a busy disk
+                shortest_lease=1.5,  # long beside a commit on a busy disk
             )
         else:
             etcd: Etcd = request.getfixturevalue("etcd")
