@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lb.cli import words
 from lb.cli.change import Draft, Edit, perform, propose
 from lb.cli.options import change, command
 from lb.cli.output import Format, structured
@@ -134,15 +135,26 @@ def edit_of(wanted: Manifest, prune: bool) -> Edit:
         for entry in wanted.services:
             name = entry.service.name
             named.add(keys.service(name))
+            _warn(draft, keys.service(name))
             draft.put(manifest.merged(draft.state.services.get(name), entry.service))
             for backend in entry.backends:
                 named.add(keys.backend(name, backend.name))
+                _warn(draft, keys.backend(name, backend.name))
                 current = draft.state.backends.get((name, backend.name))
                 draft.put(manifest.merged(current, backend))
         if prune:
             _prune(draft, named)
 
     return edit
+
+
+def _warn(draft: Draft, key: str) -> None:
+    """Of a quarantined document no setting can stay as it is: none is known here."""
+    if key in draft.state.quarantined:
+        draft.notes.append(
+            f"{words.label(key)} is quarantined: it is written anew, and what the manifest leaves out"
+            " has its default"
+        )
 
 
 def _prune(draft: Draft, named: set[str]) -> None:

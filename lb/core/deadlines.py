@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 from lb.core.state import DesiredState
+from lb.model import keys
 from lb.model.objects import Admin, Backend
 
 
 def next_deadline(state: DesiredState) -> float:
     """Unix seconds; inf if nothing is to come."""
-    return min((_deadline(each) for each in state.backends.values()), default=math.inf)
+    return min((_deadline(state, each) for each in state.backends.values()), default=math.inf)
 
 
 def overdue(state: DesiredState, now: float) -> list[Backend]:
@@ -18,11 +19,15 @@ def overdue(state: DesiredState, now: float) -> list[Backend]:
     return [
         each.model_copy(update={"admin": Admin.DOWN, "drain_until": None})
         for each in state.backends.values()
-        if _deadline(each) <= now
+        if _deadline(state, each) <= now
     ]
 
 
-def _deadline(backend: Backend) -> float:
+def _deadline(state: DesiredState, backend: Backend) -> float:
     if backend.admin is not Admin.DRAIN or backend.drain_until is None:
         return math.inf
+    if keys.backend(backend.service, backend.name) in state.quarantined:
+        return (
+            math.inf
+        )  # what is stored is newer, and may say something else: a node that reads it knows
     return backend.drain_until

@@ -102,10 +102,13 @@ def base_table(
     document: TableDocument | None,
     now: int,
     pool: str | None = None,
+    ours: Table | None = None,
 ) -> Table:
     """The service's table as people asked for it, moved least from the stored one; with the moves that
     this takes, if it is made at `now` (Unix seconds). With `pool`: that of this pool alone, for clients
     that rules send there, or as the backup; the same as by the split while nobody in it takes new flows.
+    `ours`: what was served here since, if that was not stored. Slots are those of every node that plans
+    from what is stored; moves are from where they were here.
     """
     previous = None
     if document is not None:
@@ -117,17 +120,18 @@ def base_table(
     alone = pool is not None and any(each.weight for each in members if each.pool == pool)
     split = {pool: 100.0} if pool is not None and alone else service.split
     table = slots.plan(members, split, previous)
+    before = ours or previous
     if pool is None:
         # Without a table before there is no flow that could be older than a rule.
         held: rules.Steers = {prefix: Steer(to, None) for prefix, to in service.rules.items()}
-        held = previous.steers if previous else held
+        held = before.steers if before else held
         steers = rules.follow(held, service.rules, now, service.window)
         table = table.with_steers(steers)
-    if previous is None:
+    if before is None:
         return table
-    if slots.moved(previous, table) or table.backends != previous.backends:
-        return slots.remember(previous, table, now, service.window)
-    return slots.Table(table.backends, table.slots, table.parts, previous.moves, table.steers)
+    if slots.moved(before, table) or table.backends != before.backends:
+        return slots.remember(before, table, now, service.window)
+    return slots.Table(table.backends, table.slots, table.parts, before.moves, table.steers)
 
 
 def base_tables(
@@ -135,13 +139,14 @@ def base_tables(
     backends: Sequence[Backend],
     documents: Mapping[str, TableDocument],
     now: int,
+    ours: Mapping[str, Table] = {},
 ) -> dict[str, Table]:
     """All of the service's tables, by path (TableDocument.path), as base_table() says."""
-    own = base_table(service, backends, documents.get(service.name), now)
+    own = base_table(service, backends, documents.get(service.name), now, ours=ours.get(service.name))
     found = {service.name: own}
     for path in paths(service, own)[1:]:
         pool = path.partition("/")[2]
-        found[path] = base_table(service, backends, documents.get(path), now, pool)
+        found[path] = base_table(service, backends, documents.get(path), now, pool, ours.get(path))
     return found
 
 

@@ -82,6 +82,22 @@ class DesiredState:
         ours = (v for key, v in self.versions.items() if not key.startswith(keys.BESIDE))
         return max(ours, default=0)
 
+    @cached_property
+    def quarantined(self) -> frozenset[str]:
+        """Keys whose document is not in force as it is stored: what is known of it here may be old, and
+        other nodes may know something else. Nothing that is made from it belongs into the store."""
+        return frozenset(problem.where for problem in self.problems)
+
+    @cached_property
+    def in_doubt(self) -> frozenset[str]:
+        """Services that are quarantined, or one of whose backends is."""
+        kinds = (keys.SERVICES, keys.BACKENDS)
+        return frozenset(
+            key.removeprefix(keys.ROOT).split("/")[1]
+            for key in self.quarantined
+            if key.startswith(kinds)
+        )
+
     @property
     def not_understood(self) -> set[str]:
         """Keys of services and backends that exist, but of which no version is in force."""

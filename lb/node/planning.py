@@ -27,6 +27,7 @@ from lb.model import keys
 from lb.model.objects import Backend, Service, TableDocument
 
 _BaseInputs = tuple[Service, tuple[Backend, ...], dict[str, TableDocument]]
+_Known = tuple[_BaseInputs, dict[str, Table]]
 _Inputs = tuple[Service, tuple[Backend, ...], dict[str, Table], Verdict, bool, frozenset[str], Narrowed]
 
 
@@ -34,32 +35,69 @@ _Inputs = tuple[Service, tuple[Backend, ...], dict[str, Table], Verdict, bool, f
 class Bases:
     """The base tables of each service."""
 
-    _known: dict[str, tuple[_BaseInputs, dict[str, Table]]] = field(default_factory=dict)
+    _known: dict[str, _Known] = field(default_factory=dict)
     _documents: dict[str, tuple[Table, TableDocument]] = field(default_factory=dict)
+    # Services that are in doubt, or were and have not been stored since: was all known of them?
+    _apart: dict[str, bool] = field(default_factory=dict)
 
     def update(self, state: DesiredState) -> dict[str, Table]:
         """Base tables for this state, by path. A table stays the same object while its content is the
-        same."""
+        same.
+
+        Each is planned from the one that is stored. Those of a service in doubt are not stored, so their
+        moves go on from our own: else a second change would not know of what the first one moved."""
         documents: dict[str, dict[str, TableDocument]] = {}
         for path, document in state.tables.items():
             documents.setdefault(document.service, {})[path] = document
-        known: dict[str, tuple[_BaseInputs, dict[str, Table]]] = {}
+        known: dict[str, _Known] = {}
         for name, service in state.services.items():
             inputs = service, state.backends_of(name), documents.get(name, {})
             before = self._known.get(name)
             if before is not None and (before[0] == inputs or self._are_ours(before, inputs)):
                 known[name] = inputs, before[1]
+                self._note_doubt(state, name, before, inputs, before[1])
                 continue
-            made = base_tables(*inputs, int(time.time()))
+            made = base_tables(*inputs, int(time.time()), self._ours(state, name, before, inputs))
+            self._note_doubt(state, name, before, inputs, made)
             held = before[1] if before else {}
             for path in made.keys() & held.keys():
                 if slots.equal(held[path], made[path]):
                     made[path] = held[path]  # the same object: whoever has it knows that it is no news
             known[name] = inputs, made
         self._known = known
+        self._apart = {name: whole for name, whole in self._apart.items() if name in known}
         return self._tables()
 
-    def _are_ours(self, before: tuple[_BaseInputs, dict[str, Table]], inputs: _BaseInputs) -> bool:
+    def _ours(
+        self, state: DesiredState, name: str, before: _Known | None, inputs: _BaseInputs
+    ) -> Mapping[str, Table]:
+        """The tables that were served here and not stored, by path."""
+        if before is None:
+            return {}
+        is_first = self._apart.get(name, False) and before[0][2] == inputs[2]  # to share afterwards
+        return before[1] if name in state.in_doubt or is_first else {}
+
+    def _note_doubt(
+        self,
+        state: DesiredState,
+        name: str,
+        before: _Known | None,
+        inputs: _BaseInputs,
+        made: Mapping[str, Table],
+    ) -> None:
+        """Whoever comes while a service is in doubt, and finds a table stored that is not what comes of
+        what it knows, knows less than others. Its own table must not become theirs afterwards."""
+        if name in state.in_doubt:
+            if name not in self._apart:
+                stored = inputs[2]
+                self._apart[name] = before is not None or all(
+                    path not in stored or stored[path] == slots.to_document(path, table)
+                    for path, table in made.items()
+                )
+        elif before is None or before[0][2] != inputs[2] or not self._apart.get(name):
+            self._apart.pop(name, None)
+
+    def _are_ours(self, before: _Known, inputs: _BaseInputs) -> bool:
         """Does the store now have the very tables that were planned here, and did nothing else change?
         In a fleet that follows on each change."""
         return before[0][:2] == inputs[:2] and inputs[2] == {
@@ -72,7 +110,8 @@ class Bases:
         return {path: table for _, made in self._known.values() for path, table in made.items()}
 
     def unstored(self, state: DesiredState) -> dict[str, TableDocument]:
-        """The tables of the last update that differ from what the store holds, by path."""
+        """The tables of the last update that differ from what the store holds, by path. Not those of
+        services in doubt: nodes that know different things would overwrite each other for ever."""
         documents = {}
         for path, table in self._tables().items():
             before = self._documents.get(path)
@@ -82,7 +121,7 @@ class Bases:
         return {
             path: document
             for path, (_, document) in documents.items()
-            if state.tables.get(path) != document
+            if state.tables.get(path) != document and document.service not in state.in_doubt
         }
 
     def unneeded(self, state: DesiredState) -> list[str]:
@@ -93,8 +132,11 @@ class Bases:
             path
             for path, document in state.tables.items()
             if path not in needed
-            # A service that can't be read may come back as it was.
-            and (document.service in self._known or keys.service(document.service) not in state.versions)
+            # A service that can't be read may come back as it was, or have other pools for others.
+            and (
+                keys.service(document.service) not in state.versions
+                or (document.service in self._known and document.service not in state.in_doubt)
+            )
         ]
 
 

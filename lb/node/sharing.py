@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lb.core.state import DesiredState
@@ -11,17 +11,13 @@ from lb.errors import CapacityError, ConflictError
 from lb.model import keys
 from lb.node.planning import Bases
 from lb.store.base import Compare, Delete, Put, Store
+from lb.store.portions import Operation, portions
 
 log = logging.getLogger("lbd")
 
-TABLES_A_COMMIT = 50
-# etcd takes 1.5 MiB at once, unless it was told otherwise. After 60 changes of weights of 100 backends a
-# table is 71 KB, of 4,000 it is 100 KB.
-BYTES_A_COMMIT = 512 * 1024
+TABLES_A_COMMIT = 50  # with two compares each: etcd takes 128
 SHARE_SECONDS = 0.05  # from one node's turn to share new tables to the next one's; at most
 SHARE_AT_MOST = 2.0  # in all
-
-_Change = tuple[str, Put | Delete]  # path of the table
 
 
 @dataclass
@@ -50,31 +46,31 @@ class Sharing:
         self.due = float("inf")
         if held:
             return
-        changes: list[_Change] = [
+        changes: list[Operation] = [
             *(
-                (name, Put(keys.table(name), document.model_dump_json()))
-                for name, document in self.bases.unstored(state).items()
+                Put(keys.table(path), document.model_dump_json())
+                for path, document in self.bases.unstored(state).items()
             ),
-            *((name, Delete(keys.table(name))) for name in self.bases.unneeded(state)),
+            *(Delete(keys.table(path)) for path in self.bases.unneeded(state)),
         ]
-        for portion in _portions(changes):
+        for portion in portions(changes, TABLES_A_COMMIT):
             self._share(state, portion)
 
-    def _share(self, state: DesiredState, changes: list[_Change]) -> None:
+    def _share(self, state: DesiredState, changes: Sequence[Operation]) -> None:
         compares = [
             Compare(key, state.versions.get(key, 0))
-            for name, _ in changes
-            for key in (keys.table(name), keys.service(name.partition("/")[0]))
+            for change in changes
+            for key in (change.key, keys.service(_path(change).partition("/")[0]))
         ]
         try:
-            self.store.commit([change for _, change in changes], compares)
+            self.store.commit(changes, compares)
         except ConflictError:
             if len(changes) > 1:  # one conflict must not keep the others back
                 for change in changes:
                     self._share(state, [change])
         except CapacityError as error:
             if len(changes) == 1:
-                self._say_too_large(changes[0][0], error)
+                self._say_too_large(_path(changes[0]), error)
             else:
                 half = len(changes) // 2
                 self._share(state, changes[:half])
@@ -87,17 +83,5 @@ class Sharing:
             log.error("slot table of %s: not stored: %s (%s)", name, error, error.hint)
 
 
-def _portions(changes: Iterable[_Change]) -> Iterator[list[_Change]]:
-    """Changes for one commit each."""
-    portion: list[_Change] = []
-    size = 0
-    for change in changes:
-        _, operation = change
-        more = len(operation.value) if isinstance(operation, Put) else 0  # all of it is ASCII
-        if len(portion) == TABLES_A_COMMIT or (portion and size + more > BYTES_A_COMMIT):
-            yield portion
-            portion, size = [], 0
-        portion.append(change)
-        size += more
-    if portion:
-        yield portion
+def _path(change: Operation) -> str:
+    return change.key.removeprefix(keys.TABLES)

@@ -132,7 +132,9 @@ def test_prune(lbctl, write):
 def test_prune_and_apply_put_quarantined_documents_right(lbctl, store, write):
     store.commit([Put(keys.service("bad"), "x"), Put(keys.backend("web", "b1"), "x")])
     assert len(lbctl.json("status")["quarantined"]) == 2
-    lbctl.ok("apply", "--prune", "-f", write(WEB))
+    said = lbctl.ok("apply", "--prune", "-f", write(WEB)).err
+    assert said.count("note: ") == said.count("backend web/b1 is quarantined: it is written anew") == 1
+    assert lbctl.ok("apply", "-f", write(WEB)).err == ""
     assert lbctl.json("status")["quarantined"] == []
     assert store.get(keys.service("bad")) is None
 

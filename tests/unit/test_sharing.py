@@ -14,6 +14,7 @@ from lb.model.objects import TableDocument
 from lb.node import sharing
 from lb.node.sharing import Sharing
 from lb.store.base import Put, Store
+from lb.store.portions import BYTES_A_COMMIT
 
 
 def table(service: str, runs: int) -> TableDocument:
@@ -65,7 +66,7 @@ def test_tables_are_stored_in_commits_of_a_size_that_etcd_takes(store: Store) ->
     counting = Counting(store, 1_572_864)
     assert share(counting, tables).unstored(DesiredState()) == {}  # type: ignore[arg-type]
     assert counting.refused == 0
-    assert max(counting.sizes) * size <= sharing.BYTES_A_COMMIT
+    assert max(counting.sizes) * size <= BYTES_A_COMMIT
 
 
 def test_small_tables_are_stored_together(store: Store) -> None:
