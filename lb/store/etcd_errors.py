@@ -68,8 +68,8 @@ class CallFailed(Exception):
         if any(words in self.text for words in _TOO_LARGE):
             return CapacityError(
                 f"etcd {self}; nothing was changed",
-                hint="change fewer objects at once, or raise --max-txn-ops and --max-request-bytes of"
-                " the etcd servers",
+                hint="change fewer objects at once (a manifest can be applied in parts, without"
+                " --prune), or raise --max-txn-ops and --max-request-bytes of the etcd servers",
             )
         return StoreUnavailable(
             f"etcd can't be reached: {self}",
