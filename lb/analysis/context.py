@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lb.model.document import LARGEST_FIGURE
 from lb.model.evidence import Measurement
 from lb.probe.base import DEFAULT_EXEC_DIR, excerpt
 
@@ -77,13 +78,13 @@ def read_answer(answer: bytes) -> Measurement:
 
 
 def number(value: Any) -> float:
-    """A finite number. Raises NotMeasured."""
+    """A finite number, and not too large to be reckoned with. Raises NotMeasured."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise NotMeasured(f"{excerpt(repr(value))} is not a number")
     try:
         found = float(value)
     except OverflowError:
         found = math.inf
-    if not math.isfinite(found):
+    if not abs(found) <= LARGEST_FIGURE:
         raise NotMeasured(f"the answer is {found}, which is no figure")
     return found

@@ -6,6 +6,7 @@ import json
 
 from lb.cli.declarative import DOCUMENTS
 from lb.model import keys
+from lb.model.document import LATEST
 
 # document: key, who writes it, what for
 LAYOUT = {
@@ -66,7 +67,10 @@ but only `lbctl` writes there.)
 ## Rules for who writes
 
 - **One document, one key.** A document's names must be those of its key. Settings that are left out
-  have their defaults; unknown ones are errors.
+  have their defaults; unknown ones are errors. In what nodes report they are ignored, and in slot
+  tables, so that an older node reads a newer one's; do so, too, if you read them.
+- **Numbers have bounds**, also in what nodes write: times are at most {latest} (the year 2242), and
+  NaN and infinity are none.
 - **Compare before you set.** Read the key, change what you are about, and write it in a transaction
   that compares the key's `mod_revision` (0 = it must not exist). Else somebody's change is lost.
 - **What is wrong is quarantined**, not obeyed: the last good version of the object stays in force,
@@ -165,6 +169,7 @@ def etcd_page() -> str:
             nodes=keys.NODES,
             reports=keys.REPORTS,
             backend=keys.backend("web", "b1"),
+            latest=LATEST,
             layout="\n".join(rows),
         )
     ]

@@ -188,7 +188,7 @@ def _check(state: DesiredState, service: str, spec: RolloutSpec) -> None:
 def status(session: Session, service: ServiceName) -> None:
     """Show how far it is: its phase, what it waits for, and the share that each node's kernel holds."""
     found = rollout_session.find(session, service)
-    seen = stored.sight(session.store, service)
+    seen = stored.glance(session.store, service)
     session.emit({"rollout": data(found.rollout, seen)}, *blocks(found.rollout, seen))
 
 
@@ -215,7 +215,7 @@ def _watch_live(session: Session, rollout: Rollout) -> None:
 
     with Live(refresh_per_second=4) as live:
         for each in rollout_wait.follow(session.store, rollout.service, rollout.id, float("inf")):
-            live.update(rendered(blocks(each, stored.sight(session.store, each.service))))
+            live.update(rendered(blocks(each, stored.glance(session.store, each.service))))
 
 
 @command(app, "wait")

@@ -25,7 +25,6 @@ from lb.errors import (
     RolloutWorse,
     StoreDenied,
     StoreUnavailable,
-    UserError,
 )
 from lb.model import keys
 from lb.model.rollout import KEPT, Ending, Phase, Rollout
@@ -108,15 +107,25 @@ class Standstill:
     """Nobody should wait for what will not come without a person. Times are of the monotonic clock."""
 
     store: Store
+    say: Callable[[str], None] = lambda _: None
+    _unreadable: str = ""  # as it was said last
     _alone_since: float | None = None
     _late_since: float | None = None
 
     def look(self, rollout: Rollout) -> None:
-        """Raises NotAppliedError if no node has been there to run it for a while, and RolloutGoesOn if
-        the deadline, or an abort, was long ago."""
+        """Says once that nothing is decided, because the service can't be read. Raises NotAppliedError
+        if no node has been there to run it for a while, and RolloutGoesOn if the deadline, or an abort,
+        was long ago."""
         if needs_a_person(rollout):
             return
         now, service = time.monotonic(), rollout.service
+        why = stored.unreadable(self.store, service)
+        if why and why != self._unreadable:
+            self.say(
+                f"it stands still until the document of service {service!r} can be read: {why};"
+                f" nothing is decided meanwhile, no abort and no deadline either: {stored.MEND}"
+            )
+        self._unreadable = why
         details = {"rollout": data(rollout)}
         if self.store.read(keys.NODES).items:
             self._alone_since = None
@@ -143,10 +152,7 @@ class Standstill:
             )
 
     def _awaits(self, rollout: Rollout) -> str:
-        try:
-            awaited = canary.awaits(rollout, stored.sight(self.store, rollout.service).view)
-        except UserError as error:
-            return f"; {error.message}"
+        awaited = canary.awaits(rollout, stored.glance(self.store, rollout.service).view)
         return f"; it waits for {awaited}" if awaited else ""
 
 
@@ -178,7 +184,7 @@ def to_the_end(
     """Wait for its end, or until it needs a person, and say each transition. Raises as outcome() does,
     RolloutGoesOn when the time is over before, and as Standstill.look()."""
     until = inf if timeout is None else time.monotonic() + timeout
-    for present in told(store, rollout, until, say, Standstill(store).look):
+    for present in told(store, rollout, until, say, Standstill(store, say).look):
         rollout = present
         if rollout.is_over or needs_a_person(rollout):
             outcome(rollout)

@@ -26,13 +26,15 @@ PATIENCE = 5.0  # seconds for a lost node to come back: when etcd was away, all 
 @dataclass(frozen=True)
 class View:
     """What is known of a service at one moment. `version`: mod_revision of its document. `nodes`: the
-    live ones, as they report; `lost`: names of those that report no more."""
+    live ones, as they report; `lost`: names of those that report no more. `unreadable`: why its document
+    can't be read; then `service` is None, and nothing is decided."""
 
     service: Service | None
     version: int
     backends: Sequence[Backend] = ()
     nodes: Mapping[str, NodeStatus] = field(default_factory=dict)
     lost: Sequence[str] = ()
+    unreadable: str = ""
 
 
 def refusal(spec: RolloutSpec, service: Service, backends: Sequence[Backend]) -> str:
@@ -92,6 +94,8 @@ def is_applied(rollout: Rollout, view: View, now: float) -> bool:
 def awaits(rollout: Rollout, view: View) -> str:
     """What has to happen next, for people."""
     status, spec = rollout.status, rollout.spec
+    if view.unreadable and not rollout.is_over:
+        return f"a document of service {rollout.service!r} that can be read: {view.unreadable}"
     if status.phase is Phase.PENDING and view.nodes and usable_backends(rollout, view):
         return "a look at what can be seen of the stable pool"
     if status.phase is Phase.PENDING and view.nodes:

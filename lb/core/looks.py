@@ -16,7 +16,7 @@ from lb.core.measures import default_analysis, pooled
 from lb.core.spending import Look, Plan
 from lb.model.analysis import Analysis
 from lb.model.evidence import Evidence, Measurement, Outcome, Verdict
-from lb.model.flows import FlowReport, Vantage
+from lb.model.flows import FIGURES, FlowReport, Vantage
 from lb.model.objects import Backend, Service
 from lb.model.rollout import Phase, Rollout, RolloutEvidence, RolloutSpec, StepVerdict
 
@@ -75,6 +75,7 @@ def begun(
         looks=kept.looks if same and kept and kept.step == rollout.status.step else 0,
         reading=dict(reading),
         evidence=kept.evidence if same and kept else Evidence(),
+        figures=FIGURES,
     )
 
 
@@ -115,6 +116,7 @@ def looked(
         # A report that is lost is no reason to begin anew: the next window is the longer for it.
         reading=kept.reading if isinstance(found, Lost) and _goes_on(kept.reading, reading) else reading,
         evidence=evidence,
+        figures=FIGURES,
     )
 
 

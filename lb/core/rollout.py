@@ -20,6 +20,9 @@ whatever moment, each transition is made once. What the table can't say:
   a share by a split that is written here is a backup no more, and the history says so.
 - ABORTING has one way out, and nothing leads out of ABORTED and PROMOTED. The canary's share in the
   split of before is 0 (`refusal()` insists on it), so after an abort it only falls, and stays 0.
+- While the service's document can't be read, nothing is decided. Nodes go on by its last good version:
+  a split that were written into the broken one would reach no kernel, and to write the last good one in
+  its place would undo what somebody meant.
 - When a split is *applied*, and when a canary *can be used*: lb/core/canary.py.
 
 Times are Unix seconds of whoever runs it, because they outlive the process. But clocks are set, and the
@@ -162,6 +165,8 @@ class Decision:
 def decide(rollout: Rollout, view: View, now: float, by: str) -> Decision | None:
     """The next transition, if it is time for one. `by`: the node that asks."""
     status = rollout.status
+    if view.unreadable:  # not gone: what it says is not known
+        return None
     found = None if rollout.is_over else _event(rollout, view, now)
     if found is None:
         if status.ask is None or rollout.is_over:

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, field_validator,
 from pydantic_core import ErrorDetails
 
 from lb.errors import UserError
-from lb.model.document import Document
+from lb.model.document import LARGEST_FIGURE, Document
 from lb.model.health import Flag, Line, Seconds, can_be_run, seconds
 from lb.model.marked import Marked, close
 
@@ -56,7 +56,7 @@ def figure(value: object) -> object:
     return value
 
 
-Figure = Annotated[float, BeforeValidator(figure), Field(ge=0, allow_inf_nan=False)]
+Figure = Annotated[float, BeforeValidator(figure), Field(ge=0, le=LARGEST_FIGURE)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 Timeout = Annotated[Seconds, Field(ge=0.1, le=60)]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
 
-from lb.model.document import Document
+from lb.model.document import Document, Moment, Report
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
@@ -388,14 +388,14 @@ class Overrides(Document):
     slow_start: Annotated[Seconds, Field(ge=0, le=86400)] | None = None
 
 
-class BallotVote(Document):
+class BallotVote(Report):
     """What a node found of one backend."""
 
     state: Literal["healthy", "unhealthy"]
-    since: float = Field(description="Unix time, seconds.")
+    since: Moment = Field(description="Unix time, seconds.")
 
 
-class Ballot(Document):
+class Ballot(Report):
     """What a node's checks found, as the other nodes count it. Key: /lb/reports/v1/votes/<name>, under
     the lease of the node; written together with its status, but only when a vote changes."""
 

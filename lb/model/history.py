@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from lb.model.objects import Document
+from lb.model.document import Document, Moment
 
 
 class KeyChange(Document):
@@ -22,7 +22,7 @@ class Record(Document):
     or its revision means nothing.
     """
 
-    when: float = Field(description="Unix time, seconds.")
+    when: Moment = Field(description="Unix time, seconds.")
     who: str = Field(description="Who asked for it, as the writer says: user@host, or LB_ACTOR.")
     what: str = Field(description="The command, or another way to say what was done.")
     keys: tuple[str, ...] = Field(

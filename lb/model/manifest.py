@@ -141,7 +141,8 @@ def _what(error: ErrorDetails, name: str, model: type[Document]) -> str:
         return f"must be {_NAME_RULE}; not {given!r}"
     if name in _ADDRESS_FIELDS:
         return f"{given!r} is not an IPv4 or IPv6 address"
-    if kind in ("greater_than_equal", "less_than_equal") or kind.startswith(("int_", "float_")):
+    bounds = ("greater_than_equal", "less_than_equal", "finite_number")
+    if kind in bounds or kind.startswith(("int_", "float_")):
         return f"must be {_range(name, model)}, not {given}"
     if kind == "enum":
         expected = error.get("ctx", {}).get("expected", "").replace("'", "")

@@ -1,4 +1,4 @@
-"""The documents of the store, one pydantic model each. Unknown keys are errors everywhere.
+"""The documents of the store, one pydantic model each. In what people write unknown keys are errors.
 
 Each model is one JSON document in the store (keys: lb/model/keys.py) and one entry of the YAML that
 `lbctl apply` reads (lb/model/manifest.py).
@@ -10,8 +10,9 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from lb.model.document import LATEST
 from lb.model.document import Document as Document
 from lb.model.health import ExecCheck, Health, NoCheck, Overrides, Via
 
@@ -132,9 +133,7 @@ class Mirror(Document):
     """A copy of a share of a service's traffic, for a pool whose answers nobody gets."""
 
     pool: Name = Field(description="Pool that gets the copies. It must have no other traffic.")
-    percent: float = Field(
-        ge=0, le=100, allow_inf_nan=False, description="Share of the flows that are copied, in per cent."
-    )
+    percent: float = Field(ge=0, le=100, description="Share of the flows that are copied, in per cent.")
 
 
 class Service(Document):
@@ -344,6 +343,7 @@ class Backend(Document):
     max_connections: int | None = Field(
         default=None,
         ge=1,
+        le=(1 << 32) - 1,
         description="While a node has as many connections to it, it gets no new ones there, unless all"
         " of its pool are full; mode fullnat only; none = no limit.",
     )
@@ -353,7 +353,7 @@ class Backend(Document):
     drain_until: float | None = Field(
         default=None,
         ge=0,
-        allow_inf_nan=False,
+        le=LATEST,
         description="When a drain ends and it becomes `down`, in Unix seconds.",
     )
 
@@ -379,6 +379,12 @@ def table_path(service: str, pool: str | None) -> str:
     return f"{service}/{pool}" if pool else service
 
 
+_Index = Annotated[int, Field(ge=-1, le=(1 << 31) - 1)]  # int32, as in lb/core/slots.py
+_Slot = Annotated[int, Field(ge=0, le=65535)]
+_Length = Annotated[int, Field(ge=1, le=65536)]
+_Closes = Annotated[int, Field(ge=0, le=LATEST)]
+
+
 class TableDocument(Document):
     """A service's slot table as shared state. Key: /lb/v1/tables/<service>, and
     /lb/v1/tables/<service>/<pool> for a pool that rules send clients to, or that is its backup.
@@ -391,6 +397,10 @@ class TableDocument(Document):
     longer counts, in Unix seconds, 0 = it counts no more].
     """
 
+    # What a newer node adds is ignored, and lost when this one writes the table anew. One that counted
+    # as unreadable would be begun anew, which moves flows. So add only what nodes can do without.
+    model_config = ConfigDict(extra="ignore")
+
     service: Name
     pool: Name | None = Field(
         default=None,
@@ -398,12 +408,12 @@ class TableDocument(Document):
         " while it stands in as the backup. none = of the split.",
     )
     backends: tuple[Name, ...]
-    parts: dict[Name, int] = Field(
+    parts: dict[Name, Annotated[int, Field(ge=0, le=100_000_000)]] = Field(
         description="Share of each pool that it was planned for, in millionths of a per cent."
     )
-    runs: tuple[tuple[int, int], ...]
-    moves: tuple[tuple[int, int, int, int], ...] = ()
-    steers: tuple[tuple[Network, Name | None, Name | None, int], ...] = ()
+    runs: tuple[tuple[_Index, _Length], ...]
+    moves: tuple[tuple[_Slot, _Length, _Index, _Closes], ...] = ()
+    steers: tuple[tuple[Network, Name | None, Name | None, _Closes], ...] = ()
 
     @property
     def path(self) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from lb.model.document import Document
+from lb.model.document import Moment, Report, Total
 from lb.model.objects import Name
 
 
-class Problem(Document):
+class Problem(Report):
     """Something that is not as asked for: which object, what is wrong, what to do next."""
 
     where: str
@@ -20,15 +20,15 @@ class Problem(Document):
     )
 
 
-class Member(Document):
+class Member(Report):
     """A node that has reported. Key: /lb/v1/members/<name>, without a lease: when its status is gone and
     this is not, the node is lost. Taken away by the node when it stops, or by `lbctl node forget`."""
 
     node: Name
-    since: float = Field(description="When it last began to report; Unix time, seconds.")
+    since: Moment = Field(description="When it last began to report; Unix time, seconds.")
 
 
-class LinkStatus(Document):
+class LinkStatus(Report):
     """An interface that a node attached to."""
 
     interface: str
@@ -36,35 +36,35 @@ class LinkStatus(Document):
     why: str = Field(description="Why this hook was taken.")
 
 
-class HealthChange(Document):
+class HealthChange(Report):
     """A transition of a backend's health."""
 
-    at: float = Field(description="Unix time, seconds.")
+    at: Moment = Field(description="Unix time, seconds.")
     state: str = Field(description="The state since then: healthy or unhealthy.")
     words: str = Field(description="What the check said that brought it.")
 
 
-class EjectionReport(Document):
+class EjectionReport(Report):
     """A backend that gets no new flows because of what a node's data path saw of it."""
 
-    since: float = Field(description="Unix time, seconds.")
-    until: float = Field(description="The same: when it is tried again.")
-    times: int = Field(description="How often in a row; what is long ago doesn't count.")
+    since: Moment = Field(description="Unix time, seconds.")
+    until: Moment = Field(description="The same: when it is tried again.")
+    times: Total = Field(description="How often in a row; what is long ago doesn't count.")
     words: str = Field(description="What was seen.")
 
 
-class FullReport(Document):
+class FullReport(Report):
     """A backend that has as many connections on a node as it may have."""
 
-    connections: int = Field(description="Counted lately; not told anew for small changes.")
-    limit: int = Field(description="Its `max_connections`.")
+    connections: Total = Field(description="Counted lately; not told anew for small changes.")
+    limit: Total = Field(description="Its `max_connections`.")
 
 
-class BackendHealth(Document):
+class BackendHealth(Report):
     """What a node's checks have shown of a backend."""
 
     state: str = Field(description="unknown, healthy or unhealthy.")
-    since: float = Field(description="Unix time, seconds.")
+    since: Moment = Field(description="Unix time, seconds.")
     share: float = Field(
         description="Share of its weight that its health lets it have; below 1 in slow start."
     )
@@ -78,14 +78,14 @@ class BackendHealth(Document):
     )
 
 
-class NodeStatus(Document):
+class NodeStatus(Report):
     """What a node reports. Key: /lb/reports/v1/nodes/<name>, under a lease that ends with the node."""
 
     node: Name
     version: str
-    pid: int
-    started: float = Field(description="Unix time, seconds.")
-    revision: int = Field(description="Revision of the store that the kernel maps hold.")
+    pid: Total
+    started: Moment = Field(description="Unix time, seconds.")
+    revision: Total = Field(description="Revision of the store that the kernel maps hold.")
     links: tuple[LinkStatus, ...]
     pin_dir: str
     digests: dict[str, str] = Field(
@@ -112,5 +112,5 @@ class NodeStatus(Document):
         description="Services, and service/backend, that are not programmed, or not wholly, because a"
         " map is full.",
     )
-    limits: dict[str, int] = Field(default={}, description="Capacity of the maps, in entries.")
+    limits: dict[str, Total] = Field(default={}, description="Capacity of the maps, in entries.")
     problems: tuple[Problem, ...] = ()

@@ -9,7 +9,7 @@ from typing import Annotated, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from lb.model.analysis import Analysis
-from lb.model.document import Document
+from lb.model.document import LATEST, LONGEST, Document, Moment, Total
 from lb.model.evidence import Evidence, Outcome, Verdict
 from lb.model.flows import FlowReport
 from lb.model.health import Seconds
@@ -21,6 +21,7 @@ ONE_SLOT = 100 / 65536  # per cent: the least that a pool can have (lb/core/slot
 KEPT = 20  # rollouts of a service that are kept when they are over
 
 Share = Annotated[float, Field(gt=0, le=100)]
+Step = Annotated[int, Field(ge=0, le=MAX_STEPS)]
 Split = dict[Name, Annotated[float, Field(ge=0, le=100)]]
 
 
@@ -71,7 +72,7 @@ class Ask(Document):
     command: Command
     who: str = Field(description="Who asks, as the writer says: user@host, or LB_ACTOR.")
     host: str = Field(default="", description="Machine that it was asked from.")
-    when: float = Field(description="Unix time, seconds.")
+    when: Moment = Field(description="Unix time, seconds.")
 
 
 class RolloutSpec(Document):
@@ -86,7 +87,7 @@ class RolloutSpec(Document):
     every: Seconds = Field(
         default=60.0,
         gt=0,
-        allow_inf_nan=False,
+        le=LONGEST,
         description="How long a step lasts once every live node has applied it, in seconds.",
     )
     analysis: Analysis | None = Field(
@@ -101,7 +102,7 @@ class RolloutSpec(Document):
     deadline: Seconds | None = Field(
         default=None,
         gt=0,
-        allow_inf_nan=False,
+        le=LONGEST,
         description="Seconds from when a node takes it up (`begun` of its status), in which it has to be"
         " promoted, or it is aborted.",
     )
@@ -110,7 +111,7 @@ class RolloutSpec(Document):
     )
     who: str = Field(default="", description="Who asked for it, as the writer says.")
     host: str = Field(default="", description="Machine that it was asked from.")
-    when: float = Field(ge=0, allow_inf_nan=False, description="When; Unix time, seconds.")
+    when: float = Field(ge=0, le=LATEST, description="When; Unix time, seconds.")
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:
@@ -125,13 +126,13 @@ class RolloutSpec(Document):
 class Transition(Document):
     """One change of phase."""
 
-    at: float = Field(description="Unix time, seconds.")
+    at: Moment = Field(description="Unix time, seconds.")
     phase: Phase = Field(description="The phase since then.")
-    step: int = Field(description="Steps taken by then: 0 = none.")
+    step: Step = Field(description="Steps taken by then: 0 = none.")
     words: str = Field(description="What brought it.")
     by: str = Field(description="The node that made it, or the person who asked.")
     split: Split | None = Field(default=None, description="The split that was written with it.")
-    replaced: int | None = Field(
+    replaced: Total | None = Field(
         default=None,
         description="mod_revision of the service's document that this split was written over.",
     )
@@ -140,8 +141,8 @@ class Transition(Document):
 class StepVerdict(Document):
     """What a metric said at the last look at a step."""
 
-    step: int = Field(description="1 = the first.")
-    at: float = Field(description="Unix time, seconds.")
+    step: Step = Field(description="1 = the first.")
+    at: Moment = Field(description="Unix time, seconds.")
     verdict: Verdict
 
 
@@ -149,13 +150,13 @@ class RolloutStatus(Document):
     """How far it is. Written by nodes; by `lbctl rollout abort`; and `ask` by people."""
 
     phase: Phase = Phase.PENDING
-    since: float = Field(default=0.0, description="When the phase began; Unix time, seconds.")
-    begun: float = Field(
+    since: Moment = Field(default=0.0, description="When the phase began; Unix time, seconds.")
+    begun: Moment = Field(
         default=0.0,
         description="When a node took it up, by the clock of the node that runs it; Unix time, seconds;"
         " 0 = none has.",
     )
-    step: int = Field(default=0, ge=0, description="Steps taken: 0 = none, 1 = the first one.")
+    step: Step = Field(default=0, description="Steps taken: 0 = none, 1 = the first one.")
     before: Split | None = Field(default=None, description="The split before the first step.")
     wrote: Split | None = Field(
         default=None,
@@ -175,16 +176,15 @@ class RolloutStatus(Document):
         description="What the analysis said at its last look; null = none at this step.",
     )
     reason: str = Field(default="", description="The verdict that decided that, in words.")
-    looked: float = Field(default=0.0, description="When that look was; Unix time, seconds.")
+    looked: Moment = Field(default=0.0, description="When that look was; Unix time, seconds.")
     verdicts: tuple[StepVerdict, ...] = Field(
         default=(), description="For each step and metric what it said last."
     )
     history: tuple[Transition, ...] = Field(
         default=(), description=f"The oldest first; the newest {HISTORY} are kept."
     )
-    dropped: int = Field(
+    dropped: Total = Field(
         default=0,
-        ge=0,
         description="Transitions that `history` had before its first, and no longer has.",
     )
 
@@ -240,10 +240,15 @@ class RolloutEvidence(Document):
     it with each look, so that another one can go on."""
 
     id: str = Field(description="The rollout that it is of.")
-    step: int = Field(description="The step that is looked at; 1 = the first.")
-    since: float = Field(description="When the reading began from which the next look counts.")
-    looks: int = Field(default=0, description="Looks at this step until now.")
+    step: Step = Field(description="The step that is looked at; 1 = the first.")
+    since: Moment = Field(description="When the reading began from which the next look counts.")
+    looks: Total = Field(default=0, description="Looks at this step until now.")
     reading: dict[str, FlowReport] = Field(
         default={}, description="What was reported at the last look, by node."
     )
     evidence: Evidence = Evidence()
+    figures: tuple[str, ...] = Field(
+        default=(),
+        description="The figures that it knows of flows: a node that knows others begins anew, because"
+        " what is not in a reading would seem to have been 0.",
+    )

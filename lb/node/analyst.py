@@ -21,7 +21,7 @@ from lb.core.rollout import moved
 from lb.model import keys
 from lb.model.analysis import Analysis, Metric
 from lb.model.evidence import Measurement
-from lb.model.flows import FlowReport
+from lb.model.flows import FIGURES, FlowReport
 from lb.model.rollout import Phase, Rollout, RolloutEvidence
 from lb.store import rollouts as stored
 from lb.store.base import Compare, Put, Store
@@ -122,6 +122,9 @@ class Analyst:
                     kept = RolloutEvidence.model_validate_json(item.value)
                 except ValidationError as error:  # of another version: begin anew
                     log.warning("rollout %s: what it was judged by can't be read: %s", service, error)
+                if kept is not None and kept.figures != FIGURES:
+                    log.warning("rollout %s: it was judged by other figures: begun anew", service)
+                    kept = None
             self._kept[service] = kept, item.mod_revision if item else 0
         return self._kept[service]
 

@@ -355,6 +355,7 @@ class Daemon:
             *self.checks.problems(self.settings.node),
             *self.observing.problems(),
             *self.drains.problems,
+            *self.rollouts.problems,
             *self.ways.problems,
             *self.ways.forwarding.problems,
             *self.mirror_path.problems,

@@ -31,6 +31,7 @@ from lb.errors import (
     UserError,
 )
 from lb.model import keys
+from lb.model.reports import Problem
 from lb.model.rollout import Rollout, RolloutLock, Transition
 from lb.node.analyst import Analyst
 from lb.node.happenings import WallClock
@@ -47,6 +48,8 @@ RENEW_SECONDS = 1.5
 RETRY_SECONDS = 1.0
 IDLE_SECONDS = 30.0  # between two looks while nothing is under way: the watch tells of what begins
 DENIED_SECONDS = 30.0  # that a node stays away which may not run them
+_OF_ANOTHER = "if a newer version of lb wrote it, upgrade this node; else write a valid one"
+_SEE_LOG = "the log of this node's lbd has it: journalctl -u lbd"
 AT_ONCE = 20  # transitions in a row, after which others have their turn
 
 
@@ -99,7 +102,8 @@ class Lock:
 
 @dataclass
 class Rollouts:
-    """The thread. `tell` hears which services have a rollout under way, whenever that changes."""
+    """The thread. `tell` hears which services have a rollout under way, whenever that changes, or what
+    there is to be said of them does: `problems`, for the node's status."""
 
     store: Store
     node: str
@@ -107,6 +111,7 @@ class Rollouts:
     clock: Callable[[], float] = time.time
     steady: Callable[[], float] = time.monotonic
     exec_dir: Path = Checks().exec_dir
+    problems: tuple[Problem, ...] = field(default=(), init=False)
     _lock: Lock = field(init=False)
     _live: frozenset[str] | None = None
     _told: dict[str, tuple[str, int]] = field(default_factory=dict)  # service: rollout, transitions
@@ -115,6 +120,7 @@ class Rollouts:
     _thread: threading.Thread | None = None
     _analyst: Analyst = field(init=False)
     _failing: dict[str, str] = field(default_factory=dict)
+    _found: list[Problem] = field(default_factory=list)  # in this turn
     _wall: WallClock = field(init=False)
     _jumps: dict[str, float] = field(default_factory=dict)  # by service: seconds not in its document
 
@@ -195,13 +201,23 @@ class Rollouts:
     def turn(self, monotonic: float) -> float:
         """Do what is to be done now; returns for how many seconds there is nothing more to do, if
         nothing happens. Raises StoreUnavailable."""
+        self._found = []
+        wait = self._turn(monotonic)
+        if self.problems != tuple(self._found):
+            self.problems = tuple(self._found)
+            self.tell(self._live or frozenset())
+        return wait
+
+    def _turn(self, monotonic: float) -> float:
         live: list[Found] = []
         for item in self.store.read(keys.ROLLOUTS).items:
             try:
                 found = stored.parse(item)
             except UserError as error:
                 self._complain(item.key, error)
+                self._say(item.key, f"no node of this version runs it: {error.message}", _OF_ANOTHER)
                 continue
+            self._failing.pop(item.key, None)
             self._notify(found.rollout, is_ours=self._lock.held is not None)
             if not found.rollout.is_over:
                 live.append(found)
@@ -239,8 +255,10 @@ class Rollouts:
             raise
         except LbError as error:
             self._complain(service, error)
+            self._say(keys.rollout(service), f"it stands still: {error.message}", error.hint)
         except Exception:
             log.exception("rollouts: %s: internal error", service)
+            self._say(keys.rollout(service), "it stands still: internal error", _SEE_LOG)
         return RETRY_SECONDS
 
     def _advance(self, found: Found) -> float:
@@ -301,8 +319,10 @@ class Rollouts:
             raise
         except LbError as error:
             self._complain(what, error)
+            self._say(keys.rollout(found.rollout.service), f"its analysis: {error.message}", error.hint)
         except Exception:
             log.exception("rollouts: %s: internal error", what)
+            self._say(keys.rollout(found.rollout.service), "its analysis: internal error", _SEE_LOG)
         else:
             self._failing.pop(what, None)
             return after
@@ -335,6 +355,12 @@ class Rollouts:
         for url in urls:
             if self._couriers[url].end():
                 del self._couriers[url]
+
+    def _say(self, where: str, message: str, hint: str) -> None:
+        """In the status of this node, until a turn goes well."""
+        problem = Problem(where=where, message=message, hint=hint)
+        if problem not in self._found:
+            self._found.append(problem)
 
     def _complain(self, what: str, error: LbError) -> None:
         """Once, not with each try."""

@@ -26,6 +26,7 @@ from lb.model.reports import NodeStatus
 from lb.model.rollout import KEPT, Rollout
 from lb.store.base import Compare, Delete, KeyValue, Put, Store
 
+MEND = "write a valid document with `lbctl apply -f FILE --force`; with another split, that ends it"
 D = TypeVar("D", Backend, NodeStatus)
 
 
@@ -96,11 +97,18 @@ def sight(store: Store, service: str) -> Sight:
     """Everything that the rollout of a service depends on. The service is read first: what nodes say
     that they have applied is then never older than it. Raises UserError if its document is not valid,
     StoreUnavailable."""
+    seen = glance(store, service)
+    if seen.view.unreadable:
+        raise UserError(f"{keys.service(service)}: {seen.view.unreadable}", hint=MEND)
+    return seen
+
+
+def glance(store: Store, service: str) -> Sight:
+    """The same, also of a service whose document is not valid, for people. Raises StoreUnavailable."""
     item = store.get(keys.service(service))
-    try:
-        document = Service.model_validate_json(item.value) if item else None
-    except ValidationError as error:
-        raise _invalid(keys.service(service), describe_error(error)) from None
+    document, unreadable = None, ""
+    if item is not None:
+        document, unreadable = _read(item.value)
     backends = _parsed(Backend, store.read(keys.backend(service, "")).items)
     nodes = {each.node: each for each in _parsed(NodeStatus, store.read(keys.NODES).items)}
     members = {each.key.removeprefix(keys.MEMBERS) for each in store.read(keys.MEMBERS).items}
@@ -110,8 +118,24 @@ def sight(store: Store, service: str) -> Sight:
         backends=backends,
         nodes=nodes,
         lost=sorted(members - nodes.keys()),
+        unreadable=unreadable,
     )
     return Sight(view, item.value if item else None)
+
+
+def unreadable(store: Store, service: str) -> str:
+    """Why the service's document can't be read; empty if it can, or there is none. Raises
+    StoreUnavailable."""
+    item = store.get(keys.service(service))
+    return _read(item.value)[1] if item else ""
+
+
+def _read(text: str) -> tuple[Service | None, str]:
+    """The service, or why there is none."""
+    try:
+        return Service.model_validate_json(text), ""
+    except ValidationError as error:
+        return None, describe_error(error)
 
 
 def _parsed(kind: type[D], items: Iterable[KeyValue]) -> list[D]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from typing import Any
@@ -15,6 +16,9 @@ from lb.lab.faults import Server
 from lb.lab.lab import Lab
 from lb.lab.load import Client, finish
 from lb.lab.shell import PATIENCE, wait_until
+from lb.model import keys
+from lb.store.base import Put
+from lb.store.opening import open_store
 
 # What is not waiting for a step's time: nodes apply a split in some ten milliseconds.
 ALLOWED = 5.0 * PATIENCE
@@ -70,6 +74,25 @@ def test_aborted_in_the_middle(running: Lab) -> None:
     for _ in range(20):  # longer than a step
         assert share(slots, canary) == 0
         time.sleep(0.1)
+
+
+def test_what_stands_still_is_in_the_nodes_status(running: Lab) -> None:
+    def said() -> str:
+        [node] = json.loads(running.lbctl("status", "-o", "json").stdout)["nodes"]
+        return str(node["problems"])
+
+    pools(running)
+    start(running, "--steps", "10", "--every", "1h")
+    wait_until("the step", lambda: status(running)["status"]["phase"] == "baking")
+    with open_store(str(running.node_folder / "store.db")) as store:
+        good = store.get(keys.service("web"))
+        assert good
+        store.commit([Put(good.key, good.value.replace("{", '{"of_another_version": 1, ', 1))])
+        wait_until("that it is said", lambda: "it stands still" in said())
+        assert "that can be read" in status(running)["awaits"]
+        store.commit([Put(good.key, good.value)])
+    wait_until("that it goes on", lambda: "it stands still" not in said())
+    running.lbctl("rollout", "abort", "web", "--wait")
 
 
 def test_lbd_killed_in_the_middle_of_a_step(running: Lab) -> None:

@@ -134,6 +134,29 @@ def test_documents_that_make_no_sense_do_not_stop_what_is_served(running: Lab) -
     wait_until("the good version", lambda: not _quarantined(lab))
 
 
+def test_numbers_that_no_table_has_do_not_end_lbd(running: Lab) -> None:
+    """Nor at a start, when no good version of it is known: then the table is begun anew."""
+    lab = running
+    create(lab, service(lab, "web", VIP4))
+    with open_store(str(lab.node_folder / "store.db")) as store:
+        good = store.get(keys.table("web"))
+        assert good
+        for fields in (
+            {"runs": [[10**30, 65536]]},
+            {"runs": [[0, 1 << 62]] * 4 + [[0, 65536]]},  # as many as there are slots, modulo 2^64
+            {"moves": [[0, 10, 0, 10**30]]},
+        ):
+            store.commit([Put(good.key, json.dumps({**json.loads(good.value), **fields}))])
+            assert good.key in str(_quarantined(lab))
+            assert lab.answer(VIP4) in lab.topology.backends
+            lab.kill_lbd()
+            lab.start_lbd()
+            wait_until("a table that can be read", lambda: not _quarantined(lab))
+            assert lab.answer(VIP4) in lab.topology.backends
+            assert lab.lbd
+            assert lab.lbd.poll() is None
+
+
 def _quarantined(lab: Lab) -> list[object]:
     found: list[object] = json.loads(lab.lbctl("status", "-o", "json").stdout)["quarantined"]
     return found

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,6 +147,73 @@ def test_abort_while_the_service_cannot_be_read(canary: Any, store: Store, runne
     store.commit([Put(item.key, item.value)])
     settle(runner)
     assert (phase(store), split(store)) == (Phase.ABORTED, {"stable": 100})
+
+
+def test_what_stands_still_is_said(
+    canary: Any, store: Store, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOOK_SECONDS", "STUCK_SECONDS"):
+        monkeypatch.setattr(rollout_wait, name, 0.05)
+    canary.ok("rollout", "start", "web", *STEPS, "--deadline", "1s")
+    settle(runner)
+    assert runner.rollouts.problems == ()
+    item = store.get(keys.service("web"))
+    assert item is not None
+    store.commit([Put(item.key, item.value.replace('"port"', '"prt"'))])
+    told = len(runner.live)
+    runner.turn(later=100)
+    runner.turn()
+    assert phase(store) is Phase.BAKING
+    [problem] = runner.rollouts.problems
+    assert problem.where == keys.rollout("web")
+    assert problem.message.startswith("it stands still: /lb/v1/services/web: port: ")
+    assert problem.hint.startswith("write a valid document with `lbctl apply -f FILE --force`")
+    assert runner.live[told:] == [frozenset({"web"})]  # once: lbd's loop is to report it
+    shown = canary.ok("rollout", "status", "web").out
+    assert "waits for a document of service 'web' that can be read: port: " in shown
+    waited = canary("rollout", "wait", "web")
+    assert waited.code == ExitCode.ROLLOUT_GOES_ON
+    assert waited.out.count("it stands still until the document of service 'web' can be read") == 1
+    assert "it waits for a document of service 'web' that can be read" in waited.err
+    store.commit([Put(item.key, item.value)])
+    settle(runner)
+    assert (phase(store), runner.rollouts.problems) == (Phase.ABORTED, ())
+    assert rollout(store).status.ending == "deadline"
+
+
+def test_the_way_out_of_a_standstill(canary: Any, store: Store, runner: Runner, tmp_path: Path) -> None:
+    """As the problem's hint says: another split ends it."""
+    canary.ok("rollout", "start", "web", *STEPS)
+    settle(runner)
+    item = store.get(keys.service("web"))
+    assert item is not None
+    manifest = tmp_path / "lb.yaml"
+    manifest.write_text(
+        canary.ok("export").out.replace("canary: 10", "canary: 0").replace(": 90", ": 100")
+    )
+    store.commit([Put(item.key, item.value.replace('"port"', '"prt"'))])
+    canary.ok("apply", "-f", str(manifest), "--force")
+    settle(runner)
+    assert (phase(store), split(store)["canary"]) == (Phase.ABORTED, 0)
+    assert rollout(store).status.ending == "edited"
+
+
+def test_a_rollout_of_a_newer_version_is_left_alone(store: Store, runner: Runner) -> None:
+    """What this node doesn't know of it might be why it must not go on."""
+    spec = {"pool": "canary", "steps": [10], "when": 1.0}
+    text = json.dumps({"service": "web", "id": "r1", "spec": spec, "hue": "red"})
+    store.commit([Put(keys.rollout("web"), text)])
+    runner.turn()
+    [problem] = runner.rollouts.problems
+    assert problem.where == keys.rollout("web")
+    assert problem.message.startswith("no node of this version runs it: ")
+    assert "upgrade this node" in problem.hint
+    item = store.get(keys.rollout("web"))
+    assert item is not None
+    assert item.value == text
+    store.commit([Delete(keys.rollout("web"))])
+    runner.turn()
+    assert runner.rollouts.problems == ()
 
 
 def test_abort_waits_for_kernels_that_hold_the_canary(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
@@ -21,7 +22,7 @@ from lb.errors import CapacityError, ExitCode
 from lb.model import keys
 from lb.model.analysis import Analysis
 from lb.model.evidence import Measurement, Outcome
-from lb.model.flows import FlowReport, FlowTotals, Vantage
+from lb.model.flows import FIGURES, FlowReport, FlowTotals, Vantage
 from lb.model.objects import Backend, Mode, Service
 from lb.model.rollout import (
     Ask,
@@ -224,6 +225,29 @@ def test_a_takeover_goes_on_with_the_evidence(
     # No second is missing: the first reading was the first node's.
     assert window.seconds >= 19
     assert window.canary["c1"].opened >= 19 * traffic.rate
+
+
+def test_a_takeover_by_who_knows_other_figures_begins_anew(
+    canary: Any, runner: Any, traffic: Traffic, store: Store, tmp_path: Path
+) -> None:
+    """What isn't in a reading would seem to have been 0 then."""
+    traffic.flow(runner.now, 1)
+    canary.ok("rollout", "start", "web", *STEPS, "--analysis", analysis_file(tmp_path))
+    go(runner, traffic, 14)
+    item = store.get(keys.evidence("web"))
+    assert item is not None
+    older = json.loads(item.value)
+    older["figures"].remove("unserved")
+    store.commit([Put(item.key, json.dumps(older))])
+    other = type(runner)(store, "n2")
+    other.now = runner.now
+    runner.rollouts._lock.give_up()
+    other.turn()
+    item = store.get(keys.evidence("web"))
+    assert item is not None
+    after = RolloutEvidence.model_validate_json(item.value)
+    assert (after.looks, after.evidence.steps) == (0, ())
+    assert after.figures == FIGURES
 
 
 def test_by_default_it_is_judged_by_what_can_be_seen(canary: Any, runner: Any, traffic: Traffic) -> None:

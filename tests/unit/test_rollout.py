@@ -355,6 +355,17 @@ def test_times_of_another_clock_become_ours() -> None:
         assert times(core.on_time(pending, 300.0, jump)) == (300.0, 0.0, 0.0)
 
 
+@pytest.mark.parametrize("phase", LIVE)
+def test_nothing_is_decided_while_the_service_can_not_be_read(phase: Phase) -> None:
+    """It is not gone. What was asked is kept for then."""
+    rollout, view = at(phase, deadline=1.0)
+    broken = replace(view, service=None, unreadable="port: is missing")
+    for each in (rollout, ask(rollout, Command.ABORT), having(rollout, judged=Outcome.FAIL)):
+        assert core.decide(each, broken, NOW + 1000, "n1") is None
+    awaited = "a document of service 'web' that can be read: port: is missing"
+    assert canary.awaits(rollout, broken) == awaited
+
+
 def test_nobodys_deadline_counts_before_a_node_takes_it_up() -> None:
     pending, view = at(Phase.PENDING, deadline=DEADLINE)
     pending = having(pending, begun=0.0, since=0.0)
