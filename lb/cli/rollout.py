@@ -240,7 +240,7 @@ def history(session: Session, service: ServiceName) -> None:
             each.id,
             each.spec.pool,
             place(each),
-            words.moment(each.spec.when),
+            words.moment(each.spec.when) if each.spec.when else "-",
             each.spec.who or "-",
             each.status.words or "-",
         )
