@@ -86,6 +86,8 @@ else null |
 `after`, `breaks_established`, `other_backend_percent` (share of the flows that find another backend) |
 | `applied_by` | with `--wait`: the nodes; else null |
 | `lost` | with `--wait`: nodes that were not waited for, because they report no more; else null |
+| `late` | only beside an `error` of `--wait` (codes 6, 7 and 8), which says all of this: the nodes that \
+have not applied it, each with the revision that it has |
 | `notes` | remarks; on standard error for people |
 
 ### What `service slots` prints
@@ -129,7 +131,7 @@ slots that its kernel holds for the canary). `history` prints a list, newest fir
 
 ### What `restore` prints
 
-`services` and `backends` (how many), `dry_run`, `revision`, `applied_by`.
+`services` and `backends` (how many), `dry_run`, `revision`, `applied_by`; also beside an `error` of `--wait`.
 
 ### What `history` prints
 
