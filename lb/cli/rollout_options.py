@@ -22,6 +22,10 @@ WaitTimeoutOption = Annotated[
     str | None,
     typer.Option("--timeout", metavar="TIME", help="How long --wait waits; none = as long as it takes."),
 ]
+TimeoutOption = Annotated[
+    str | None,
+    typer.Option("--timeout", metavar="TIME", help="How long to wait; none = as long as it takes."),
+]
 
 
 def spec_of(**fields: Any) -> RolloutSpec:
