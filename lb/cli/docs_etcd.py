@@ -73,7 +73,7 @@ but only `lbctl` writes there.)
   and `lbctl status`, the node's status, its log and its metrics say why. That holds for documents that
   are no valid JSON, don't match the schema or have more than 524,288 characters, backends of a service
   that does not exist, and the second of two services with one VIP. A rollout that is no valid document
-  is not run: `lbctl status` and the nodes' logs say so. Keys that nobody reads are in `lbctl status`, too.
+  is not run: `lbctl status` and the nodes' logs say so. Keys that nobody reads are listed there, too.
 - **Together in one transaction** is applied together: a packet sees all of it or nothing.
 - **`config` is the lock of structure.** Adding or removing services and backends, or changing a
   VIP, a mode, rules or an address, can contradict what somebody else is just writing to another key.

@@ -25,7 +25,6 @@ from lb.cli.rollout_options import (
     limit_of,
     spec_of,
     steps_of,
-    time_of,
 )
 from lb.cli.rollout_report import ReportFormat
 from lb.cli.rollout_view import blocks, data, line, place
@@ -116,11 +115,11 @@ def start(
     spec = spec_of(
         pool=pool,
         steps=steps_of(steps),
-        every=time_of(every, "--every"),
+        every=words.duration(every, "--every"),
         analysis=None if analysis is None else read_analysis(analysis),
         auto=analysis is None and judged,
         gate=gate,
-        deadline=None if deadline is None else time_of(deadline, "--deadline"),
+        deadline=None if deadline is None else words.duration(deadline, "--deadline"),
         notify=notify or "",
         who=who(),
         host=gethostname(),
@@ -252,8 +251,8 @@ def _watch_live(session: Session, rollout: Rollout) -> None:
 @command(app, "wait")
 def wait_for_it(session: Session, service: ServiceName, timeout: TimeoutOption = None) -> None:
     """Wait until it is over, or needs a person. The exit code says how it ended."""
-    rollout = rollout_session.find(session, service).rollout
-    rollout_session.wait(session, rollout, limit_of(timeout, waits=True))
+    limit = limit_of(timeout, waits=True)
+    rollout_session.wait(session, rollout_session.find(session, service).rollout, limit)
 
 
 @command(app, "history")
