@@ -50,8 +50,8 @@ PREAMBLE = """\
 # lbctl
 
 Desired state is in the store; `lbctl` reads and changes it there, and every `lbd` makes it so in its
-kernel. Nothing here needs root but to read the counters and `lbctl trace`, which look into the kernel
-of this machine.
+kernel. Write `sudo lbctl`: the embedded store, the password of a store in etcd and the kernel's counters
+are root's. Only `schema`, `import`, `analysis check` and `--help` need none of these.
 
 - `-o json` and `-o yaml` print one document on standard output, with the keys listed below; errors are
   text on standard error, and one document on standard output too:
@@ -62,8 +62,9 @@ of this machine.
 - `--dry-run` shows the change, and how many of a service's 65,536 slots move.
 - `--wait` returns when all nodes have applied the change, or says which have not ([exit
   code](exit-codes.md) 7), or what problem one has with it (6, 8).
-- Environment: `LB_CONFIG` (settings file), `LB_STORE` (store), `LB_PIN_DIR` (pinned maps), `LB_ACTOR`
-  (who a change is by, for the history), `LB_DEBUG=1` (tracebacks). Options go before the environment,
+- Environment: `LB_CONFIG` (settings file), `LB_STORE` (store), `LB_PIN_DIR` (pinned maps), `LB_NODE`
+  (this node's name; lbd reads these four, too), `LB_ACTOR` (who a change is by, for the history),
+  `LB_DEBUG=1` (tracebacks). Options go before the environment,
   the environment before the settings file.
 - `lbctl --install-completion` completes commands, and the names of services and backends, in your
   shell.
@@ -148,8 +149,8 @@ this node; else null, or if they can't be seen.
 
 ### What `check` prints
 
-A list: `service`, `backend` (null for a URL), `address`, `check`, `timeout`, `passed` (null: this \
-machine could not ask), `latency` (seconds), `words`.
+A list: `service`, `backend` (null for a URL), `address`, `check`, `via` (`backend` or `vip`), \
+`timeout`, `passed` (null: this machine could not ask), `latency` (seconds), `words`.
 
 ### What `trace` prints
 
