@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from lb.cli.declarative import DOCUMENTS
 from lb.model import keys
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "configs/etcd/examples"
 
 # document: key, who writes it, what for
 LAYOUT = {
@@ -115,7 +118,7 @@ It says `SUCCESS`, or `FAILURE` when somebody else was faster: then read again.
 
 ## With Python
 
-The same without any package, through etcd's JSON gateway:
+The same, without any package, through etcd's JSON gateway:
 
 ```python
 import base64
@@ -148,6 +151,20 @@ done = ask(
 print("done" if done.get("succeeded") else "somebody else was faster: read again")
 ```
 
+## With Python and etcd3
+
+[etcd3](https://pypi.org/project/etcd3/) 0.12 wants protobuf 3.20 (`pip install etcd3 'protobuf<4'`), or
+`PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python` in the environment. These are files in
+configs/etcd/examples. Whoever was not alone reads again, and tries again.
+
+{add_service}
+`spec` of a rollout may have what the [schema](#rollout) lists; `pool` and `steps` it has to have.
+
+{begin_rollout}
+A node that is lost keeps its `member` and has no status: nobody waits for it here. What a node could not
+do is among the `problems` of its status.
+
+{wait_applied}
 ## Schemas
 
 JSON Schema of each document; `lbctl schema` prints the same.
@@ -166,6 +183,7 @@ def etcd_page() -> str:
             nodes=keys.NODES,
             reports=keys.REPORTS,
             backend=keys.backend("web", "b1"),
+            **{each.stem: f"```python\n{each.read_text()}```\n" for each in EXAMPLES.glob("*.py")},
             layout="\n".join(rows),
         )
     ]
