@@ -14,7 +14,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -107,6 +107,7 @@ class Rollouts:
     clock: Callable[[], float] = time.time
     steady: Callable[[], float] = time.monotonic
     exec_dir: Path = Checks().exec_dir
+    known: Mapping[str, Rollout] = field(default_factory=dict, init=False)  # replaced, never changed
     _lock: Lock = field(init=False)
     _live: frozenset[str] | None = None
     _told: dict[str, tuple[str, int]] = field(default_factory=dict)  # service: rollout, transitions
@@ -196,15 +197,18 @@ class Rollouts:
         """Do what is to be done now; returns for how many seconds there is nothing more to do, if
         nothing happens. Raises StoreUnavailable."""
         live: list[Found] = []
+        known: dict[str, Rollout] = {}
         for item in self.store.read(keys.ROLLOUTS).items:
             try:
                 found = stored.parse(item)
             except UserError as error:
                 self._complain(item.key, error)
                 continue
+            known[found.rollout.service] = found.rollout
             self._notify(found.rollout, is_ours=self._lock.held is not None)
             if not found.rollout.is_over:
                 live.append(found)
+        self.known = known
         self._dismiss(self._couriers.keys() - {each.rollout.spec.notify for each in live})
         names = frozenset(each.rollout.service for each in live)
         if names != self._live:

@@ -545,6 +545,24 @@ def test_without_a_rollout(canary: Any) -> None:
 # --- runners --------------------------------------------------------------------------------------
 
 
+def test_each_node_knows_all_rollouts_whoever_runs_them(
+    canary: Any, store: Store, runner: Runner
+) -> None:
+    canary.ok("rollout", "start", "web", *STEPS)
+    settle(runner)
+    store.commit([Put(keys.rollout("bad"), "{}")])
+    other = Runner(store, "n2")
+    for each in (runner, other):
+        each.turn()
+        assert {name: known.status.phase for name, known in each.rollouts.known.items()} == {
+            "web": Phase.BAKING
+        }
+    canary.ok("rollout", "abort", "web")
+    settle(runner)
+    other.turn()
+    assert other.rollouts.known["web"].status.phase is Phase.ABORTED
+
+
 def test_two_runners_do_each_step_once(canary: Any, store: Store, runner: Runner) -> None:
     other = Runner(store, "n2")
     canary.ok("rollout", "start", "web", *STEPS)
