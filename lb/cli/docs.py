@@ -61,7 +61,8 @@ are root's. Only `schema`, `import`, `analysis check` and `--help` need none of 
   there then.
 - `--dry-run` shows the change, and how many of a service's 65,536 slots move.
 - `--wait` returns when all nodes have applied the change, or says which have not ([exit
-  code](exit-codes.md) 7), or what problem one has with it (6, 8).
+  code](exit-codes.md) 7), or what problem one has with it (6, 8). The change is stored then all the
+  same: the JSON says beside `error` what it was, at which revision, and which nodes have it.
 - Environment: `LB_CONFIG` (settings file), `LB_STORE` (store), `LB_PIN_DIR` (pinned maps), `LB_NODE`
   (this node's name; lbd reads these four, too), `LB_ACTOR` (who a change is by, for the history),
   `LB_DEBUG=1` (tracebacks). Options go before the environment,
