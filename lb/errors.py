@@ -17,7 +17,7 @@ class ExitCode(IntEnum):
     DIFFERENT = 1  # `lbctl diff` found differences, `lbctl doctor` problems, `lbctl check` failed
     USAGE = 2  # bad input: nothing was changed
     NOT_FOUND = 3  # no such service, backend, file or interface
-    CONFLICT = 4  # somebody else changed it meanwhile, or it exists already
+    CONFLICT = 4  # somebody else changed it meanwhile, it exists already, or a rollout has that split
     STORE_UNAVAILABLE = 5
     DATAPATH = 6  # the kernel, an interface or a map refused
     NOT_APPLIED = 7  # the change is stored, but some nodes have not applied it in time, or none is there
@@ -75,13 +75,13 @@ class NotFoundError(LbError):
 
 
 class ConflictError(LbError):
-    """A compare-and-set lost, or the object exists already."""
+    """Somebody else was faster, it exists already, or a rollout is changing that split."""
 
     exit_code = ExitCode.CONFLICT
 
 
 class StoreUnavailable(LbError):
-    """The store can't be reached, or not opened."""
+    """The store can't be reached, or not opened: a directory is there, or a newer lb made it."""
 
     exit_code = ExitCode.STORE_UNAVAILABLE
 

@@ -55,6 +55,7 @@ def check(
     analysis = read_analysis(file)
     plan = Plan(parse_steps(steps), looks)
     found = [(metric, power(metric, analysis, plan, connections)) for metric in analysis.metrics]
+    alarms = _alarms(analysis)
     data = {
         "metrics": [
             {
@@ -66,7 +67,7 @@ def check(
             }
             for metric, chance in found
         ],
-        "false_alarms": analysis.false_alarms,
+        "false_alarms": None if alarms is None else analysis.false_alarms,
         "steps": list(plan.steps),
         "looks": looks,
         "connections": connections,
@@ -83,8 +84,22 @@ def check(
         title=f"Found by the end of the step, at {connections:,} connections a step:",
     )
     says = "\n".join(f"{metric.name} {explain(metric)}." for metric, _ in found)
-    alarms = percent(100 * analysis.false_alarms)
-    session.emit(data, says, table, f"An equal canary is aborted in at most {alarms} % of rollouts.")
+    session.emit(data, says, table, alarms or f"An equal canary may be aborted: {_OUTSIDE}.")
+
+
+_OUTSIDE = "how often by a metric from outside depends on how much it varies, and on its `breaches`"
+
+
+def _alarms(analysis: Analysis) -> str | None:
+    """What `false_alarms` promises, as far as it does; None if no metric is tested."""
+    judging = [each for each in analysis.metrics if not each.observe]
+    tested = [each for each in judging if each.kernel is not None]
+    if judging and not tested:
+        return None
+    within = " within the limits" if any(each.limit is not None for each in tested) else ""
+    share = percent(100 * analysis.false_alarms if tested else 0.0)
+    said = f"An equal canary{within} is aborted in at most {share} % of rollouts"
+    return f"{said} by the kernel's metrics; {_OUTSIDE}." if len(tested) < len(judging) else f"{said}."
 
 
 def read_analysis(file: str) -> Analysis:

@@ -12,7 +12,7 @@ from lb.cli import words
 from lb.cli.change import Draft, perform
 from lb.cli.complete import backend_names, service_names
 from lb.cli.drain import flows_left, remark
-from lb.cli.health import detail_lines, duration, history_table
+from lb.cli.health import detail_lines, history_table
 from lb.cli.options import BackendName, BackendNames, ServiceName, change, command
 from lb.cli.output import Block
 from lb.cli.rows import BackendRow, backend_rows, backend_table
@@ -186,7 +186,7 @@ def drain(
 
     `lbctl backend show` says how many are left.
     """
-    until = None if deadline is None else time.time() + duration(deadline, "--deadline")
+    until = None if deadline is None else time.time() + words.duration(deadline, "--deadline")
     _set_admin(session, service, names, Admin.DRAIN, until)
 
 

@@ -29,7 +29,7 @@ from lb.cli.record import recording
 from lb.cli.rehash import rehashes
 from lb.cli.rollout_view import refuse_if_under_way, under_way
 from lb.cli.session import Session, state_of
-from lb.cli.wait import Waited, until_applied
+from lb.cli.wait import Waited, telling, until_applied
 from lb.core import room, sizes
 from lb.core.conflicts import claimed, contested
 from lb.core.state import DesiredState
@@ -223,26 +223,27 @@ def perform(session: Session, edit: Edit) -> None:
         lines.append("dry run: nothing was written")
     elif revision is not None:
         lines.append(f"stored at revision {revision}")
-    waited: Waited | None = None
-    if session.wait and not session.dry_run:
+    done = {
+        "changed": bool(proposal.differences),
+        "dry_run": session.dry_run,
+        "revision": revision,
+        "changes": [each.as_dict() for each in proposal.differences],
+        "slots": None if slots is None else [each.as_dict() for each in slots],
+        "rehashed": [each.as_dict() for each in rehashed],
+        "applied_by": None,
+        "lost": None,
+        "notes": proposal.draft.notes,
+    }
+    if session.dry_run or not session.wait:
+        session.emit(done, *lines)
+        return
+    session.say(*lines)  # people see what is stored while nodes come to it, and if they don't
+    with telling(done):
         waited = _wait(session, proposal, revision)
-        lines.append(f"applied by {', '.join(waited.applied)}")
-        if waited.lost:
-            lines.append(f"not by {', '.join(waited.lost)}: lost; see `lbctl node list`")
-    session.emit(
-        {
-            "changed": bool(proposal.differences),
-            "dry_run": session.dry_run,
-            "revision": revision,
-            "changes": [each.as_dict() for each in proposal.differences],
-            "slots": None if slots is None else [each.as_dict() for each in slots],
-            "rehashed": [each.as_dict() for each in rehashed],
-            "applied_by": waited and waited.applied,
-            "lost": waited and waited.lost,
-            "notes": proposal.draft.notes,
-        },
-        *lines,
-    )
+    lines = [f"applied by {', '.join(waited.applied)}"]
+    if waited.lost:
+        lines.append(f"not by {', '.join(waited.lost)}: lost; see `lbctl node list`")
+    session.emit({**done, "applied_by": waited.applied, "lost": waited.lost}, *lines)
 
 
 def _commit(session: Session, edit: Edit, proposal: Proposal) -> tuple[Proposal, int | None]:

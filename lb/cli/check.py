@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import typer
 
 from lb.cli import words
-from lb.cli.health import check_fields, duration, milliseconds
+from lb.cli.health import check_fields, milliseconds
 from lb.cli.options import command
 from lb.cli.output import Table
 from lb.cli.session import Session
@@ -53,7 +53,7 @@ def check(
     """
     changes: dict[str, Any] = {}
     if timeout is not None:
-        changes["timeout"] = duration(timeout, "--check-timeout")
+        changes["timeout"] = words.duration(timeout, "--check-timeout")
     targets = (
         [_from_url(whom, how, changes)]
         if "://" in whom

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lb.cli.words import label
+from lb.cli import words
 from lb.core.state import DesiredState
 from lb.model import keys
 from lb.model.checkwords import describe_check
@@ -38,7 +39,7 @@ class Difference:
     def text(self) -> str:
         """For people."""
         detail = ", ".join(
-            f"{name.replace('_', ' ')} {_show(old)} -> {_show(new)}"
+            f"{name.replace('_', ' ')} {_show(old, name)} -> {_show(new, name)}"
             for name, (old, new) in _parts(self.fields)
         )
         if isinstance(self.after, Service) and self.action == "add":
@@ -49,7 +50,7 @@ class Difference:
                 f"{self.after.address}{port}, weight {self.after.weight}, {self.after.admin}, "
                 f"pool {self.after.pool}"
             )
-        return f"{_SIGNS[self.action]} {label(self.key)}" + (f": {detail}" if detail else "")
+        return f"{_SIGNS[self.action]} {words.label(self.key)}" + (f": {detail}" if detail else "")
 
     def as_dict(self) -> dict[str, Any]:
         """For `-o json`."""
@@ -96,7 +97,10 @@ def _parts(fields: Mapping[str, tuple[Any, Any]]) -> Iterator[tuple[str, tuple[A
                 yield f"health {setting}", (old[setting], new[setting])
 
 
-def _show(value: Any) -> str:
+def _show(value: Any, name: str = "") -> str:
+    if name == "drain_until" and value is not None:
+        left = value - time.time()
+        return f"{words.moment(value)}" + (f" (in {words.remaining(left)})" if left > 0 else " (over)")
     if isinstance(value, dict) and "kind" in value:
         return describe_check(Health.model_validate({"check": value, "passive": {}}).check)
     if isinstance(value, dict) and value.get("check"):

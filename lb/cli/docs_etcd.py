@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from lb.cli.declarative import DOCUMENTS
 from lb.model import keys
 from lb.model.document import LATEST
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "configs/etcd/examples"
 
 # document: key, who writes it, what for
 LAYOUT = {
@@ -76,7 +79,8 @@ but only `lbctl` writes there.)
 - **What is wrong is quarantined**, not obeyed: the last good version of the object stays in force,
   and `lbctl status`, the node's status, its log and its metrics say why. That holds for documents that
   are no valid JSON, don't match the schema or have more than 524,288 characters, backends of a service
-  that does not exist, and the second of two services with one VIP.
+  that does not exist, and the second of two services with one VIP. A rollout that is no valid document
+  is not run: `lbctl status` and the nodes' logs say so. Keys that nobody reads are listed there, too.
 - **Together in one transaction** is applied together: a packet sees all of it or nothing.
 - **`config` is the lock of structure.** Adding or removing services and backends, or changing a
   VIP, a mode, rules or an address, can contradict what somebody else is just writing to another key.
@@ -118,7 +122,7 @@ It says `SUCCESS`, or `FAILURE` when somebody else was faster: then read again.
 
 ## With Python
 
-The same without any package, through etcd's JSON gateway:
+The same, without any package, through etcd's JSON gateway:
 
 ```python
 import base64
@@ -151,6 +155,20 @@ done = ask(
 print("done" if done.get("succeeded") else "somebody else was faster: read again")
 ```
 
+## With Python and etcd3
+
+[etcd3](https://pypi.org/project/etcd3/) 0.12 wants protobuf 3.20 (`pip install etcd3 'protobuf<4'`), or
+`PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python` in the environment. These are files in
+configs/etcd/examples. Whoever was not alone reads again, and tries again.
+
+{add_service}
+`spec` of a rollout may have what the [schema](#rollout) lists; `pool` and `steps` it has to have.
+
+{begin_rollout}
+A node that is lost keeps its `member` and has no status: nobody waits for it here. What a node could not
+do is among the `problems` of its status.
+
+{wait_applied}
 ## Schemas
 
 JSON Schema of each document; `lbctl schema` prints the same.
@@ -170,6 +188,7 @@ def etcd_page() -> str:
             reports=keys.REPORTS,
             backend=keys.backend("web", "b1"),
             latest=LATEST,
+            **{each.stem: f"```python\n{each.read_text()}```\n" for each in EXAMPLES.glob("*.py")},
             layout="\n".join(rows),
         )
     ]

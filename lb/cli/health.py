@@ -12,7 +12,7 @@ from lb.cli.output import Table
 from lb.core.state import DesiredState
 from lb.errors import UserError
 from lb.model.checkwords import FORMS, describe_check, parse_check
-from lb.model.health import Health, NoCheck, Via, seconds
+from lb.model.health import Health, NoCheck, Via
 from lb.model.objects import Service
 from lb.model.reports import BackendHealth
 
@@ -115,16 +115,6 @@ def check_fields(text: str) -> dict[str, Any]:
         return parse_check(text).model_dump()
     except ValueError as error:
         raise UserError(f"--check: {error}", hint="for example --check http:/healthz") from None
-
-
-def duration(text: str, option: str) -> float:
-    """10m in seconds. Raises UserError."""
-    try:
-        found = seconds(text)
-        assert isinstance(found, float)
-    except ValueError as error:
-        raise UserError(f"{option}: {error}", hint=f"for example {option} 10m") from None
-    return found
 
 
 def summary(service: Service) -> str:

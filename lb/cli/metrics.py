@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from lb.cli import words
-from lb.cli.options import ServiceName
+from lb.cli.options import ServiceName, a_time
 from lb.cli.output import Table, note, number
 from lb.cli.session import Session
 from lb.core import flowtotals, histogram, sight
@@ -26,13 +27,23 @@ _COLUMNS = (
 )  # fmt: skip
 
 
+def _a_second_at_least(over: float | None) -> float | None:
+    if over is not None and not 1 <= over < math.inf:  # nodes report once a second
+        raise typer.BadParameter("has to be one second at least, and to end")
+    return over
+
+
 def metrics(
     session: Session,
     service: ServiceName,
     over: Annotated[
         float | None,
         typer.Option(
-            "--over", metavar="SECONDS", min=1, help="Watch for so long, and show what came meanwhile."
+            "--over",
+            metavar="TIME",
+            parser=a_time,
+            callback=_a_second_at_least,
+            help="Watch for so long, and show what came meanwhile: 30s.",
         ),
     ] = None,
 ) -> None:

@@ -19,6 +19,7 @@ import typer
 from lb.cli.complete import backend_names, service_names
 from lb.cli.output import Format
 from lb.cli.session import Session
+from lb.model.health import seconds
 
 SIGPIPE_EXIT = 141  # what a shell reports for a program that SIGPIPE ended: 128 + 13
 
@@ -62,15 +63,24 @@ ForceOption = Annotated[
 ]
 
 
-def _a_time(seconds: float) -> float:
-    if math.isnan(seconds):  # which is not below 0 either, and would never be over
-        raise typer.BadParameter("nan is no time")
-    return seconds
+def a_time(text: str | float) -> float:
+    """What Typer has options read with that are times; and defaults. Seconds; `inf` is for ever."""
+    if text in ("inf", math.inf):
+        return math.inf
+    try:
+        return float(str(seconds(text)))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 TimeoutOption = Annotated[
     float,
-    typer.Option("--timeout", metavar="SECONDS", min=0, callback=_a_time, help="How long --wait waits."),
+    typer.Option(
+        "--timeout",
+        metavar="TIME",
+        parser=a_time,
+        help="How long --wait waits: 30s, 2m; inf = for ever.",
+    ),
 ]
 
 

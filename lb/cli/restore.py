@@ -25,7 +25,7 @@ from lb.cli.options import change
 from lb.cli.output import note
 from lb.cli.record import recording
 from lb.cli.session import Session, state_of
-from lb.cli.wait import until_applied
+from lb.cli.wait import telling, until_applied
 from lb.errors import CapacityError, ConflictError, LbError, UserError
 from lb.model import keys
 from lb.model.objects import Document
@@ -64,27 +64,27 @@ def restore(session: Session, file: CopyArgument) -> None:
         f"{len(copy.services)} services, {len(copy.backends)} backends, as of revision {copy.revision}"
         + (f" of cluster {cluster}" if cluster else "")
     ]
-    revision, applied = None, None
+    done: dict[str, object] = {
+        "services": len(copy.services),
+        "backends": len(copy.backends),
+        "dry_run": session.dry_run,
+        "revision": None,
+        "applied_by": None,
+    }
     if session.dry_run:
         lines.append("dry run: nothing was written")
     else:
         revision = _Filling(session.store, snapshot, documents).run()
+        done["revision"] = revision
         lines.append(f"stored at revision {revision}")
         if session.wait:
-            nodes = state_of(snapshot).nodes
-            waited = until_applied(session.store, revision, session.timeout, documents, nodes)
-            applied = waited.applied
-            lines.append(f"applied by {', '.join(applied)}")
-    session.emit(
-        {
-            "services": len(copy.services),
-            "backends": len(copy.backends),
-            "dry_run": session.dry_run,
-            "revision": revision,
-            "applied_by": applied,
-        },
-        *lines,
-    )
+            session.say(*lines)
+            with telling(done):
+                nodes = state_of(snapshot).nodes
+                waited = until_applied(session.store, revision, session.timeout, documents, nodes)
+            lines = [f"applied by {', '.join(waited.applied)}"]
+            done["applied_by"] = waited.applied
+    session.emit(done, *lines)
 
 
 def _check_empty(snapshot: Snapshot, documents: Mapping[str, Document]) -> None:

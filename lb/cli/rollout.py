@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 import time
+from pathlib import Path
 from socket import gethostname
 from typing import Annotated
 
@@ -17,13 +18,20 @@ from lb.cli.complete import pool_names
 from lb.cli.options import ServiceName, command
 from lb.cli.output import Format, Table, note
 from lb.cli.record import who
-from lb.cli.rollout_options import WaitOption, WaitTimeoutOption, limit_of, spec_of, steps_of, time_of
+from lb.cli.rollout_options import (
+    TimeoutOption,
+    WaitOption,
+    WaitTimeoutOption,
+    limit_of,
+    spec_of,
+    steps_of,
+)
 from lb.cli.rollout_report import ReportFormat
 from lb.cli.rollout_view import blocks, data, line, place
 from lb.cli.session import Session
 from lb.core import canary
 from lb.core.state import DesiredState
-from lb.errors import ConflictError, RolloutRefused
+from lb.errors import ConflictError, RolloutRefused, UserError
 from lb.model import keys
 from lb.model.rollout import Phase, Rollout, RolloutSpec
 from lb.store import rollouts as stored
@@ -58,7 +66,8 @@ def start(
         typer.Option(
             "--steps",
             metavar="PERCENT,…",
-            help="Its share, step by step. 100 alone is blue/green: all at once, and back at once.",
+            help="Its share, step by step; after the last step it gets 100, written or not. 100 alone is"
+            " blue/green: all at once, and back at once.",
         ),
     ] = "1,5,25,50,100",
     every: Annotated[
@@ -91,6 +100,14 @@ def start(
     notify: Annotated[
         str | None, typer.Option("--notify", metavar="URL", help="Post each transition there, as JSON.")
     ] = None,
+    id_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--id-file",
+            metavar="PATH",
+            help="Write its ID there, and nothing if none began: for `lbctl rollout abort --id`.",
+        ),
+    ] = None,
     wait: WaitOption = False,
     timeout: WaitTimeoutOption = None,
 ) -> None:
@@ -98,18 +115,22 @@ def start(
     spec = spec_of(
         pool=pool,
         steps=steps_of(steps),
-        every=time_of(every, "--every"),
+        every=words.duration(every, "--every"),
         analysis=None if analysis is None else read_analysis(analysis),
         auto=analysis is None and judged,
         gate=gate,
-        deadline=None if deadline is None else time_of(deadline, "--deadline"),
+        deadline=None if deadline is None else words.duration(deadline, "--deadline"),
         notify=notify or "",
         who=who(),
         host=gethostname(),
         when=time.time(),
     )
     limit = limit_of(timeout, wait)
+    if id_file is not None:
+        _write(id_file, "")  # what can't be written is said before anything begins
     rollout = _begin(session, service, spec)
+    if id_file is not None:
+        _write(id_file, f"{rollout.id}\n")
     least = len(spec.steps) * spec.every
     if spec.deadline is not None and spec.deadline <= least:
         note(f"its steps take {least:g} s at least: the deadline of {spec.deadline:g} s comes before")
@@ -121,6 +142,15 @@ def start(
         return
     rollout_session.say(session)(said)
     rollout_session.wait(session, rollout, limit)
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text)
+    except OSError as error:
+        raise UserError(
+            f"--id-file: {file}: {error.strerror}", hint="name a file in a folder of yours"
+        ) from None
 
 
 def _begin(session: Session, service: str, spec: RolloutSpec) -> Rollout:
@@ -219,10 +249,10 @@ def _watch_live(session: Session, rollout: Rollout) -> None:
 
 
 @command(app, "wait")
-def wait_for_it(session: Session, service: ServiceName, timeout: WaitTimeoutOption = None) -> None:
+def wait_for_it(session: Session, service: ServiceName, timeout: TimeoutOption = None) -> None:
     """Wait until it is over, or needs a person. The exit code says how it ended."""
-    rollout = rollout_session.find(session, service).rollout
-    rollout_session.wait(session, rollout, limit_of(timeout, waits=True))
+    limit = limit_of(timeout, waits=True)
+    rollout_session.wait(session, rollout_session.find(session, service).rollout, limit)
 
 
 @command(app, "history")
@@ -240,7 +270,7 @@ def history(session: Session, service: ServiceName) -> None:
             each.id,
             each.spec.pool,
             place(each),
-            words.moment(each.spec.when),
+            words.moment(each.spec.when) if each.spec.when else "-",
             each.spec.who or "-",
             each.status.words or "-",
         )

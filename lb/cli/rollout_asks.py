@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from socket import gethostname
+from typing import Annotated
 
 import typer
 
@@ -93,15 +94,24 @@ def _ask(session: Session, service: str, name: Command) -> Rollout:
 def abort(
     session: Session,
     service: ServiceName,
+    id: Annotated[
+        str | None,
+        typer.Option("--id", metavar="ID", help="Only if it is this one, say the one that a job began."),
+    ] = None,
     wait: WaitOption = False,
     timeout: WaitTimeoutOption = None,
 ) -> None:
     """Roll back now: the split of before is written by this command itself, so no node has to run it.
 
-    With --wait it returns when every live node's kernel holds no slot for the canary.
+    With --wait it returns when every live node's kernel holds no slot for the canary. A rollout whose
+    document can't be read is deleted; then the split stays as it is.
     """
     limit = limit_of(timeout, wait)
-    rollout = _abort(session, service)
+    if id is None and (why := stored.drop_unreadable(session.store, service)):
+        note(f"{why}: it is deleted, and the split is left as it is: lbctl service show {service}")
+        session.emit({"rollout": None}, f"{service}: no rollout")
+        return
+    rollout = _abort(session, service, id)
     if wait:
         rollout = _until_over(session, rollout, limit)
     elif rollout.status.phase is Phase.ABORTING:
@@ -111,10 +121,16 @@ def abort(
     session.emit({"rollout": data(rollout)}, f"{service}: {place(rollout)}")
 
 
-def _abort(session: Session, service: str) -> Rollout:
+def _abort(session: Session, service: str, id: str | None) -> Rollout:
     for attempt in range(ATTEMPTS):
         found = rollout_session.find(session, service)
         rollout = found.rollout
+        if id is not None and rollout.id != id:
+            raise RolloutRefused(
+                f"the rollout of {service!r} is another one: {rollout.id} ({place(rollout)})",
+                hint=f"nothing was changed; lbctl rollout history {service} shows all of them",
+                details={"rollout": data(rollout)},
+            )
         if rollout.status.phase is Phase.ABORTING:
             return rollout
         if rollout.is_over:

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from lb.cli import words
 from lb.errors import UserError
-from lb.model.health import seconds
 from lb.model.rollout import RolloutSpec
 
 WaitOption = Annotated[
@@ -21,6 +21,10 @@ WaitOption = Annotated[
 WaitTimeoutOption = Annotated[
     str | None,
     typer.Option("--timeout", metavar="TIME", help="How long --wait waits; none = as long as it takes."),
+]
+TimeoutOption = Annotated[
+    str | None,
+    typer.Option("--timeout", metavar="TIME", help="How long to wait; none = as long as it takes."),
 ]
 
 
@@ -53,16 +57,8 @@ def steps_of(text: str) -> tuple[float, ...]:
         ) from None
 
 
-def time_of(text: str, what: str) -> Any:
-    """Seconds; `what`: the option. Raises UserError."""
-    try:
-        return seconds(text)
-    except ValueError as error:
-        raise UserError(f"{what}: {error}", hint="for example 60s, 5m or 1h") from None
-
-
 def limit_of(text: str | None, waits: bool) -> float | None:
     """Of --timeout, in seconds; `waits`: there is something that it limits. Raises UserError."""
     if text is not None and not waits:
         raise UserError("--timeout is how long --wait waits", hint="add --wait, or leave --timeout out")
-    return None if text is None else float(time_of(text, "--timeout"))
+    return None if text is None or text == "inf" else words.duration(text, "--timeout")

@@ -17,7 +17,7 @@ from lb.cli.rollout_view import data, figure, history, place
 from lb.core.rollout import is_analysed
 from lb.core.splits import describe
 from lb.model.evidence import Outcome
-from lb.model.rollout import Ending, Phase, Rollout, StepVerdict
+from lb.model.rollout import Ending, Phase, Rollout, RolloutSpec, StepVerdict
 
 
 class ReportFormat(StrEnum):
@@ -49,12 +49,16 @@ def _title(rollout: Rollout) -> str:
     return f"{rollout.service} to pool {rollout.spec.pool}: {place(rollout)}"
 
 
+def _when(spec: RolloutSpec) -> str:
+    return words.moment(spec.when) if spec.when else "at a time that nobody wrote down"
+
+
 def _facts(rollout: Rollout) -> list[tuple[str, str]]:
     spec, status = rollout.spec, rollout.status
     steps = ", ".join(f"{each:g}" for each in spec.steps)
     found = [
         ("rollout", rollout.id),
-        ("asked", f"{words.moment(spec.when)} by {spec.who or 'nobody who says so'}"),
+        ("asked", f"{_when(spec)} by {spec.who or 'nobody who says so'}"),
         (
             "steps",
             f"{steps} %, every {spec.every:g} s" + (", with a gate after each" if spec.gate else ""),

@@ -55,7 +55,7 @@ TrackingHelp = (
     " or none."
 )
 WindowHelp = (
-    "How long a slot that moved remembers where it was, in seconds. With tracking `moving`, an"
+    "How long a slot that moved remembers where it was: 900s, 15m. With tracking `moving`, an"
     " established flow that says nothing for so long is lost to the move."
 )
 QuicIdBytesHelp = (
@@ -90,8 +90,8 @@ def add(
     affinity: Annotated[Affinity, typer.Option("--affinity", help=AffinityHelp)] = Affinity.FLOW,
     tracking: Annotated[Tracking, typer.Option("--tracking", help=TrackingHelp)] = Tracking.MOVING,
     window: Annotated[
-        int, typer.Option("--window", metavar="SECONDS", help=WindowHelp)
-    ] = DEFAULT_WINDOW,
+        str, typer.Option("--window", metavar="TIME", help=WindowHelp)
+    ] = f"{DEFAULT_WINDOW}s",
     no_backend: Annotated[
         NoBackend, typer.Option("--no-backend", help=NoBackendHelp)
     ] = NoBackend.REJECT,
@@ -199,7 +199,7 @@ def set_policies(
     mode: Annotated[Mode | None, typer.Option("--mode", help=ModeHelp)] = None,
     affinity: Annotated[Affinity | None, typer.Option("--affinity", help=AffinityHelp)] = None,
     tracking: Annotated[Tracking | None, typer.Option("--tracking", help=TrackingHelp)] = None,
-    window: Annotated[int | None, typer.Option("--window", metavar="SECONDS", help=WindowHelp)] = None,
+    window: Annotated[str | None, typer.Option("--window", metavar="TIME", help=WindowHelp)] = None,
     no_backend: Annotated[NoBackend | None, typer.Option("--no-backend", help=NoBackendHelp)] = None,
     backup: Annotated[
         str | None, typer.Option("--backup-pool", metavar="POOL", help=f"{BackupHelp} none = nobody.")

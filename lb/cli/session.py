@@ -58,6 +58,11 @@ class Session:
         """See output.emit."""
         output.emit(self.output, data, *blocks)
 
+    def say(self, *lines: str) -> None:
+        """What people see before the end; programs get one document, at the end."""
+        if self.output is Format.TABLE:
+            print(*lines, sep="\n", flush=True)
+
     def close(self) -> None:
         """Release what was opened."""
         if "store" in self.__dict__:

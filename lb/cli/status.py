@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import typer
 
@@ -11,6 +11,7 @@ from lb.cli.options import command
 from lb.cli.output import Block, Table, number
 from lb.cli.rollout_view import place, under_way
 from lb.cli.session import Session, state_of
+from lb.cli.strays import strays
 from lb.core.state import DesiredState
 from lb.errors import DatapathError, ExitCode
 from lb.model.reports import NodeStatus, Problem
@@ -42,7 +43,17 @@ def register(app: typer.Typer) -> None:
     command(app, "doctor")(doctor)
 
 
-def status(session: Session) -> None:
+def status(
+    session: Session,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Exit code 1 if no node is there, one is lost or behind or has a problem, their tables"
+            " differ, or something is quarantined.",
+        ),
+    ] = False,
+) -> None:
     """Show the store, the nodes, their problems, and how packets ended on this node."""
     snapshot = session.snapshot()
     state = state_of(snapshot)
@@ -50,8 +61,12 @@ def status(session: Session) -> None:
     rollouts = under_way(snapshot)
     outcomes = _outcomes(session, state)
     digests = _digests(state)
-    quarantined = [problem for problem in state.problems if not _reported(problem, state)]
+    stray = strays(snapshot)
+    quarantined = [problem for problem in state.problems if not _reported(problem, state)] + stray
+    wrong = _wrong(state, digests, quarantined)
     data = {
+        "ok": not wrong,
+        "wrong": wrong,
         "store": {"url": session.settings.store, "revision": state.revision},
         "desired_revision": wanted,
         "services": len(state.services),
@@ -63,7 +78,7 @@ def status(session: Session) -> None:
         "lost": list(state.lost),
         "digests_agree": digests,
         "rollouts": {each.service: place(each) for each in rollouts},
-        "quarantined": [problem.model_dump() for problem in state.problems],
+        "quarantined": [problem.model_dump() for problem in (*state.problems, *stray)],
         "outcomes": None
         if outcomes is None
         else {name: {"packets": each.packets, "bytes": each.bytes} for name, each in outcomes.items()},
@@ -83,7 +98,11 @@ def status(session: Session) -> None:
     if problems.rows:
         blocks.append(problems)
     blocks.append(_outcome_table(outcomes))
+    if check and wrong:
+        blocks.append("\n".join(f"WRONG: {each}" for each in wrong))
     session.emit(data, *blocks)
+    if check and wrong:
+        raise typer.Exit(ExitCode.DIFFERENT)
 
 
 def doctor(session: Session) -> None:
@@ -144,6 +163,21 @@ def _agreement(state: DesiredState, digests: dict[str, bool | None]) -> str:
     if not any(digests.values()):
         return "no node holds any"
     return f"{len(state.nodes)} nodes agree" if len(state.nodes) > 1 else "held by one node"
+
+
+def _wrong(
+    state: DesiredState, digests: dict[str, bool | None], quarantined: list[Problem]
+) -> list[str]:
+    """What somebody should look at, one line each. Warnings are none."""
+    wanted = state.revision_to_apply
+    found = [] if state.nodes else ["no node is running"]
+    found += [f"node {name} is lost" for name in state.lost]
+    for name, node in sorted(state.nodes.items()):
+        if node.revision < wanted:
+            found.append(f"node {name} is behind: at revision {node.revision}, not {wanted}")
+        found += [f"node {name}: {p.where}: {p.message}" for p in node.problems if not p.warning]
+    found += [f"nodes disagree on the slot table of {n}" for n, same in digests.items() if same is False]
+    return found + [f"{each.where}: {each.message}" for each in quarantined]
 
 
 def _reported(problem: Problem, state: DesiredState) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -24,6 +25,16 @@ class Waited:
     lost: list[str]
 
 
+@contextmanager
+def telling(stored: Mapping[str, object]) -> Iterator[None]:
+    """Around a wait: an error of it tells programs what was stored all the same."""
+    try:
+        yield
+    except LbError as error:
+        error.details = {**stored, **error.details}
+        raise
+
+
 def until_applied(
     store: Store,
     revision: int,
@@ -36,7 +47,7 @@ def until_applied(
     Raises NotAppliedError, and as CapacityError or DatapathError the first problem that a node has
     with one of the keys `about`, or that it didn't have `before` and that keeps it from going on. A
     node whose lease has ended is waited for LOST_SECONDS, as long as others are alive; one that joins
-    is waited for.
+    is waited for. `details` of these errors: nodes by how far they are (`applied_by`, `late`, `lost`).
     """
     begin = time.monotonic()
     deadline, patience = begin + timeout, begin + min(timeout, LOST_SECONDS)
@@ -52,9 +63,11 @@ def until_applied(
                 raise NotAppliedError(
                     "the change is stored, but no node is there to apply it",
                     hint="start lbd on a node: systemctl start lbd; it applies what is stored",
+                    details=_standing(nodes, lost, revision),
                 )
-            for status in nodes.values():
-                _raise_problem(status, revision, about, before.get(status.node))
+            with telling(_standing(nodes, lost, revision)):
+                for status in nodes.values():
+                    _raise_problem(status, revision, about, before.get(status.node))
             late = sorted(name for name, each in nodes.items() if each.revision < revision)
             now = time.monotonic()
             if nodes and not late and (not lost or now >= patience):
@@ -64,6 +77,15 @@ def until_applied(
             batch = watch.next((deadline if late or not nodes else patience) - now)
             for event in batch.events if batch else ():
                 _take(nodes, event.key, event.value)
+
+
+def _standing(nodes: Mapping[str, NodeStatus], lost: list[str], revision: int) -> dict[str, object]:
+    """Who has applied it and who has not, for programs."""
+    return {
+        "applied_by": sorted(name for name, each in nodes.items() if each.revision >= revision),
+        "late": {name: e.revision for name, e in sorted(nodes.items()) if e.revision < revision},
+        "lost": lost,
+    }
 
 
 def _take(nodes: dict[str, NodeStatus], key: str, text: str | None) -> None:
@@ -124,4 +146,5 @@ def _too_late(
     return NotAppliedError(
         f"revision {revision} is stored, but after {timeout:g} s not applied by {who}",
         hint="; ".join(["`lbctl status` shows what each node does", *known]),
+        details=_standing(nodes, lost, revision),
     )

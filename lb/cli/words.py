@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from lb.core.state import DesiredState
 from lb.errors import LbError, NotFoundError, UserError
 from lb.model import keys
+from lb.model.health import seconds
 from lb.model.manifest import explain
 from lb.model.objects import Address, Document
 
@@ -123,6 +124,24 @@ def unreadable(what: str, key: str, state: DesiredState) -> UserError:
         f"{what} is quarantined: {'; '.join(reasons) or 'its document is not valid'}",
         hint="`lbctl status` shows it; remove it, or replace it with `lbctl apply`",
     )
+
+
+def duration(text: str, option: str) -> float:
+    """10m in seconds. Raises UserError."""
+    try:
+        found = seconds(text)
+        assert isinstance(found, float)
+    except ValueError as error:
+        raise UserError(f"{option}: {error}", hint=f"for example {option} 10m") from None
+    return found
+
+
+def remaining(left: float) -> str:
+    """So many seconds, in the largest unit in which it is two or more: 90 s, 10 min, 3 h, 9 days."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if left >= 2 * size:
+            return f"{left / size:.0f} {unit}"
+    return f"{max(0.0, left):.0f} s"
 
 
 def moment(at: float) -> str:

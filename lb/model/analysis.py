@@ -15,14 +15,14 @@ from pydantic import BeforeValidator, Field, StringConstraints, field_validator,
 from pydantic_core import ErrorDetails
 
 from lb.errors import UserError
-from lb.model.document import LARGEST_FIGURE, Document
-from lb.model.health import Flag, Line, Seconds, can_be_run, seconds
+from lb.model.document import LARGEST_FIGURE, Document, Written
+from lb.model.health import DURATION, Flag, Line, can_be_run, seconds
 from lb.model.marked import Marked, close
 
 MAX_METRICS = 32  # each takes its part of the allowance for false alarms
 
 _HINT = "`lbctl schema analysis` prints what an analysis file may hold"
-_PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%")
+_PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?%")
 
 
 class KernelMetric(StrEnum):
@@ -56,10 +56,11 @@ def figure(value: object) -> object:
     return value
 
 
-Figure = Annotated[float, BeforeValidator(figure), Field(ge=0, le=LARGEST_FIGURE)]
+_FIGURE = Written(figure, r"^[0-9]+(\.[0-9]+)?( ?%|ms|s|m|h)?$")
+Figure = Annotated[float, Field(ge=0, le=LARGEST_FIGURE), _FIGURE]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
-Timeout = Annotated[Seconds, Field(ge=0.1, le=60)]
+Timeout = Annotated[float, Field(ge=0.1, le=60), DURATION]
 
 _PLACES = "{service}, {pool}, {backends} (joined with |), {step}, {share} and {seconds} are filled in"
 
@@ -190,7 +191,7 @@ class Analysis(Document):
     metrics: tuple[Metric, ...] = Field(
         min_length=1, max_length=MAX_METRICS, description="In any order; each has its verdict."
     )
-    false_alarms: Annotated[Figure, Field(ge=1e-6, le=0.2)] = Field(
+    false_alarms: Annotated[float, Field(ge=1e-6, le=0.2), _FIGURE] = Field(
         default=0.01,
         description="How likely a canary that equals the stable pool may be aborted, over a whole"
         " rollout, with all looks and all of the kernel's metrics.",

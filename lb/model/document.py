@@ -7,9 +7,12 @@ and that is all that comes of it.
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 # The year 2242. Linux sets no clock beyond 2232 (TIME_SETTOD_SEC_MAX in include/linux/time64.h), and so
 # many seconds are less than 2^63 ns, which moves are counted in (lb/datapath/slotmaps.py).
@@ -35,3 +38,24 @@ class Report(Document):
     be one of these, as that would take away what wasn't understood."""
 
     model_config = ConfigDict(extra="ignore")
+
+
+@dataclass(frozen=True)
+class Written:
+    """The last annotation of a number that may be written as text too, such as 10s or 1%.
+
+    Behind the limits, because JSON Schema has them for numbers alone: pydantic's own BeforeValidator in
+    front of them makes a schema that refuses the text, and in which the limits are no words of JSON
+    Schema.
+    """
+
+    read: Callable[[object], object]  # raises ValueError
+    pattern: str  # of the text, ECMA 262
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.read, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"anyOf": [handler(schema), {"type": "string", "pattern": self.pattern}]}

@@ -10,17 +10,17 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, StringConstraints, WithJsonSchema, field_validator, model_validator
 
-from lb.model.document import Document, Moment, Report
+from lb.model.document import Document, Moment, Report, Written
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)?")
 
 
 def seconds(value: object) -> object:
     """2, "2", "500ms", "10s", "5m" or "1h", in seconds."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
         raise ValueError(f"{value!r} is not a duration; write 2, 500ms, 10s or 5m")
     if not isinstance(value, str):
         return value
@@ -37,7 +37,7 @@ def _line(value: str) -> str:
     return value
 
 
-Seconds = Annotated[float, BeforeValidator(seconds)]
+DURATION = Written(seconds, r"^[0-9]+(\.[0-9]+)?(ms|s|m|h)?$")  # Annotated[float, Field(…), DURATION]
 Count = Annotated[int, Field(ge=1, le=1000, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Port = Annotated[int, Field(ge=1, le=65535, strict=True)]
@@ -45,6 +45,13 @@ Payload = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Line = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
 _PORT = Field(default=None, description="Port that is asked; none = the backend's.")
+_STATUS = {
+    "anyOf": [
+        {"type": "integer", "minimum": 100, "maximum": 599},
+        {"type": "string", "pattern": "^[1-5][0-9]{2}(-[1-5][0-9]{2})?$"},
+    ]
+}
+_STATUSES = {"anyOf": [{"type": "array", "minItems": 1, "items": _STATUS}, *_STATUS["anyOf"]]}
 
 
 class _Check(Document):
@@ -69,9 +76,8 @@ class HttpCheck(_Check):
     path: Line = Field(default="/", description="Path, and query if any.")
     host: Line | None = Field(default=None, description="Host header; none = the address.")
     headers: dict[Line, str] = Field(default={}, max_length=32, description="More headers.")
-    status: tuple[str, ...] = Field(
+    status: Annotated[tuple[str, ...], Field(min_length=1), WithJsonSchema(_STATUSES)] = Field(
         default=("200-399",),
-        min_length=1,
         description="Statuses that are good: 200, 204 or ranges as 200-299.",
     )
     body: Payload | None = Field(
@@ -227,18 +233,20 @@ class Passive(Document):
     minimum: Count = Field(
         default=20, description="The ratio of fewer connections and requests than these says nothing."
     )
-    window: Annotated[Seconds, Field(ge=1, le=3600)] = Field(default=10.0, description="Seconds.")
+    window: Annotated[float, Field(ge=1, le=3600), DURATION] = Field(
+        default=10.0, description="Seconds."
+    )
     resets: Flag = Field(
         default=True,
         description="Does a connection that the server resets count as failed? false where servers end"
         " connections so.",
     )
-    base: Annotated[Seconds, Field(ge=1, le=86400)] = Field(
+    base: Annotated[float, Field(ge=1, le=86400), DURATION] = Field(
         default=30.0,
         description="Seconds of the first ejection; twice as long the second time, and so on. For each"
         " `base` seconds without one, one time is forgotten.",
     )
-    maximum: Annotated[Seconds, Field(ge=1, le=86400)] = Field(
+    maximum: Annotated[float, Field(ge=1, le=86400), DURATION] = Field(
         default=300.0, description="Seconds that an ejection lasts at most."
     )
     share: Annotated[float, Field(ge=0, le=100)] = Field(
@@ -298,10 +306,10 @@ class Health(Document):
         description="Which way it goes: straight to the backend's address; or as clients' packets go to"
         " the VIP, so that a broken tunnel or NAT, or a missing VIP, counts as unhealthy.",
     )
-    interval: Annotated[Seconds, INTERVAL] = Field(
+    interval: Annotated[float, INTERVAL, DURATION] = Field(
         default=DEFAULT_INTERVAL, description="Seconds from one check to the next, at most."
     )
-    fast_interval: Annotated[Seconds, INTERVAL] | None = Field(
+    fast_interval: Annotated[float, INTERVAL, DURATION] | None = Field(
         default=None,
         description="The same while results contradict the state, and before the first passed check;"
         " none = half the interval.",
@@ -309,7 +317,7 @@ class Health(Document):
     jitter: Annotated[float, Field(ge=0, le=0.5)] = Field(
         default=0.1, description="Share of an interval by which it is shortened at random."
     )
-    timeout: Annotated[Seconds, Field(ge=0.01, le=300)] = Field(
+    timeout: Annotated[float, Field(ge=0.01, le=300), DURATION] = Field(
         default=1.0, description="Seconds after which no answer is a failure."
     )
     rise: Count = Field(
@@ -318,14 +326,14 @@ class Health(Document):
     fall: Count = Field(
         default=3, description="Failed checks in a row that make a healthy backend unhealthy."
     )
-    grace: Annotated[Seconds, Field(ge=0, le=86400)] = Field(
+    grace: Annotated[float, Field(ge=0, le=86400), DURATION] = Field(
         default=0.0,
         description="Seconds after it was added in which a backend that never passed may fail.",
     )
     initial: Initial = Field(
         default=Initial.DOWN, description="Flows before the first passed check: down = none, up = all."
     )
-    slow_start: Annotated[Seconds, Field(ge=0, le=86400)] = Field(
+    slow_start: Annotated[float, Field(ge=0, le=86400), DURATION] = Field(
         default=0.0, description="Seconds in which the weight of a backend that got healthy ramps up."
     )
     panic: Annotated[float, Field(ge=0, le=100)] = Field(
@@ -338,8 +346,10 @@ class Health(Document):
         description="A backend that got unhealthy so often within `flap_window` is held down for"
         " `flap_hold`; 0 = never.",
     )
-    flap_window: Annotated[Seconds, Field(ge=1, le=86400)] = Field(default=300.0, description="Seconds.")
-    flap_hold: Annotated[Seconds, Field(ge=1, le=86400)] = Field(
+    flap_window: Annotated[float, Field(ge=1, le=86400), DURATION] = Field(
+        default=300.0, description="Seconds."
+    )
+    flap_hold: Annotated[float, Field(ge=1, le=86400), DURATION] = Field(
         default=60.0, description="Seconds without a failed check until it may be healthy again."
     )
     established: Established | None = Field(
@@ -378,14 +388,14 @@ class Overrides(Document):
     enabled: Flag = Field(default=True, description="Is it checked at all?")
     check: Check | None = Field(default=None, description="What is asked.")
     port: Port | None = Field(default=None, description="Port that is asked.")
-    interval: Annotated[Seconds, INTERVAL] | None = None
-    fast_interval: Annotated[Seconds, INTERVAL] | None = None
-    timeout: Annotated[Seconds, Field(ge=0.01, le=300)] | None = None
+    interval: Annotated[float, INTERVAL, DURATION] | None = None
+    fast_interval: Annotated[float, INTERVAL, DURATION] | None = None
+    timeout: Annotated[float, Field(ge=0.01, le=300), DURATION] | None = None
     rise: Count | None = None
     fall: Count | None = None
-    grace: Annotated[Seconds, Field(ge=0, le=86400)] | None = None
+    grace: Annotated[float, Field(ge=0, le=86400), DURATION] | None = None
     initial: Initial | None = None
-    slow_start: Annotated[Seconds, Field(ge=0, le=86400)] | None = None
+    slow_start: Annotated[float, Field(ge=0, le=86400), DURATION] | None = None
 
 
 class BallotVote(Report):

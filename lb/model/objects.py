@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, StringConstraints, field_validator, mode
 
 from lb.model.document import LATEST
 from lb.model.document import Document as Document
-from lb.model.health import ExecCheck, Health, NoCheck, Overrides, Via
+from lb.model.health import DURATION, ExecCheck, Health, NoCheck, Overrides, Via
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -155,10 +155,8 @@ class Service(Document):
     mode: Mode = Field(default=Mode.DSR, description="How packets travel to the backend.")
     affinity: Affinity = Field(default=Affinity.FLOW, description="What the flow hash covers.")
     tracking: Tracking = Field(default=Tracking.MOVING, description="Which flows are remembered.")
-    window: int = Field(
+    window: Annotated[int, Field(ge=1, le=MAX_WINDOW), DURATION] = Field(
         default=DEFAULT_WINDOW,
-        ge=1,
-        le=MAX_WINDOW,
         description="Seconds for which a slot that moved remembers where it was. With tracking"
         " `moving`, an established flow that says nothing for so long is lost to the move.",
     )

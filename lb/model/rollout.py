@@ -12,7 +12,7 @@ from lb.model.analysis import Analysis
 from lb.model.document import LATEST, LONGEST, Document, Moment, Total
 from lb.model.evidence import Evidence, Outcome, Verdict
 from lb.model.flows import FlowReport
-from lb.model.health import Seconds
+from lb.model.health import DURATION
 from lb.model.objects import Name
 
 MAX_STEPS = 50
@@ -20,6 +20,7 @@ HISTORY = 250  # transitions that a document keeps: five for each step, and the 
 ONE_SLOT = 100 / 65536  # per cent: the least that a pool can have (lb/core/slots.py: SLOTS)
 KEPT = 20  # rollouts of a service that are kept when they are over
 
+_TIME = Field(gt=0, le=LONGEST)
 Share = Annotated[float, Field(gt=0, le=100)]
 Step = Annotated[int, Field(ge=0, le=MAX_STEPS)]
 Split = dict[Name, Annotated[float, Field(ge=0, le=100)]]
@@ -84,10 +85,8 @@ class RolloutSpec(Document):
         max_length=MAX_STEPS,
         description="Its share of new flows, step by step, in per cent; each above the one before.",
     )
-    every: Seconds = Field(
+    every: Annotated[float, _TIME, DURATION] = Field(
         default=60.0,
-        gt=0,
-        le=LONGEST,
         description="How long a step lasts once every live node has applied it, in seconds.",
     )
     analysis: Analysis | None = Field(
@@ -99,10 +98,8 @@ class RolloutSpec(Document):
         " before the first step. Else a step is good when its time is over.",
     )
     gate: bool = Field(default=False, description="A person has to agree after each step.")
-    deadline: Seconds | None = Field(
+    deadline: Annotated[float, _TIME, DURATION] | None = Field(
         default=None,
-        gt=0,
-        le=LONGEST,
         description="Seconds from when a node takes it up (`begun` of its status), in which it has to be"
         " promoted, or it is aborted.",
     )
@@ -111,7 +108,12 @@ class RolloutSpec(Document):
     )
     who: str = Field(default="", description="Who asked for it, as the writer says.")
     host: str = Field(default="", description="Machine that it was asked from.")
-    when: float = Field(ge=0, le=LATEST, description="When; Unix time, seconds.")
+    when: float = Field(
+        default=0.0,
+        ge=0,
+        le=LATEST,
+        description="When; Unix time, seconds; 0 = the writer does not say.",
+    )
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:

@@ -289,6 +289,7 @@ class Daemon:
             mirrors=metrics.copied(view, state),
             verdicts=dict(self.checks.verdicts),
             panicked=dict(self.checks.panicked),
+            rollouts=self.rollouts.known,
         )
 
     # -- store ---------------------------------------------------------------------------------

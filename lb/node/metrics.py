@@ -24,6 +24,7 @@ from lb.core.state import BackendKey, DesiredState
 from lb.datapath.view import Counter, KernelView, MirrorStats, Stats
 from lb.model import keys
 from lb.model.reports import NodeStatus, Problem
+from lb.model.rollout import Phase, Rollout
 from lb.node.checks import PoolKey
 from lb.settings import Metrics
 
@@ -73,6 +74,7 @@ class Scrape:
     mirrors: Mapping[str, MirrorStats] = field(default_factory=dict)
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     panicked: Mapping[PoolKey, int] = field(default_factory=dict)
+    rollouts: Mapping[str, Rollout] = field(default_factory=dict)  # by service
 
 
 def copied(view: KernelView, state: DesiredState) -> dict[str, MirrorStats]:
@@ -276,6 +278,35 @@ def of_pools(scrape: Scrape) -> Iterator[Metric]:
     yield from (panic, panics)
 
 
+def of_rollouts(scrape: Scrape) -> Iterator[Metric]:
+    """The one under way of each service, or the last one. Each node tells all, as the store has them,
+    so that none is missing when a node is: take `max by (service, pool)`, never a sum."""
+    labels = ["service", "pool"]
+    phases = GaugeMetricFamily(
+        "lb_rollout_phase",
+        "1 for the phase in which it is (docs/reference/rollout.md), 0 for the others",
+        labels=[*labels, "phase"],
+    )
+    since = GaugeMetricFamily(
+        "lb_rollout_phase_timestamp_seconds", "When that phase began; Unix time", labels=labels
+    )
+    step = GaugeMetricFamily("lb_rollout_step", "Steps taken; 0 before the first", labels=labels)
+    steps = GaugeMetricFamily("lb_rollout_steps", "Steps that it has", labels=labels)
+    endings = GaugeMetricFamily(
+        "lb_rollout_ending", "1 for why it is aborted; none while it isn't", labels=[*labels, "ending"]
+    )
+    for service, rollout in sorted(scrape.rollouts.items()):
+        values, status = [service, rollout.spec.pool], rollout.status
+        for phase in Phase:
+            phases.add_metric([*values, phase], phase is status.phase)
+        since.add_metric(values, status.since or rollout.spec.when)
+        step.add_metric(values, status.step)
+        steps.add_metric(values, len(rollout.spec.steps))
+        if status.ending is not None:
+            endings.add_metric([*values, status.ending], 1)
+    yield from (phases, since, step, steps, endings)
+
+
 FAMILIES: tuple[Callable[[Scrape], Iterator[Metric]], ...] = (
     of_the_node,
     of_the_store,
@@ -283,6 +314,7 @@ FAMILIES: tuple[Callable[[Scrape], Iterator[Metric]], ...] = (
     of_copies,
     of_backends,
     of_pools,
+    of_rollouts,
 )
 
 

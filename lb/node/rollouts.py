@@ -14,7 +14,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -112,6 +112,7 @@ class Rollouts:
     steady: Callable[[], float] = time.monotonic
     exec_dir: Path = Checks().exec_dir
     problems: tuple[Problem, ...] = field(default=(), init=False)
+    known: Mapping[str, Rollout] = field(default_factory=dict, init=False)  # replaced, never changed
     _lock: Lock = field(init=False)
     _live: frozenset[str] | None = None
     _told: dict[str, tuple[str, int]] = field(default_factory=dict)  # service: rollout, transitions
@@ -210,6 +211,7 @@ class Rollouts:
 
     def _turn(self, monotonic: float) -> float:
         live: list[Found] = []
+        known: dict[str, Rollout] = {}
         for item in self.store.read(keys.ROLLOUTS).items:
             try:
                 found = stored.parse(item)
@@ -218,9 +220,11 @@ class Rollouts:
                 self._say(item.key, f"no node of this version runs it: {error.message}", _OF_ANOTHER)
                 continue
             self._failing.pop(item.key, None)
+            known[found.rollout.service] = found.rollout
             self._notify(found.rollout, is_ours=self._lock.held is not None)
             if not found.rollout.is_over:
                 live.append(found)
+        self.known = known
         self._dismiss(self._couriers.keys() - {each.rollout.spec.notify for each in live})
         names = frozenset(each.rollout.service for each in live)
         if names != self._live:

@@ -61,7 +61,25 @@ def parse(item: KeyValue) -> Found:
 
 
 def _invalid(key: str, what: str) -> UserError:
-    return UserError(f"{key}: {what}", hint="write a valid document there, or delete it")
+    hint = "write a valid document there, or delete it"
+    if key.startswith(keys.ROLLOUTS):
+        service = key.removeprefix(keys.ROLLOUTS)
+        hint = f"lbctl rollout abort {service} deletes it, and leaves the split as it is"
+    return UserError(f"{key}: {what}", hint=hint)
+
+
+def drop_unreadable(store: Store, service: str) -> str | None:
+    """Delete the service's rollout if it is no valid document, of which nothing else can come; returns
+    what was wrong with it. Raises ConflictError if it was changed meanwhile, StoreUnavailable."""
+    item = store.get(keys.rollout(service))
+    if item is None:
+        return None
+    try:
+        parse(item)
+    except UserError as error:
+        store.commit([Delete(item.key)], [Compare(item.key, item.mod_revision)])
+        return error.message
+    return None
 
 
 def find(store: Store, service: str) -> Found | None:

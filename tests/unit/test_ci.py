@@ -109,4 +109,44 @@ def test_the_files_run_the_script(name: str) -> None:
     text = (CI / name).read_text()
     assert yaml.safe_load(text)
     assert "configs/ci/rollout.sh shop canary " in text
-    assert "lbctl rollout abort shop --wait" in text
+    assert "lbctl rollout abort shop --" in text
+
+
+def step(name: str) -> str:
+    workflow = yaml.safe_load((CI / "github-workflow.yaml").read_text())
+    (found,) = [each for each in workflow["jobs"]["rollout"]["steps"] if each.get("name") == name]
+    return str(found["run"])
+
+
+def test_a_job_that_follows_has_its_own_limit_and_aborts_no_one_elses(
+    job: Any, canary: Any, store: Store, machine: Path
+) -> None:
+    canary.ok(
+        "rollout", "start", "web", "--to", "canary", "--steps", "50", "--every", "1h", "--no-analysis"
+    )
+    for limit in (("--timeout", "1s"), ("--timeout=1s",)):
+        done = job("web", "canary", *OPTIONS, *limit)
+        said, _ = done.communicate(timeout=60)
+        assert done.returncode == ExitCode.ROLLOUT_GOES_ON, said
+        assert "after 1 s" in said
+    assert not (machine / "reports" / "rollout.id").exists()
+    found = stored.find(store, "web")
+    assert found is not None
+
+    run = step("Abort if the workflow is cancelled").replace(" shop ", " web ")
+    env = {**os.environ, "PATH": f"{machine / 'bin'}:{os.environ['PATH']}"}
+    cancelled = ["sh", "-euc", run]
+    assert subprocess.run(cancelled, cwd=machine, env=env, timeout=60).returncode == 0
+    assert not stored.find(store, "web").rollout.is_over  # type: ignore[union-attr]
+    (machine / "reports" / "rollout.id").write_text(f"{found.rollout.id}\n")  # as if it had begun it
+    assert subprocess.run(cancelled, cwd=machine, env=env, timeout=90).returncode == 0
+    assert stored.find(store, "web").rollout.status.phase == "aborted"  # type: ignore[union-attr]
+
+
+def test_a_job_leaves_the_id_of_the_rollout_that_it_began(job: Any, store: Store, machine: Path) -> None:
+    done = job("web", "canary", "--steps", "50", "--every", "1h", "--no-analysis", "--timeout", "1s")
+    said, _ = done.communicate(timeout=60)
+    assert done.returncode == ExitCode.ROLLOUT_GOES_ON, said
+    found = stored.find(store, "web")
+    assert found is not None
+    assert (machine / "reports" / "rollout.id").read_text() == f"{found.rollout.id}\n"

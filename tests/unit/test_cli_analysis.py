@@ -53,3 +53,28 @@ def test_a_file_that_is_not_there(lbctl, machine):
 def test_its_schema_is_printed(lbctl):
     schema = json.loads(lbctl.ok("schema", "analysis").out)
     assert set(schema["properties"]) == {"metrics", "false_alarms"}
+
+
+OUTSIDE = """\
+- name: apdex
+  prometheus: {url: "http://203.0.113.1:9090", query: "1"}
+"""
+KERNEL = "- name: errors\n"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "promise", "said"),
+    [
+        (OUTSIDE, None, "An equal canary may be aborted: how often by a metric from outside"),
+        (OUTSIDE + KERNEL, 0.01, "in at most 1 % of rollouts by the kernel's metrics; how often"),
+        (KERNEL, 0.01, "An equal canary is aborted in at most 1 % of rollouts.\n"),
+        (KERNEL + "  limit: 1%\n", 0.01, "An equal canary within the limits is aborted"),
+        (OUTSIDE + "  observe: true\n" + KERNEL, 0.01, "is aborted in at most 1 % of rollouts.\n"),
+        (KERNEL + "  observe: true\n", 0.01, "An equal canary is aborted in at most 0 % of rollouts.\n"),
+    ],
+)
+def test_what_is_promised_holds_for_these_metrics(lbctl, tmp_path, metrics, promise, said):
+    file = tmp_path / "a.yaml"
+    file.write_text(f"metrics:\n{metrics}")
+    assert said in lbctl.ok("analysis", "check", str(file)).out
+    assert lbctl.json("analysis", "check", str(file))["false_alarms"] == promise

@@ -56,6 +56,39 @@ def test_usage_errors_are_json_too(lbctl, arguments):
     assert result.err.startswith("error: ")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        (("backend", "weight", "web", "b1", "1", "--wait", "--timeout"), "60 s"),
+        (("service", "metrics", "web", "--over"), "soon"),
+        (("service", "set", "web", "--window"), "1w"),
+        (("service", "add", "x", "--vip", "10.0.0.9:80", "--window"), "1w"),
+        (("backend", "drain", "web", "b1", "--deadline"), "later"),
+        (("rollout", "wait", "web", "--timeout"), "x"),
+        (("check", "web/b1", "--check-timeout"), "x"),
+    ],
+)
+def test_what_is_no_time_is_said_with_what_is_one(web, arguments, given):
+    refused = web(*arguments, given)
+    assert refused.code == 2
+    assert f"'{given}' is not a duration; write 2, 500ms, 10s or 5m" in refused.err
+    assert arguments[-1].removeprefix("--").removeprefix("check-") in refused.err
+
+
+def test_times_are_written_alike_everywhere(web, nodes):
+    nodes.follow("n1")
+    web.ok("backend", "weight", "web", "b1", "1", "--wait", "--timeout", "1m")
+    web.ok("service", "set", "web", "--window", "15m")
+    assert web.json("service", "show", "web")["service"]["window"] == 900
+    web.ok("service", "add", "x", "--vip", "10.0.0.9:80", "--window", "90s")
+    assert web.json("service", "show", "x")["service"]["window"] == 90
+    refused = web("service", "set", "web", "--window", "500ms")
+    assert (refused.code, "window: must be 1 to 604800, not 0.5" in refused.err) == (2, True)
+    for over in ("100ms", "inf"):
+        refused = web("service", "metrics", "web", "--over", over)
+        assert (refused.code, "one second at least" in refused.err) == (2, True)
+
+
 def test_errors_as_yaml(lbctl):
     assert lbctl("service", "show", "x", "-o", "yaml").out.startswith("error:\n  kind: NotFoundError\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -124,7 +125,8 @@ def test_what_is_refused(web: Lbctl, options: list[str], words: str) -> None:
 
 
 def test_a_drain_has_a_deadline_until_somebody_wants_something_else(web: Lbctl) -> None:
-    web.ok("backend", "drain", "web", "b1", "--deadline", "10m")
+    drained = web.ok("backend", "drain", "web", "b1", "--deadline", "10m").out
+    assert re.search(r"drain until none -> 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d \(in 10 min\)", drained)
     until = web.json("backend", "show", "web", "b1")["drain_until"]
     assert until == pytest.approx(time.time() + 600, abs=30)
     shown = web.ok("backend", "show", "web", "b1").out

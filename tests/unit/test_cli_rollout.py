@@ -612,6 +612,24 @@ def test_without_a_rollout(canary: Any) -> None:
 # --- runners --------------------------------------------------------------------------------------
 
 
+def test_each_node_knows_all_rollouts_whoever_runs_them(
+    canary: Any, store: Store, runner: Runner
+) -> None:
+    canary.ok("rollout", "start", "web", *STEPS)
+    settle(runner)
+    store.commit([Put(keys.rollout("bad"), "{}")])
+    other = Runner(store, "n2")
+    for each in (runner, other):
+        each.turn()
+        assert {name: known.status.phase for name, known in each.rollouts.known.items()} == {
+            "web": Phase.BAKING
+        }
+    canary.ok("rollout", "abort", "web")
+    settle(runner)
+    other.turn()
+    assert other.rollouts.known["web"].status.phase is Phase.ABORTED
+
+
 def test_two_runners_do_each_step_once(canary: Any, store: Store, runner: Runner) -> None:
     other = Runner(store, "n2")
     canary.ok("rollout", "start", "web", *STEPS)
@@ -656,9 +674,40 @@ def test_documents_that_make_no_sense(canary: Any, store: Store, runner: Runner)
     assert "rollouts/other" in result.err
 
 
+def test_a_rollout_that_cannot_be_read_can_be_ended(canary: Any, store: Store, runner: Runner) -> None:
+    store.commit([Put(keys.rollout("web"), '{"service": "web"}')])
+    for command in (("start", "web", *STEPS), ("status", "web"), ("abort", "web", "--id", "x")):
+        refused = canary("rollout", *command)
+        assert refused.code == ExitCode.USAGE
+        assert "lbctl rollout abort web deletes it" in refused.err
+    ended = canary.ok("rollout", "abort", "web")
+    assert "the split is left as it is" in ended.err
+    assert store.get(keys.rollout("web")) is None
+    canary.ok("rollout", "start", "web", *STEPS)
+    settle(runner)
+    assert phase(store) is Phase.BAKING
+
+
+def test_an_abort_may_be_of_one_rollout_alone(
+    canary: Any, store: Store, runner: Runner, tmp_path: Path
+) -> None:
+    file = tmp_path / "id"
+    canary.ok("rollout", "start", "web", *STEPS, "--id-file", str(file))
+    settle(runner)
+    assert file.read_text() == f"{rollout(store).id}\n"
+    other = canary("rollout", "abort", "web", "--id", "20200101-000000-abcd")
+    assert other.code == ExitCode.ROLLOUT_REFUSED
+    assert f"is another one: {rollout(store).id}" in other.err
+    assert phase(store) is Phase.BAKING
+    canary.ok("rollout", "abort", "web", "--id", rollout(store).id)
+    assert phase(store) is Phase.ABORTING
+    nowhere = canary("rollout", "start", "web", *STEPS, "--id-file", str(tmp_path / "no" / "id"))
+    assert (nowhere.code, "--id-file" in nowhere.err) == (ExitCode.USAGE, True)
+
+
 def test_a_plain_document_is_enough(store: Store, runner: Runner) -> None:
     """What docs/reference/etcd.md tells other programs to write."""
-    spec = {"pool": "canary", "steps": [20], "every": "1s", "when": time.time()}
+    spec = {"pool": "canary", "steps": [20], "every": "1s"}
     document = {"service": "web", "id": "deploy-42", "spec": spec}
     store.commit([Put(keys.rollout("web"), json.dumps(document))])
     settle(runner)

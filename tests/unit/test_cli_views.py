@@ -11,8 +11,8 @@ import yaml
 from lb.errors import DatapathError
 from lb.model import keys
 from lb.model.objects import TableDocument
-from lb.model.reports import BackendHealth
-from lb.store.base import Put
+from lb.model.reports import BackendHealth, Member
+from lb.store.base import Delete, Put
 
 
 @dataclass
@@ -179,6 +179,50 @@ def test_status_shows_what_is_quarantined(web, nodes, store):
     text = web.ok("status").out
     assert text.count(key) == 1
     assert "the last good version" in text
+
+
+def test_status_shows_rollouts_that_cannot_be_read_and_keys_that_nobody_reads(web, nodes, store):
+    nodes.follow("n1")
+    strange = (f"{keys.ROOT}servics/s7", f"{keys.EVERYTHING}v2/x", f"{keys.REPORTS}stray")
+    broken = {keys.rollout("web"): '{"service": "web"}', keys.rollout("x"): "no json"}
+    store.commit([*(Put(key, "{}") for key in strange), *(Put(*each) for each in broken.items())])
+    found = {each["where"]: each for each in web.json("status")["quarantined"]}
+    assert found.keys() == {*strange, *broken}
+    text = web.ok("status").out
+    for key in (*strange, *broken):
+        assert text.count(key) >= 1
+        assert found[key]["hint"] in text
+    assert "id: Field required" in found[keys.rollout("web")]["message"]
+    assert found[keys.rollout("web")]["hint"].startswith("lbctl rollout abort web ")
+
+
+def test_status_with_a_rollout_and_reports_of_nodes_has_nothing_stray(canary, nodes):
+    nodes.follow("n1")
+    canary.ok("rollout", "start", "web", "--to", "canary", "--no-analysis")
+    assert canary.json("status")["quarantined"] == []
+
+
+def test_status_check(web, nodes, store):
+    nobody = web("status", "--check")
+    assert (nobody.code, "WRONG: no node is running" in nobody.out) == (1, True)
+    assert web("status").code == 0  # without it, it only shows
+    nodes.follow("n1", problems=({"where": "n1", "message": "only so", "hint": "", "warning": True},))
+    web.ok("backend", "weight", "web", "b1", "9", "--wait")
+    assert web.json("status", "--check")["wrong"] == []
+
+    nodes.put("n2", 1)
+    behind = web("status", "--check", "-o", "json")
+    assert (behind.code, behind.json["ok"]) == (1, False)
+    assert [each.partition(":")[0] for each in behind.json["wrong"]] == ["node n2 is behind"]
+    nodes.put("n2", 99, problems=({"where": "web/b1", "message": "no way to it", "hint": "a route"},))
+    assert web("status", "--check", "-o", "json").json["wrong"] == ["node n2: web/b1: no way to it"]
+    nodes.put("n2", 99)
+    assert web("status", "--check").code == 0
+
+    store.commit([Put(keys.member("n3"), Member(node="n3", since=0.0).model_dump_json())])
+    assert web("status", "--check", "-o", "json").json["wrong"] == ["node n3 is lost"]
+    store.commit([Delete(keys.member("n3")), Put(keys.service("bad"), "{}")])
+    assert web("status", "--check").code == 1
 
 
 def test_unresolved_backends_are_marked(web, nodes):

@@ -40,6 +40,36 @@ def test_without_a_node(web, store):
     assert '"weight":1' in store.get(keys.backend("web", "b1")).value  # stored all the same
 
 
+def test_a_wait_that_fails_tells_what_was_stored(web, nodes, store):
+    nodes.follow("n1")
+    nodes.put("n2", 2)
+    change = ("backend", "weight", "web", "b1")
+    result = web(*change, "1", "--wait", "--timeout", "0.2", "-o", "json")
+    assert result.code == 7
+    told = result.json
+    assert told["revision"] == store.get(keys.backend("web", "b1")).mod_revision
+    assert told["changed"] is True
+    assert told["changes"][0]["settings"] == {"weight": {"before": 50, "after": 1}}
+    assert (told["applied_by"], told["late"], told["lost"]) == (["n1"], {"n2": 2}, [])
+    assert told["error"]["kind"] == "NotAppliedError"
+    people = web(*change, "2", "--wait", "--timeout", "0.2")
+    assert people.code == 7
+    assert people.out.splitlines()[0] == "~ backend web/b1: weight 1 -> 2"
+    assert people.out.splitlines()[1].startswith("stored at revision ")
+
+
+def test_a_problem_or_nobody_there_tells_what_was_stored(web, nodes, store):
+    change = ("backend", "weight", "web", "b1")
+    told = web(*change, "1", *WAIT, "-o", "json").json
+    assert told["revision"] == store.get(keys.backend("web", "b1")).mod_revision
+    assert (told["applied_by"], told["late"]) == ([], {})
+    nodes.follow("n1", problems=(PROBLEM,))
+    told = web(*change, "2", *WAIT, "-o", "json").json
+    assert told["error"]["kind"] == "DatapathError"
+    assert told["revision"] == store.get(keys.backend("web", "b1")).mod_revision
+    assert told["applied_by"] == ["n1"]
+
+
 def test_names_the_nodes_that_are_late(web, nodes):
     nodes.put("n1", 10**6)
     nodes.put("n2", 2, problems=({"where": "eth0", "message": "link is down"},))
@@ -230,6 +260,6 @@ def test_ctrl_c_is_quiet(nodes, store):
         )
         assert watch.next(30) is not None  # it has stored the change, and waits now
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert (out, err) == (b"", b"")
+    assert err == b""

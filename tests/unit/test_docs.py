@@ -167,6 +167,17 @@ def test_commands_can_be_typed(page: Path) -> None:
             check_make(words)
 
 
+NO_STORE = {"analysis", "import", "schema"}
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/howto/*.md")), ids=name)
+def test_commands_that_need_root_have_sudo(page: Path) -> None:
+    """The embedded store is root's, and so is the password of another one: one rule for all pages."""
+    bodies = [body for language, body in FENCE.findall(page.read_text()) if language == "sh"]
+    for before, noun in re.findall(r"(^|\S+) *\blbctl +(\S+)", "\n".join(bodies), re.MULTILINE):
+        assert before == "sudo" or noun in NO_STORE or "/" in before, f"{before} lbctl {noun}"
+
+
 def test_the_check_sees_commands_and_refuses_bad_ones() -> None:
     readme = [words for words in command_lines((ROOT / "README.md").read_text()) if words]
     first = {" ".join(words[:3]) for words in readme}

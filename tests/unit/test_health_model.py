@@ -71,7 +71,7 @@ def test_durations(written: Any, seconds: float) -> None:
         ({"check": {"kind": "tcp", "port": 0}}, "health.check.port: must be at least 1, not 0"),
         ({"via": "vips"}, "health.via: must be backend or vip, not 'vips'"),
         ({"interval": 0}, "health.interval: must be at least 0.1, not 0"),
-        ({"interval": float("nan")}, "health.interval: must be a number, not nan"),
+        ({"interval": float("nan")}, "health.interval: nan is not a duration"),
         ({"interval": "soon"}, "'soon' is not a duration"),
         ({"interval": True}, "True is not a duration"),
         ({"intervall": 1}, "did you mean 'interval'?"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import socket
@@ -10,6 +11,7 @@ import urllib.error
 import urllib.request
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from doubles import node_status
@@ -28,6 +30,7 @@ from lb.model.objects import (
     Service,
 )
 from lb.model.reports import BackendHealth, FullReport, Problem
+from lb.model.rollout import Ending, Phase, Rollout, RolloutSpec, RolloutStatus
 from lb.node.metrics import KINDS, Exporter, Scrape, serve
 from lb.node.planning import Bases
 from lb.settings import Metrics, Settings
@@ -59,6 +62,15 @@ FULL = "lb_backend_full"
 
 def value(found: Series, name: str, **labels: str) -> float:
     return found[name, frozenset(labels.items())]
+
+
+def rollout(service: str, phase: Phase, **status: Any) -> Rollout:
+    return Rollout(
+        service=service,
+        id="1",
+        spec=RolloutSpec(pool="canary", steps=(5, 50, 100), when=500.0),
+        status=RolloutStatus(phase=phase, **status),
+    )
 
 
 def busy() -> Scrape:
@@ -108,6 +120,10 @@ def busy() -> Scrape:
         backends={("web", "b1"): Stats(5, 500, 2, 1, 100)},
         verdicts={"web": Verdict(panics=("canary",))},
         panicked={("web", "canary"): 3},
+        rollouts={
+            "web": rollout("web", Phase.GATE, step=2, since=1000.0),
+            "api": rollout("api", Phase.ABORTED, step=1, since=2000.0, ending=Ending.ANALYSIS),
+        },
     )
 
 
@@ -146,6 +162,22 @@ def test_figures_are_those_of_the_node() -> None:
     for name, pool in (("b1", "stable"), ("b2", "stable"), ("c1", "canary")):
         share = value(found, "lb_backend_share_ratio", service="web", pool=pool, backend=name)
         assert share == held[name] / 65536
+
+
+def test_rollouts_are_told_so_that_no_sum_over_nodes_is_needed() -> None:
+    found = series(text_of(busy()))
+    of = {name: {"service": name, "pool": "canary"} for name in ("web", "api")}
+    for name, present in (("web", "gate"), ("api", "aborted")):
+        told = {phase: value(found, "lb_rollout_phase", **of[name], phase=phase) for phase in Phase}
+        assert told == {phase: float(phase == present) for phase in Phase}
+    assert value(found, "lb_rollout_step", **of["web"]) == 2
+    assert value(found, "lb_rollout_steps", **of["web"]) == 3
+    assert value(found, "lb_rollout_phase_timestamp_seconds", **of["api"]) == 2000
+    endings = {labels: each for (name, labels), each in found.items() if name == "lb_rollout_ending"}
+    assert endings == {frozenset({**of["api"], "ending": "analysis"}.items()): 1}
+    alerts = (CONFIGS / "alerts.yml").read_text()
+    assert 'max by (service, pool) (lb_rollout_phase{phase=~"gate|paused"}) == 1' in alerts
+    assert {"gate", "paused"} <= set(Phase)
 
 
 def test_a_node_that_has_nothing_yet_says_so() -> None:
@@ -224,3 +256,57 @@ def test_prometheus_takes_it() -> None:
     checked = ["promtool", "check", "metrics"]
     done = subprocess.run(checked, input=text_of(busy()), capture_output=True, text=True)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus, 96 MB)")
+def test_alerts_of_rollouts_come_once_for_all_nodes(tmp_path: Path) -> None:
+    def samples(name: str, labels: str, values: str) -> list[dict[str, str]]:
+        return [
+            {
+                "series": f'{name}{{service="web",pool="canary",instance="{node}"{labels}}}',
+                "values": values,
+            }
+            for node in ("n1", "n2", "n3")
+        ]
+
+    def alert(name: str, at: str, *expected: dict[str, Any]) -> dict[str, Any]:
+        return {"eval_time": at, "alertname": name, "exp_alerts": list(expected)}
+
+    web = {"service": "web", "pool": "canary"}
+    waits = {
+        "exp_labels": web,
+        "exp_annotations": {
+            "summary": "web: the rollout to canary waits for a person: lbctl rollout status"
+        },
+    }
+    aborted = {
+        "exp_labels": {**web, "ending": "analysis"},
+        "exp_annotations": {"summary": "web: the rollout to canary was aborted (analysis)"},
+    }
+    test = {
+        "rule_files": [str(CONFIGS / "alerts.yml")],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                # At the gate from minute 2 to 5; aborted in minute 10.
+                "input_series": [
+                    *samples("lb_rollout_phase", ',phase="gate"', "0 0 1 1 1 1 0x120"),
+                    *samples("lb_rollout_phase_timestamp_seconds", "", "0x9 600x120"),
+                    *samples("lb_rollout_ending", ',ending="analysis"', "_x9 1x120"),
+                ],
+                "alert_rule_test": [
+                    alert("LbRolloutWaits", "1m"),
+                    alert("LbRolloutWaits", "4m", waits),
+                    alert("LbRolloutWaits", "7m"),
+                    alert("LbRolloutAborted", "7m"),
+                    alert("LbRolloutAborted", "20m", aborted),
+                    alert("LbRolloutAborted", "90m"),
+                ],
+            }
+        ],
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(json.dumps(test))
+    done = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
