@@ -29,6 +29,7 @@ from lb.cli.record import recording
 from lb.cli.rehash import rehashes
 from lb.cli.rollout_view import refuse_if_under_way, under_way
 from lb.cli.session import Session, state_of
+from lb.cli.takers import refuse_nobody, remarks
 from lb.cli.wait import Waited, until_applied
 from lb.core import room, sizes
 from lb.core.conflicts import claimed, contested
@@ -191,6 +192,7 @@ def propose(session: Session, edit: Edit) -> Proposal:
     _check(draft, after)
     if not session.force:
         refuse_if_under_way(snapshot, draft.state, draft.wanted)
+        refuse_nobody(draft.state, after, draft.wanted)
     record = ""
     if operations:
         record, kept = recording(snapshot, draft.wanted)
@@ -211,7 +213,8 @@ def perform(session: Session, edit: Edit) -> None:
     revision: int | None = None
     if proposal.operations and not session.dry_run:
         proposal, revision = _commit(session, edit, proposal)
-    for text in proposal.draft.notes:
+    notes = [*proposal.draft.notes, *remarks(proposal.before, proposal.after, proposal.draft.wanted)]
+    for text in notes:
         note(text)
     lines = [each.text for each in proposal.differences] or ["unchanged"]
     rehashed = rehashes(proposal.before, proposal.after)
@@ -239,7 +242,7 @@ def perform(session: Session, edit: Edit) -> None:
             "rehashed": [each.as_dict() for each in rehashed],
             "applied_by": waited and waited.applied,
             "lost": waited and waited.lost,
-            "notes": proposal.draft.notes,
+            "notes": notes,
         },
         *lines,
     )

@@ -58,7 +58,11 @@ WaitOption = Annotated[
 ]
 ForceOption = Annotated[
     bool,
-    typer.Option("--force", help="Also a split that a rollout is changing: that ends the rollout."),
+    typer.Option(
+        "--force",
+        help="Also a split that a rollout is changing, which ends the rollout, or one of pools without a"
+        " backend.",
+    ),
 ]
 
 
