@@ -48,7 +48,7 @@ ConfigOption = Annotated[
 ]
 StoreOption = Annotated[
     str | None,
-    typer.Option("--store", metavar="URL", help="Store to use instead of the settings' one."),
+    typer.Option("--store", metavar="URL", help="Store to use instead of the settings' one; a file must be there."),
 ]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Check and show what would change; write nothing.")
@@ -61,7 +61,7 @@ ForceOption = Annotated[
     typer.Option(
         "--force",
         help="Also a split that a rollout is changing, which ends the rollout, or one of pools without a"
-        " backend.",
+        " backend; --prune of what is quarantined, too.",
     ),
 ]
 
@@ -129,6 +129,7 @@ def _register(
                 wait=given.get("wait", False),
                 timeout=given.get("timeout", 0.0),
                 force=given.get("force", False),
+                changes=shared is not COMMON,
             )
             try:
                 function(session, **values)

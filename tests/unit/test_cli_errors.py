@@ -10,7 +10,9 @@ import pytest
 
 from lb.cli import main
 from lb.cli.output import Format
-from lb.errors import DatapathError, ExitCode
+from lb.errors import ConflictError, DatapathError, ExitCode
+from lb.store.base import Compare, Put
+from lb.store.opening import Absent, open_store
 
 PROGRAM = [sys.executable, "-m", "lb.cli.main"]
 
@@ -118,6 +120,8 @@ def test_a_store_that_cannot_be_opened(lbctl, machine):
 
 def test_store_and_config_options(lbctl, machine):
     other = str(machine / "other.db")
+    open_store(other).close()
+    open_store(str(machine / "store.db")).close()
     lbctl.ok("service", "add", "web", "--vip", "10.0.0.1:80", "--store", other)
     assert lbctl.json("service", "list") == []
     assert len(lbctl.json("service", "list", "--store", other)) == 1
@@ -126,6 +130,51 @@ def test_store_and_config_options(lbctl, machine):
     (machine / "bad.toml").write_text("stroe = 'x'")
     result = lbctl("status", "--config", str(machine / "bad.toml"))
     assert (result.code, "stroe" in result.err) == (2, True)
+
+
+@pytest.mark.parametrize("command", [("status",), ("service", "list"), ("export",), ("history",)])
+@pytest.mark.parametrize("path", ["x.db", "none/a/b.db"])
+def test_who_looks_makes_no_store(lbctl, machine, monkeypatch, command, path):
+    for arguments in (("--store", str(machine / path)), ()):
+        monkeypatch.setenv("LB_STORE", str(machine / path))
+        result = lbctl(*command, *arguments)
+        assert result.code == 5
+        assert result.err.startswith(f"error: no store at {machine / path}\nhint: check the path")
+    assert [each.name for each in machine.iterdir()] == ["lb.toml"]
+
+
+def test_the_first_change_makes_the_store_that_the_settings_name(lbctl, machine, monkeypatch):
+    monkeypatch.setenv("LB_STORE", str(machine / "folder" / "x.db"))
+    add = ("service", "add", "web", "--vip", "10.0.0.1:80")
+    assert lbctl("backend", "weight", "web", "b1", "1").code == 3  # refused: nothing to make it for
+    assert "dry run" in lbctl.ok(*add, "--dry-run").out
+    assert lbctl("rollback", "3").code == 3
+    assert lbctl(*add, "--store", str(machine / "other.db")).code == 5
+    assert not (machine / "folder").exists()
+    assert not (machine / "other.db").exists()
+    assert "stored at revision 1" in lbctl.ok(*add).out
+    assert [each["name"] for each in lbctl.json("service", "list")] == ["web"]
+
+
+def test_a_store_that_somebody_makes_meanwhile(machine):
+    path = str(machine / "x.db")
+    with open_store(path, absent=Absent.MAKE_AT_COMMIT) as late:
+        assert (late.read("").revision, late.get("a")) == (0, None)
+        with open_store(path) as early:
+            early.commit([Put("a", "1")])
+        assert late.get("a").value == "1"
+        with pytest.raises(ConflictError):
+            late.commit([Put("a", "2")], [Compare("a", 0)])
+
+
+def test_a_home_that_no_shell_has_seen(lbctl, machine, monkeypatch):
+    monkeypatch.chdir(machine)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    result = lbctl("service", "add", "web", "--vip", "10.0.0.1:80", "--store", "~/x.db")
+    assert result.code == 2
+    assert "hint: write /home/somebody/x.db" in result.err
+    assert not (machine / "~").exists()
+    assert lbctl("status", "--store", "").code == 2
 
 
 def test_end_of_input_and_datapath_errors_have_their_codes(lbctl, monkeypatch):
@@ -174,7 +223,7 @@ def test_help_needs_none_of_the_heavy_modules():
     assert (result.returncode, result.stderr) == (0, "")
 
 
-@pytest.mark.usefixtures("machine")
+@pytest.mark.usefixtures("web")
 def test_listing_without_a_kernel_needs_no_numpy():
     code = (
         "import sys\nfrom lb.cli import main\nassert main.run(['backend', 'list']) == 0\n"
@@ -220,6 +269,7 @@ def test_completion(web, monkeypatch, line, offered, missing):
 
 def test_completion_of_another_store(web, monkeypatch, machine):
     other = str(machine / "other.db")
+    open_store(other).close()
     web.ok("service", "add", "elsewhere", "--vip", "10.0.0.1:80", "--store", other)
     assert "elsewhere" in complete(web, monkeypatch, f"lbctl service show --store {other} ").out
 
