@@ -25,7 +25,7 @@ from lb.cli import words
 from lb.cli.difference import Difference, between
 from lb.cli.moves import Move, moves
 from lb.cli.output import note
-from lb.cli.record import recording
+from lb.cli.record import recording, stored
 from lb.cli.rehash import rehashes
 from lb.cli.rollout_view import refuse_if_under_way, under_way
 from lb.cli.session import Session, state_of
@@ -213,6 +213,7 @@ def perform(session: Session, edit: Edit) -> None:
     revision: int | None = None
     if proposal.operations and not session.dry_run:
         proposal, revision = _commit(session, edit, proposal)
+        stored.set(revision or 0)
     notes = [*proposal.draft.notes, *remarks(proposal.before, proposal.after, proposal.draft.wanted)]
     for text in notes:
         note(text)

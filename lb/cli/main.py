@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import re
 import shlex
@@ -32,8 +34,8 @@ from lb.cli import (
     status,
     trace,
 )
-from lb.cli.output import Format, report
-from lb.errors import ExitCode, LbError
+from lb.cli.output import Format, document, report
+from lb.errors import ExitCode, Interrupted, LbError, OutputError
 from lb.store.ending import leave
 
 app = typer.Typer(
@@ -95,6 +97,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command; returns its exit code."""
     output = asked_format(arguments)
     record.command.set(shlex.join(["lbctl", *arguments]))
+    record.stored.set(0)
     try:
         _refuse_what_is_no_text(arguments)
         return int(app(args=list(arguments), prog_name="lbctl", standalone_mode=False) or 0)
@@ -103,10 +106,30 @@ def run(arguments: Sequence[str]) -> int:
         return int(error.exit_code)
     except SystemExit as end:  # Typer's own ends: shell completion, and a closed pipe
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except typer.Abort:
-        return 130  # Ctrl-C or end of input: 128 + SIGINT, as shells report it
+    except typer.Abort:  # Ctrl-C: people know what they did
+        document(Interrupted(f"interrupted{_stored()}"), output)
+        return int(ExitCode.INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - the last resort; LB_DEBUG shows all of it
         return _report_other(error, output)
+
+
+# What writing to a disk, a pipe or a terminal ends with. A file that we opened ourselves has a name in
+# the error, and its own words.
+_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
+
+def _unwritten(error: Exception) -> OutputError | None:
+    if not isinstance(error, OSError) or error.filename or error.errno not in _UNWRITTEN:
+        return None
+    return OutputError(
+        f"the output can't be written ({error.strerror}){_stored()}",
+        hint="nothing else went wrong; `lbctl history` shows what is stored",
+    )
+
+
+def _stored() -> str:
+    at = record.stored.get()
+    return f"; the change is stored at revision {at}" if at else ""
 
 
 def _refuse_what_is_no_text(arguments: Sequence[str]) -> None:
@@ -118,7 +141,7 @@ def _refuse_what_is_no_text(arguments: Sequence[str]) -> None:
 
 
 def _report_other(error: Exception, output: Format) -> int:
-    usage = _usage_error(error)
+    usage = _usage_error(error) or _unwritten(error)
     if usage is None and os.environ.get("LB_DEBUG"):
         traceback.print_exception(error)
     if type(error).__name__ == "NoArgsIsHelpError":
@@ -163,8 +186,19 @@ def asked_format(arguments: Sequence[str]) -> Format:
 
 
 def main() -> NoReturn:
-    """Entry point."""
+    """What is behind the entry point (lb/cli/entry.py)."""
+    _open_streams()
     leave(run(sys.argv[1:]))
+
+
+def _open_streams() -> None:
+    """Closed ones (`lbctl … >&-`) lead nowhere, before a file gets their number; and a character that a
+    terminal's encoding lacks must not end a command."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as we live
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # stderr has escapes for them
 
 
 if __name__ == "__main__":

@@ -132,11 +132,17 @@ def _register(
                 changes=shared is not COMMON,
             )
             try:
-                function(session, **values)
+                try:
+                    function(session, **values)
+                except typer.Exit:
+                    sys.stdout.flush()
+                    raise
                 sys.stdout.flush()  # here, where a closed pipe can still be answered quietly
             except BrokenPipeError:
                 _quiet_stdout()
                 raise typer.Exit(SIGPIPE_EXIT) from None
+            except KeyboardInterrupt:
+                raise typer.Abort from None  # before Typer makes an exit code of it, and nothing else
             finally:
                 session.close()
 

@@ -20,6 +20,8 @@ from lb.store.base import Delete, KeyValue, Put, Snapshot
 
 # The command line of this run of lbctl.
 command: ContextVar[str] = ContextVar("command", default="")
+# The revision that it has stored a change at, for errors that come after that; 0 = none.
+stored: ContextVar[int] = ContextVar("stored", default=0)
 
 
 def recording(

@@ -337,3 +337,102 @@ def test_frames_that_can_not_be_written(lbctl, tmp_path):
     result = lbctl("replay", str(tmp_path / "in.pcap"), "--interface", "lo", "--write", out)
     assert result.code == 2
     assert f"--write {out}: No such file" in result.err
+
+
+# -- output that can't be written, and Ctrl-C --------------------------------------------------
+
+
+def shell(line, **environ):
+    """A line of a shell in which `lbctl` is the program, as it is installed."""
+    lbctl = f'lbctl() {{ "{sys.executable}" -m lb.cli.entry "$@"; }}\n'
+    return subprocess.run(
+        ["bash", "-c", lbctl + line],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environ},
+    )
+
+
+@pytest.mark.usefixtures("web")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "lbctl export",
+        "lbctl status -o json",
+        "lbctl --help",
+        "lbctl service list",
+        "lbctl diff -f <(echo 'services: []') --prune",  # whose own code is 1
+    ],
+)
+def test_a_full_disk_behind_the_output(line):
+    result = shell(f"{line} >/dev/full")
+    assert result.returncode == 74
+    assert result.stderr.startswith("error: the output can't be written (No space left on device)\nhint: ")
+    assert len(result.stderr.splitlines()) == 2
+
+
+def test_a_change_is_stored_whose_output_can_not_be_written(web):
+    result = shell("lbctl backend weight web b1 7 -o json >/dev/full")
+    assert result.returncode == 74
+    assert "(No space left on device); the change is stored at revision 5" in result.stderr
+    assert web.json("backend", "show", "web", "b1")["weight"] == 7
+    # Nobody can be told anything at all: the change is made, and the exit code says it.
+    assert shell("lbctl backend weight web b1 0 >/dev/null 2>/dev/full").returncode == 0
+    assert web.json("backend", "show", "web", "b1")["weight"] == 0
+    assert shell("lbctl backend show web nobody -o json >/dev/full 2>&1").returncode == 3
+
+
+@pytest.mark.usefixtures("web")
+def test_closed_streams_lead_nowhere():
+    for line in ("lbctl service list >&-", "lbctl backend weight web b1 7 -o json <&- >&- 2>&-"):
+        result = shell(line)
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", ""), line
+    nothing = shell("lbctl apply -f - <&-")
+    assert nothing.returncode == 2
+    assert "the file is empty" in nothing.stderr
+
+
+@pytest.mark.usefixtures("web")
+def test_an_encoding_that_lacks_a_character():
+    code = (
+        "import io, sys\nfrom lb.cli.main import _open_streams\nfrom lb.cli.output import Format, emit\n"
+        "_open_streams()\nemit(Format.TABLE, {}, 'a → b')\nemit(Format.JSON, {'a': '→'})\n"
+        "emit(Format.YAML, {'a': '→'})"
+    )
+    environ = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ)
+    assert result.stderr == ""
+    assert result.stdout == 'a ? b\n{\n  "a": "\\u2192"\n}\na: "\\u2192"\n'
+    assert shell("lbctl rollout start --help", PYTHONIOENCODING="latin-1").returncode == 0
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("module", ["typer", "pydantic", "lb.cli.rollout"])
+def test_ctrl_c_while_it_is_imported(module):
+    code = f"""
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+sys.argv = ["lbctl", "status"]
+from lb.cli.entry import main
+main()
+"""
+    # Who runs the tests in the background has it ignored, and that is inherited.
+    command = ["env", "--default-signal=INT", sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
+def test_ctrl_c_is_told_to_programs(lbctl, monkeypatch):
+    def interrupted(_session):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lb.cli.session.Session.snapshot", interrupted)
+    result = lbctl("status", "-o", "json")
+    assert result.code == 130
+    assert result.json["error"]["kind"] == "Interrupted"
+    assert lbctl("status").out == ""
