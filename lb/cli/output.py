@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from lb.errors import LbError
+from lb.model.plain import plain
 
 
 class Format(StrEnum):
@@ -102,7 +103,7 @@ def percent(value: float) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return plain(" ".join(text.split()))
 
 
 def _print_table(table: Table) -> None:
@@ -118,7 +119,7 @@ def _print_table(table: Table) -> None:
 
 
 def _aligned(table: Table) -> list[str]:
-    rows = [table.columns, *table.rows]
+    rows = [table.columns, *([plain(cell) for cell in row] for row in table.rows)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
     return [
         "  ".join(
@@ -153,5 +154,5 @@ def _rich(table: Table) -> Any:
         rich.add_column(heading, justify="right" if heading in table.right else "left")
     for row in table.rows:
         # Text: brackets of IPv6 addresses are no markup.
-        rich.add_row(*(Text(cell) for cell in row))
+        rich.add_row(*(Text(plain(cell)) for cell in row))
     return rich
