@@ -14,7 +14,7 @@ class ExitCode(IntEnum):
     """What `lbctl` and `lbd` exit with."""
 
     OK = 0
-    DIFFERENT = 1  # `diff` found differences, `doctor` problems, `check` failed, `export` left things out
+    DIFFERENT = 1  # differences, problems, a `check` that failed, something that `export` left out
     USAGE = 2  # bad input: nothing was changed
     NOT_FOUND = 3  # no such service, backend, file or interface
     CONFLICT = 4  # somebody else changed it meanwhile, or it exists already
@@ -171,7 +171,7 @@ class RolloutGoesOn(LbError):
 
 
 class OutputError(LbError):
-    """What was to be printed can't be written; a change that was made is stored, and the error says so."""
+    """What was to be printed can't be written. A change that was made is stored: the error says so."""
 
     exit_code = ExitCode.OUTPUT
 

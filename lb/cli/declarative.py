@@ -133,7 +133,7 @@ def read_manifest(file: str) -> Manifest:
     except FileNotFoundError:
         raise NotFoundError(f"{file}: no such file", hint="check the name behind -f") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: {error}", hint="give a YAML file in UTF-8") from None
+        raise words.unread(file, error, "give a YAML file in UTF-8") from None
     return manifest.load(text, "standard input" if file == "-" else file)
 
 

@@ -26,7 +26,7 @@ import lb.errors
 from lb.cli import docs_health, docs_metrics, docs_rollout
 from lb.cli.docs_etcd import etcd_page
 from lb.cli.main import InternalError, UsageError, app
-from lb.cli.options import CHANGE, COMMON
+from lb.cli.options import CHANGE, COMMON, spellings
 from lb.cli.rows import BackendRow, ServiceRow
 from lb.cli.rule import RuleRow
 from lb.errors import ExitCode, LbError
@@ -41,9 +41,7 @@ MEANINGS = {
     " `lbctl check` failed, or `lbctl export` or `lbctl import` had to leave something out.",
     ExitCode.INTERNAL: "A bug in lb. `LB_DEBUG=1` shows the traceback.",
 }
-SHELL_CODES = (
-    ("141", "The reader of the output closed it, as `head` does."),
-)
+SHELL_CODES = (("141", "The reader of the output closed it, as `head` does."),)
 
 PREAMBLE = """\
 # lbctl
@@ -281,8 +279,7 @@ def _parameter(parameter: inspect.Parameter) -> tuple[str, str]:
             usage = f"[{usage}]"
         return usage, f"| `{usage}` | {info.help} |"
     assert isinstance(info, OptionInfo)
-    given = (info.default, *(info.param_decls or ()))
-    names = [each for each in given if isinstance(each, str) and each.startswith("-")]
+    names = spellings(info)
     required = parameter.default is inspect.Parameter.empty
     usage = f"{names[0]} {info.metavar}" if required else ""
     default = _default(parameter.default)

@@ -10,7 +10,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, get_args
 
 import typer
 
@@ -34,13 +34,15 @@ from lb.cli import (
     status,
     trace,
 )
+from lb.cli.options import CHANGE, COMMON, spellings
 from lb.cli.output import Format, document, report
 from lb.errors import ExitCode, Interrupted, LbError, OutputError
 from lb.store.ending import leave
 
 app = typer.Typer(
     name="lbctl",
-    help="Steer traffic: services, their backends, and who gets how much.",
+    help="Steer traffic: services, their backends, and who gets how much.\n\n"
+    "Options go behind the command: lbctl status -o json.",
     no_args_is_help=True,
     # Plain help: rich would double the time that --help takes.
     rich_markup_mode=None,
@@ -166,7 +168,17 @@ def _usage_error(error: Exception) -> UsageError | None:
     path = context.command_path if context is not None else "lbctl"
     # Typer leaves the words of pydantic's validators as they are.
     message = message.replace("Value error, ", "")
-    return UsageError(message[:1].lower() + message[1:], hint=f"see `{path} --help`")
+    hint = f"see `{path} --help`"
+    option = getattr(error, "option_name", "")
+    if option in _of_commands() and hasattr(getattr(context, "command", None), "commands"):
+        hint = f"put {option} behind the command: {path} COMMAND … {option} …; {hint}"
+    return UsageError(message[:1].lower() + message[1:], hint=hint)
+
+
+def _of_commands() -> set[str]:
+    """The options that every command, or every change, has itself."""
+    options = [get_args(each.annotation)[1] for each in (*COMMON, *CHANGE)]
+    return {name for each in options for word in spellings(each) for name in word.split("/")}
 
 
 def asked_format(arguments: Sequence[str]) -> Format:

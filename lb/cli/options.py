@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.models import OptionInfo
 
 from lb.cli.complete import backend_names, service_names
 from lb.cli.output import Format
@@ -48,7 +49,9 @@ ConfigOption = Annotated[
 ]
 StoreOption = Annotated[
     str | None,
-    typer.Option("--store", metavar="URL", help="Store to use instead of the settings' one; a file must be there."),
+    typer.Option(
+        "--store", metavar="URL", help="Store to use instead of the settings' one; a file must be there."
+    ),
 ]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Check and show what would change; write nothing.")
@@ -95,6 +98,12 @@ CHANGE = (
     _option("timeout", TimeoutOption, 10.0),
     _option("force", ForceOption, False),
 )
+
+
+def spellings(option: OptionInfo) -> list[str]:
+    """How an option can be typed: --wait/--no-wait, or --output and -o."""
+    given = (option.default, *(option.param_decls or ()))
+    return [each for each in given if isinstance(each, str) and each.startswith("-")]
 
 
 def command(app: typer.Typer, name: str, **settings: Any) -> Register:

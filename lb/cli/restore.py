@@ -9,7 +9,6 @@ import typer
 
 from lb.cli.options import change
 from lb.cli.record import recording
-from lb.cli.record import stored as stored_at
 from lb.cli.session import Session, state_of
 from lb.cli.wait import until_applied
 from lb.errors import ConflictError, UserError
@@ -57,7 +56,6 @@ def restore(session: Session, file: CopyArgument) -> None:
     else:
         nobody = [Unwritten(prefix, 0) for prefix in (keys.SERVICES, keys.BACKENDS)]
         revision = session.store.commit(operations, [Compare(keys.CONFIG, 0), *nobody])
-        stored_at.set(revision)
         lines.append(f"stored at revision {revision}")
         if session.wait:
             nodes = state_of(snapshot).nodes

@@ -29,7 +29,7 @@ def remarks(before: DesiredState, after: DesiredState, touched: Iterable[str]) -
 
 
 def refuse_nobody(before: DesiredState, after: DesiredState, touched: Iterable[str]) -> None:
-    """Raises UserError for a split that a change makes and that names nobody, though there are backends."""
+    """Raises UserError for a split of a change that names nobody, though there are backends."""
     for name in _services(touched):
         service, was = after.services.get(name), before.services.get(name)
         if service is None or service.split == (was.split if was else _UNSAID):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-# Control characters (C0, DEL, C1), which move the cursor or set a title; those that turn the direction of
-# writing, or end a line; and halves of surrogate pairs, which no document can hold.
+# Control characters (C0, DEL, C1), which move the cursor or set a title; those that turn the direction
+# of writing, or end a line; and halves of surrogate pairs, which no document can hold.
 _UNFIT = re.compile("[\0-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 

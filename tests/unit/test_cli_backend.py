@@ -197,7 +197,12 @@ def test_a_drain_of_udp_says_when_it_is_one(lbctl):
 
 @pytest.mark.parametrize(
     ("words", "typed"),
-    [(("b1", "+10"), "b1 60"), (("b1=-10",), "b1 40"), (("b1=1", "b2=-90"), "b2 0"), (("b1", "+x"), "b1 50")],
+    [
+        (("b1", "+10"), "b1 60"),
+        (("b1=-10",), "b1 40"),
+        (("b1=1", "b2=-90"), "b2 0"),
+        (("b1", "+x"), "b1 50"),
+    ],
 )
 def test_a_weight_with_a_sign_is_no_step(web, store, words, typed):
     before = store.read("")

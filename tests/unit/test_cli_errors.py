@@ -58,8 +58,8 @@ def test_usage_errors_are_json_too(lbctl, arguments):
     assert result.err.startswith("error: ")
 
 
-def test_errors_as_yaml(lbctl):
-    assert lbctl("service", "show", "x", "-o", "yaml").out.startswith("error:\n  kind: NotFoundError\n")
+def test_errors_as_yaml(web):
+    assert web("service", "show", "x", "-o", "yaml").out.startswith("error:\n  kind: NotFoundError\n")
 
 
 @pytest.mark.parametrize(
@@ -177,6 +177,7 @@ def test_a_home_that_no_shell_has_seen(lbctl, machine, monkeypatch):
     assert lbctl("status", "--store", "").code == 2
 
 
+@pytest.mark.usefixtures("store")
 def test_end_of_input_and_datapath_errors_have_their_codes(lbctl, monkeypatch):
     def refuse(*_):
         raise DatapathError("no maps", hint="start lbd")
@@ -320,6 +321,69 @@ def test_files_that_can_not_be_read(lbctl, tmp_path, command):
         result = lbctl(*command, name)
         assert result.code == 2, result
         assert name in result.err
+        assert "Errno" not in result.err
+    assert f"{tmp_path} is a directory" in result.err or command == ("restore",)
+
+
+def test_a_novel_is_not_quoted(lbctl, tmp_path):
+    (tmp_path / "m.yaml").write_text("x" * 3_000_000)
+    result = lbctl("apply", "-f", str(tmp_path / "m.yaml"))
+    assert result.code == 2
+    assert "a manifest is a mapping with the key 'services', not 'xxx" in result.err
+    assert len(result.err) < 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stroe = 'x'", "stroe is not a setting; did you mean 'store'?"),
+        ("[limits]\nservcies = 3", "limits.servcies is not a setting; did you mean 'services'?"),
+        ("[nonsense]", "nonsense is not a setting\n"),
+        ("hook = 'xpd'", "hook: must be 'auto', 'xdp', 'xdp-generic' or 'tc'; not 'xpd'"),
+        ("[limits]\nvips = 1", "limits.vips: must be greater than or equal to 2; not 1"),
+        ("[metrics]\nlisten = 'x'", "metrics.listen: not HOST:PORT, as in 127.0.0.1:9642; not 'x'"),
+    ],
+)
+def test_settings_that_are_wrong(lbctl, machine, text, message):
+    (machine / "bad.toml").write_text(text)
+    result = lbctl("status", "--config", str(machine / "bad.toml"))
+    assert result.code == 2
+    assert f"bad.toml: {message}" in result.err
+
+
+def test_settings_that_are_no_file(lbctl, machine):
+    for name in (str(machine), ""):
+        result = lbctl("status", "--config", name)
+        assert result.code == 2
+        assert f"{name or '.'} is a directory\nhint: --config" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("--store", "X", "status"), "put --store behind the command: lbctl COMMAND … --store …"),
+        (("-o", "json", "status"), "put -o behind the command: lbctl COMMAND … -o …"),
+        (("backend", "--wait", "list"), "put --wait behind the command: lbctl backend COMMAND …"),
+        (("backend", "--nonsense", "list"), "see `lbctl backend --help`"),
+    ],
+)
+def test_options_before_the_command(lbctl, arguments, hint):
+    result = lbctl(*arguments)
+    assert result.code == 2
+    assert f"\nhint: {hint}" in result.err
+
+
+def test_the_help_says_where_options_go(lbctl):
+    assert "Options go behind the command: lbctl status -o json" in lbctl.ok("--help").out
+
+
+def test_what_is_no_address_is_in_no_example(lbctl):
+    for words in (("a", "b"), ("10.0.0.1:99999", "b:80"), ("a:1", "b:1")):
+        result = lbctl("trace", *words)
+        assert result.code == 2
+        assert "hint: for example " in result.err
+        assert "for example a" not in result.err
+    assert "for example 10.0.0.1:80" in lbctl("service", "add", "web", "--vip", "10.0.0.1").err
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"format": ' * 100_000])
@@ -327,9 +391,12 @@ def test_a_copy_that_is_nested_without_an_end(lbctl, tmp_path, text):
     (tmp_path / "copy.json").write_text(text)
     result = lbctl("restore", str(tmp_path / "copy.json"))
     assert result.code == 2
-    assert "can't be used" in result.err
+    assert "can't be used: it is no copy of what a node serves" in result.err
+    (tmp_path / "copy.json").write_text("")
+    assert "it is no copy of what a node serves" in lbctl("restore", str(tmp_path / "copy.json")).err
 
 
+@pytest.mark.usefixtures("store")
 def test_frames_that_can_not_be_written(lbctl, tmp_path):
     with (tmp_path / "in.pcap").open("wb") as file:
         dpkt.pcap.Writer(file)
@@ -368,7 +435,9 @@ def shell(line, **environ):
 def test_a_full_disk_behind_the_output(line):
     result = shell(f"{line} >/dev/full")
     assert result.returncode == 74
-    assert result.stderr.startswith("error: the output can't be written (No space left on device)\nhint: ")
+    assert result.stderr.startswith(
+        "error: the output can't be written (No space left on device)\nhint: "
+    )
     assert len(result.stderr.splitlines()) == 2
 
 
