@@ -60,8 +60,19 @@ of this machine.
 - `--wait` returns when all nodes have applied the change, or says which have not ([exit
   code](exit-codes.md) 7), or what problem one has with it (6, 8).
 - Environment: `LB_CONFIG` (settings file), `LB_STORE` (store), `LB_PIN_DIR` (pinned maps), `LB_ACTOR`
-  (who a change is by, for the history), `LB_DEBUG=1` (tracebacks). Options go before the environment,
-  the environment before the settings file.
+  (who a change is by, for the history: 200 characters of it), `LB_DEBUG=1` (tracebacks). Options go
+  before the environment, the environment before the settings file.
+- Options are typed behind the command: `lbctl status -o json`.
+- The file of a store is made by `lbd` when it starts, and by the first change to the path that
+  `lb.toml`, `LB_STORE` or the default names. Whoever looks makes none, nor does `--store`: where nothing
+  is, that is an error ([exit code](exit-codes.md) 5), as a mistyped path would otherwise look like a
+  store without services.
+- Pools have no list of their own: a pool is a name that backends have. So a change says when nobody
+  takes a service's new flows any more, and when a pool of its split or its backup has nobody (`notes`);
+  a split of pools without any backend is refused, unless with `--force`. A service that has no backend
+  yet may have any split.
+- What can't be written to standard output is an error of its own (74); a change is stored then, and the
+  error says so. Characters that the output's encoding lacks are `?`, in JSON and YAML escapes.
 - `lbctl --install-completion` completes commands, and the names of services and backends, in your
   shell.
 """

@@ -125,7 +125,7 @@ def _unwritten(error: Exception) -> OutputError | None:
         return None
     return OutputError(
         f"the output can't be written ({error.strerror}){_stored()}",
-        hint="nothing else went wrong; `lbctl history` shows what is stored",
+        hint="what it goes to is full, or gone; `lbctl history` shows which changes are stored",
     )
 
 

@@ -60,12 +60,16 @@ def _remarks(before: DesiredState, after: DesiredState, name: str) -> Iterator[s
     for pool in _named(service):
         # Before a service has anybody, its default says nothing about what people meant.
         is_new = pool not in stood and (was is not None or service.split != _UNSAID)
-        if pool not in taking and (is_new or pool in took):
+        asked = _asked(pool, there)
+        # That there is nobody at all has been said: then only what may be the reason.
+        if pool not in taking and (is_new or pool in took) and (asked or not nobody):
             rest = "" if nobody else ": its share of the split goes to the other pools"
-            yield f"{_empty(name, pool, there)}{rest}{_asked(pool, there)}"
+            yield f"{_empty(name, pool, there)}{rest}{asked}"
     backup = service.backup
     if backup and backup not in taking and (was is None or was.backup != backup or backup in took):
-        yield f"{_empty(name, backup, there)}: it can't be the backup{_asked(backup, there)}"
+        asked = _asked(backup, there)
+        if asked or not nobody:
+            yield f"{_empty(name, backup, there)}: it can't be the backup{asked}"
 
 
 def _services(touched: Iterable[str]) -> list[str]:

@@ -52,7 +52,7 @@ def test_the_last_one_that_goes(web, words):
     last = ("backend", words[0], "web", words[-1])
     told = web.ok(*last, "--dry-run", "-o", "json")
     assert told.json["notes"][0] == NOBODY
-    assert notes(web(*last))[0] == NOBODY
+    assert notes(web(*last)) == [NOBODY]
     assert NOBODY not in notes(web("service", "set", "web", "--window", "60"))
 
 
