@@ -54,11 +54,9 @@ def open_store(url: str, etcd: Etcd = Etcd(), *, absent: Absent = Absent.MAKE) -
     if rest.startswith("~/"):  # a file of lb.toml, --store=~/…, or quotes: no shell has seen it
         raise UserError(f"{url}: ~ means nothing here", hint=f"write {Path(rest).expanduser()}")
     from lb.store.sqlite import SqliteStore
-    from lb.store.sqlite_file import explained
+    from lb.store.sqlite_file import is_made
 
-    with explained(Path(rest)):
-        is_there = Path(rest).exists()
-    if is_there or absent is Absent.MAKE:
+    if absent is Absent.MAKE or is_made(Path(rest)):
         return SqliteStore(rest)
     if absent is Absent.REFUSE:
         raise StoreUnavailable(f"no store at {rest}", hint=_NO_STORE)

@@ -9,6 +9,7 @@ from pathlib import Path
 from lb.errors import RevisionCompacted
 from lb.store.base import Compare, Delete, KeyValue, Put, Snapshot, Store, Unwritten, Watch
 from lb.store.sqlite import SqliteStore
+from lb.store.sqlite_file import is_made
 
 
 class UnmadeStore(Store):
@@ -63,7 +64,7 @@ class UnmadeStore(Store):
 
     def _there(self) -> SqliteStore | None:
         """The store, if somebody has made it meanwhile."""
-        return self._make() if self._made is not None or Path(self._path).exists() else None
+        return self._make() if self._made is not None or is_made(Path(self._path)) else None
 
     def _make(self) -> SqliteStore:
         with self._lock:

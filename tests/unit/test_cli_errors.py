@@ -141,6 +141,11 @@ def test_who_looks_makes_no_store(lbctl, machine, monkeypatch, command, path):
         assert result.code == 5
         assert result.err.startswith(f"error: no store at {machine / path}\nhint: check the path")
     assert [each.name for each in machine.iterdir()] == ["lb.toml"]
+    (machine / "empty").write_text("")
+    assert lbctl(*command, "--store", str(machine / "empty")).code == 5
+    assert not (machine / "empty").read_bytes()
+    below_a_file = lbctl(*command, "--store", str(machine / "lb.toml" / "x.db"))
+    assert (below_a_file.code, "no store at" in below_a_file.err) == (5, True)
 
 
 def test_the_first_change_makes_the_store_that_the_settings_name(lbctl, machine, monkeypatch):
