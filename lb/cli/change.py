@@ -193,6 +193,7 @@ def propose(session: Session, edit: Edit) -> Proposal:
     if not session.force:
         refuse_if_under_way(snapshot, draft.state, draft.wanted)
         refuse_nobody(draft.state, after, draft.wanted)
+    draft.notes += remarks(draft.state, after, draft.wanted)
     record = ""
     if operations:
         record, kept = recording(snapshot, draft.wanted)
@@ -213,9 +214,7 @@ def perform(session: Session, edit: Edit) -> None:
     revision: int | None = None
     if proposal.operations and not session.dry_run:
         proposal, revision = _commit(session, edit, proposal)
-        stored.set(revision or 0)
-    notes = [*proposal.draft.notes, *remarks(proposal.before, proposal.after, proposal.draft.wanted)]
-    for text in notes:
+    for text in proposal.draft.notes:
         note(text)
     lines = [each.text for each in proposal.differences] or ["unchanged"]
     rehashed = rehashes(proposal.before, proposal.after)
@@ -243,7 +242,7 @@ def perform(session: Session, edit: Edit) -> None:
             "rehashed": [each.as_dict() for each in rehashed],
             "applied_by": waited and waited.applied,
             "lost": waited and waited.lost,
-            "notes": notes,
+            "notes": proposal.draft.notes,
         },
         *lines,
     )
@@ -253,7 +252,8 @@ def _commit(session: Session, edit: Edit, proposal: Proposal) -> tuple[Proposal,
     """Write it; when somebody else was faster, draft it anew from what is there then."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return proposal, session.store.commit(proposal.operations, proposal.compares)
+            stored.set(session.store.commit(proposal.operations, proposal.compares))
+            return proposal, stored.get()
         except ConflictError:
             if attempt == ATTEMPTS:
                 raise
@@ -261,6 +261,7 @@ def _commit(session: Session, edit: Edit, proposal: Proposal) -> tuple[Proposal,
             # Whether it was done may not be known; its record, which is of this try alone, tells.
             with suppress(StoreUnavailable):
                 if found := session.store.get(proposal.record):
+                    stored.set(found.mod_revision)
                     return proposal, found.mod_revision
             raise
         # Random, so that two writers who collided don't do it again in step.
