@@ -14,7 +14,7 @@ class ExitCode(IntEnum):
     """What `lbctl` and `lbd` exit with."""
 
     OK = 0
-    DIFFERENT = 1  # `lbctl diff` found differences, `lbctl doctor` problems, `lbctl check` failed
+    DIFFERENT = 1  # differences, problems, a `check` that failed, something that `export` left out
     USAGE = 2  # bad input: nothing was changed
     NOT_FOUND = 3  # no such service, backend, file or interface
     CONFLICT = 4  # somebody else changed it meanwhile, it exists already, or a rollout has that split
@@ -33,6 +33,8 @@ class ExitCode(IntEnum):
     ROLLOUT_PAUSED = 27
     ROLLOUT_GOES_ON = 28
     INTERNAL = 70  # a bug in lb (EX_SOFTWARE of sysexits.h)
+    OUTPUT = 74  # what was to be printed can't be written (EX_IOERR)
+    INTERRUPTED = 130  # Ctrl-C: 128 + SIGINT, as shells report it
 
 
 class LbError(Exception):
@@ -166,3 +168,15 @@ class RolloutGoesOn(LbError):
     """The rollout goes on: `--timeout` of the waiting is over, or it doesn't come to its end."""
 
     exit_code = ExitCode.ROLLOUT_GOES_ON
+
+
+class OutputError(LbError):
+    """What was to be printed can't be written. A change that was made is stored: the error says so."""
+
+    exit_code = ExitCode.OUTPUT
+
+
+class Interrupted(LbError):
+    """Ctrl-C. A change that was made before is stored; a rollout goes on."""
+
+    exit_code = ExitCode.INTERRUPTED

@@ -7,6 +7,7 @@ LB_CONFIG (default /etc/lb/lb.toml), the defaults below.
 
 from __future__ import annotations
 
+import difflib
 import os
 import socket
 import tomllib
@@ -15,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from lb.errors import NotFoundError, UserError
 
@@ -173,7 +175,13 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
             raise NotFoundError(
                 f"settings file {file} does not exist", hint="check --config or LB_CONFIG"
             ) from None
-    except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
+    except IsADirectoryError:
+        raise UserError(
+            f"{file} is a directory", hint="--config and LB_CONFIG name a file, such as /etc/lb/lb.toml"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}", hint="check --config or LB_CONFIG") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: {error}", hint="correct the file and try again") from None
     for variable, key in (("LB_STORE", "store"), ("LB_PIN_DIR", "pin_dir"), ("LB_NODE", "node")):
         if environ.get(variable):
@@ -181,8 +189,23 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
         raise UserError(
-            f"{file}: {where}: {first['msg']}", hint="see configs/lb.toml for all settings"
+            f"{file}: {_explain(error.errors()[0])}", hint="see configs/lb.toml for all settings"
         ) from None
+
+
+def _explain(error: ErrorDetails) -> str:
+    """A pydantic error, in the words that a manifest has for it (lb/model/manifest.py)."""
+    path = [str(part) for part in error["loc"]]
+    where, given = ".".join(path), error["input"]
+    if error["type"] == "extra_forbidden":
+        model: type[BaseModel] = Settings
+        for name in path[:-1]:
+            kind = model.model_fields[name].annotation
+            assert isinstance(kind, type)
+            assert issubclass(kind, BaseModel)
+            model = kind
+        close = difflib.get_close_matches(path[-1], model.model_fields, n=1)
+        return f"{where} is not a setting" + (f"; did you mean {close[0]!r}?" if close else "")
+    said = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return f"{where}: {said}" + ("" if isinstance(given, dict) else f"; not {given!r}")

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from lb.cli import words
 from lb.cli.options import command
 from lb.cli.output import Table, percent
 from lb.cli.session import Session
@@ -109,7 +110,7 @@ def read_analysis(file: str) -> Analysis:
     except FileNotFoundError:
         raise NotFoundError(f"{file}: no such file", hint="check the name") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: {error}", hint="give a YAML file in UTF-8") from None
+        raise words.unread(file, error, "give a YAML file in UTF-8") from None
     return model.load(text, "standard input" if file == "-" else file)
 
 

@@ -142,7 +142,9 @@ def weight(
 
     def edit(draft: Draft) -> None:
         for name, text in wanted.items():
-            after = words.rebuild(draft.backend(service, name), weight=text)
+            before = draft.backend(service, name)
+            _refuse_sign(before, text)
+            after = words.rebuild(before, weight=text)
             draft.put(after)
             if after.weight == 0:
                 _note_new_udp(draft, service, name)
@@ -264,6 +266,21 @@ def _weights(typed: Sequence[str]) -> dict[str, str]:
             raise UserError(f"backend {name!r} comes twice", hint="give each one weight")
         wanted[name] = text
     return wanted
+
+
+def _refuse_sign(backend: Backend, text: str) -> None:
+    """What reads like a step would be taken for the weight itself."""
+    if not text.startswith(("+", "-")):
+        return
+    try:
+        meant = max(0, backend.weight + int(text))
+    except ValueError:
+        meant = backend.weight
+    raise UserError(
+        f"weight: {text} reads like a step from the present weight, {backend.weight}; give the weight"
+        " that it shall have",
+        hint=f"for example: lbctl backend weight {backend.service} {backend.name} {meant}",
+    )
 
 
 def _row(session: Session, state: DesiredState, service: str, name: str) -> BackendRow:

@@ -25,10 +25,11 @@ from lb.cli import words
 from lb.cli.difference import Difference, between
 from lb.cli.moves import Move, moves
 from lb.cli.output import note
-from lb.cli.record import recording
+from lb.cli.record import recording, stored
 from lb.cli.rehash import rehashes
 from lb.cli.rollout_view import refuse_if_under_way, under_way
 from lb.cli.session import Session, state_of
+from lb.cli.takers import refuse_nobody, remarks
 from lb.cli.wait import Waited, telling, until_applied
 from lb.core import room, sizes
 from lb.core.conflicts import claimed, contested
@@ -191,6 +192,8 @@ def propose(session: Session, edit: Edit) -> Proposal:
     _check(draft, after)
     if not session.force:
         refuse_if_under_way(snapshot, draft.state, draft.wanted)
+        refuse_nobody(draft.state, after, draft.wanted)
+    draft.notes += remarks(draft.state, after, draft.wanted)
     record = ""
     if operations:
         record, kept = recording(snapshot, draft.wanted)
@@ -250,7 +253,8 @@ def _commit(session: Session, edit: Edit, proposal: Proposal) -> tuple[Proposal,
     """Write it; when somebody else was faster, draft it anew from what is there then."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return proposal, session.store.commit(proposal.operations, proposal.compares)
+            stored.set(session.store.commit(proposal.operations, proposal.compares))
+            return proposal, stored.get()
         except ConflictError:
             if attempt == ATTEMPTS:
                 raise
@@ -258,6 +262,7 @@ def _commit(session: Session, edit: Edit, proposal: Proposal) -> tuple[Proposal,
             # Whether it was done may not be known; its record, which is of this try alone, tells.
             with suppress(StoreUnavailable):
                 if found := session.store.get(proposal.record):
+                    stored.set(found.mod_revision)
                     return proposal, found.mod_revision
             raise
         # Random, so that two writers who collided don't do it again in step.

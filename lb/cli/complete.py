@@ -14,7 +14,6 @@ import typer
 from lb.cli.session import Session
 from lb.core.state import DesiredState
 from lb.model.describe import describe_vip
-from lb.store.opening import is_shared
 
 
 def service_names(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
@@ -59,9 +58,6 @@ def _state(params: dict[str, Any]) -> DesiredState:
     config = params.get("config")
     session = Session(config=Path(config) if config else None, store_url=params.get("store"))
     try:
-        url = session.settings.store
-        if not is_shared(url) and not Path(url.removeprefix("sqlite://")).exists():
-            return DesiredState()
         return session.state()
     except Exception:  # noqa: BLE001 - a traceback in the middle of somebody's command line helps nobody
         return DesiredState()

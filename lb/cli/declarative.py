@@ -12,7 +12,7 @@ import typer
 from lb.cli import words
 from lb.cli.change import Draft, Edit, perform, propose
 from lb.cli.options import change, command
-from lb.cli.output import Format, structured
+from lb.cli.output import Format, note, structured
 from lb.cli.rows import by_service
 from lb.cli.session import Session
 from lb.core.state import DesiredState
@@ -69,7 +69,7 @@ def apply(session: Session, file: FileOption, prune: PruneOption = False) -> Non
     A manifest owns the settings that it writes down: what it leaves out has its default in a new
     service or backend, and stays as it is in one that exists.
     """
-    perform(session, edit_of(read_manifest(file), prune))
+    perform(session, edit_of(read_manifest(file), prune, session.force))
 
 
 def diff(session: Session, file: FileOption, prune: PruneOption = False) -> None:
@@ -88,9 +88,19 @@ def diff(session: Session, file: FileOption, prune: PruneOption = False) -> None
 
 
 def export(session: Session) -> None:
-    """Print everything as a manifest, YAML unless `-o json`; `apply` of it changes nothing."""
-    data = _exported(session.state())
+    """Print everything as a manifest, YAML unless `-o json`; `apply` of it changes nothing.
+
+    What is quarantined can't be in it: it is listed on standard error, and the exit code is 1.
+    """
+    state = session.state()
+    data = _exported(state)
     session.emit(data, structured(Format.YAML, data))
+    missing = sorted(state.not_understood)
+    for key in missing:
+        reasons = [each.message for each in state.problems if each.where == key]
+        note(f"{words.label(key)} is left out, because it is quarantined: {'; '.join(reasons)}")
+    if missing:
+        raise typer.Exit(ExitCode.DIFFERENT)
 
 
 def schema(
@@ -123,11 +133,11 @@ def read_manifest(file: str) -> Manifest:
     except FileNotFoundError:
         raise NotFoundError(f"{file}: no such file", hint="check the name behind -f") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: {error}", hint="give a YAML file in UTF-8") from None
+        raise words.unread(file, error, "give a YAML file in UTF-8") from None
     return manifest.load(text, "standard input" if file == "-" else file)
 
 
-def edit_of(wanted: Manifest, prune: bool) -> Edit:
+def edit_of(wanted: Manifest, prune: bool, force: bool = False) -> Edit:
     """What `apply` does."""
 
     def edit(draft: Draft) -> None:
@@ -143,7 +153,7 @@ def edit_of(wanted: Manifest, prune: bool) -> Edit:
                 current = draft.state.backends.get((name, backend.name))
                 draft.put(manifest.merged(current, backend))
         if prune:
-            _prune(draft, named)
+            _prune(draft, named, force)
 
     return edit
 
@@ -157,12 +167,23 @@ def _warn(draft: Draft, key: str) -> None:
         )
 
 
-def _prune(draft: Draft, named: set[str]) -> None:
+def _prune(draft: Draft, named: set[str], force: bool) -> None:
+    """What isn't understood here may be in force at nodes, and an export has left it out: it stays."""
+    kept = set() if force else draft.state.not_understood - named
+    for key in sorted(kept):
+        draft.notes.append(f"{words.label(key)} is quarantined, and stays; --force removes it, too")
+    # A service stays with what is quarantined of it: without it nobody could put that right.
+    for key in draft.keys_under(keys.SERVICES):
+        name = key.removeprefix(keys.SERVICES)
+        of_it = set(draft.keys_under(keys.backend(name, "")))
+        if key not in named and key not in kept and kept & of_it:
+            draft.notes.append(f"service {name} stays with it")
+            kept.add(key)
     for key in draft.keys_under(keys.BACKENDS):
-        if key not in named:
+        if key not in named and key not in kept:
             draft.remove(key)
     for key in draft.keys_under(keys.SERVICES):
-        if key not in named:
+        if key not in named and key not in kept:
             draft.remove_service(key.removeprefix(keys.SERVICES))
 
 

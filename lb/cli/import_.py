@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
+from lb.cli import words
 from lb.cli.options import command
 from lb.cli.output import Format, note, structured
 from lb.cli.session import Session
 from lb.core.ipvs import read
-from lb.errors import ExitCode, NotFoundError, UserError
+from lb.errors import ExitCode, NotFoundError
 
 app = typer.Typer(help="Manifests out of what other load balancers have.", no_args_is_help=True)
 
@@ -34,7 +35,7 @@ def ipvs(
     except FileNotFoundError:
         raise NotFoundError(f"{file}: no such file", hint="save the rules: ipvsadm -S -n") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: {error}", hint="save the rules: ipvsadm -S -n") from None
+        raise words.unread(file, error, "save the rules: ipvsadm -S -n") from None
     imported = read(text)
     session.emit(imported.manifest, structured(Format.YAML, imported.manifest))
     for remark in imported.remarks:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import re
 import shlex
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, get_args
 
 import typer
 
@@ -32,13 +34,15 @@ from lb.cli import (
     status,
     trace,
 )
-from lb.cli.output import Format, report
-from lb.errors import ExitCode, LbError
+from lb.cli.options import CHANGE, COMMON, spellings
+from lb.cli.output import Format, document, report
+from lb.errors import ExitCode, Interrupted, LbError, OutputError
 from lb.store.ending import leave
 
 app = typer.Typer(
     name="lbctl",
-    help="Steer traffic: services, their backends, and who gets how much.",
+    help="Steer traffic: services, their backends, and who gets how much.\n\n"
+    "Options go behind the command: lbctl status -o json.",
     no_args_is_help=True,
     # Plain help: rich would double the time that --help takes.
     rich_markup_mode=None,
@@ -95,6 +99,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command; returns its exit code."""
     output = asked_format(arguments)
     record.command.set(shlex.join(["lbctl", *arguments]))
+    record.stored.set(0)
     try:
         _refuse_what_is_no_text(arguments)
         return int(app(args=list(arguments), prog_name="lbctl", standalone_mode=False) or 0)
@@ -103,10 +108,30 @@ def run(arguments: Sequence[str]) -> int:
         return int(error.exit_code)
     except SystemExit as end:  # Typer's own ends: shell completion, and a closed pipe
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except typer.Abort:
-        return 130  # Ctrl-C or end of input: 128 + SIGINT, as shells report it
+    except typer.Abort:  # Ctrl-C: people know what they did
+        document(Interrupted(f"interrupted{_stored()}"), output)
+        return int(ExitCode.INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - the last resort; LB_DEBUG shows all of it
         return _report_other(error, output)
+
+
+# What writing to a disk, a pipe or a terminal ends with. A file that we opened ourselves has a name in
+# the error, and its own words.
+_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
+
+def _unwritten(error: Exception) -> OutputError | None:
+    if not isinstance(error, OSError) or error.filename or error.errno not in _UNWRITTEN:
+        return None
+    return OutputError(
+        f"the output can't be written ({error.strerror}){_stored()}",
+        hint="what it goes to is full, or gone; `lbctl history` shows which changes are stored",
+    )
+
+
+def _stored() -> str:
+    at = record.stored.get()
+    return f"; the change is stored at revision {at}" if at else ""
 
 
 def _refuse_what_is_no_text(arguments: Sequence[str]) -> None:
@@ -118,7 +143,7 @@ def _refuse_what_is_no_text(arguments: Sequence[str]) -> None:
 
 
 def _report_other(error: Exception, output: Format) -> int:
-    usage = _usage_error(error)
+    usage = _usage_error(error) or _unwritten(error)
     if usage is None and os.environ.get("LB_DEBUG"):
         traceback.print_exception(error)
     if type(error).__name__ == "NoArgsIsHelpError":
@@ -143,7 +168,17 @@ def _usage_error(error: Exception) -> UsageError | None:
     path = context.command_path if context is not None else "lbctl"
     # Typer leaves the words of pydantic's validators as they are.
     message = message.replace("Value error, ", "")
-    return UsageError(message[:1].lower() + message[1:], hint=f"see `{path} --help`")
+    hint = f"see `{path} --help`"
+    option = getattr(error, "option_name", "")
+    if option in _of_commands() and hasattr(getattr(context, "command", None), "commands"):
+        hint = f"put {option} behind the command: {path} COMMAND … {option} …; {hint}"
+    return UsageError(message[:1].lower() + message[1:], hint=hint)
+
+
+def _of_commands() -> set[str]:
+    """The options that every command, or every change, has itself."""
+    options = [get_args(each.annotation)[1] for each in (*COMMON, *CHANGE)]
+    return {name for each in options for word in spellings(each) for name in word.split("/")}
 
 
 def asked_format(arguments: Sequence[str]) -> Format:
@@ -163,8 +198,19 @@ def asked_format(arguments: Sequence[str]) -> Format:
 
 
 def main() -> NoReturn:
-    """Entry point."""
+    """What is behind the entry point (lb/cli/entry.py)."""
+    _open_streams()
     leave(run(sys.argv[1:]))
+
+
+def _open_streams() -> None:
+    """Closed ones (`lbctl … >&-`) lead nowhere, before a file gets their number; and a character that a
+    terminal's encoding lacks must not end a command."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as we live
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # stderr has escapes for them
 
 
 if __name__ == "__main__":

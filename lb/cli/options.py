@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.models import OptionInfo
 
 from lb.cli.complete import backend_names, service_names
 from lb.cli.output import Format
@@ -49,7 +50,9 @@ ConfigOption = Annotated[
 ]
 StoreOption = Annotated[
     str | None,
-    typer.Option("--store", metavar="URL", help="Store to use instead of the settings' one."),
+    typer.Option(
+        "--store", metavar="URL", help="Store to use instead of the settings' one; a file must be there."
+    ),
 ]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Check and show what would change; write nothing.")
@@ -59,7 +62,11 @@ WaitOption = Annotated[
 ]
 ForceOption = Annotated[
     bool,
-    typer.Option("--force", help="Also a split that a rollout is changing: that ends the rollout."),
+    typer.Option(
+        "--force",
+        help="Also a split that a rollout is changing, which ends the rollout, or one of pools without a"
+        " backend; --prune of what is quarantined, too.",
+    ),
 ]
 
 
@@ -103,6 +110,12 @@ CHANGE = (
 )
 
 
+def spellings(option: OptionInfo) -> list[str]:
+    """How an option can be typed: --wait/--no-wait, or --output and -o."""
+    given = (option.default, *(option.param_decls or ()))
+    return [each for each in given if isinstance(each, str) and each.startswith("-")]
+
+
 def command(app: typer.Typer, name: str, **settings: Any) -> Register:
     """Register a command that only looks."""
     return _register(app, name, COMMON, settings)
@@ -135,13 +148,20 @@ def _register(
                 wait=given.get("wait", False),
                 timeout=given.get("timeout", 0.0),
                 force=given.get("force", False),
+                changes=shared is not COMMON,
             )
             try:
-                function(session, **values)
+                try:
+                    function(session, **values)
+                except typer.Exit:
+                    sys.stdout.flush()
+                    raise
                 sys.stdout.flush()  # here, where a closed pipe can still be answered quietly
             except BrokenPipeError:
                 _quiet_stdout()
                 raise typer.Exit(SIGPIPE_EXIT) from None
+            except KeyboardInterrupt:
+                raise typer.Abort from None  # before Typer makes an exit code of it, and nothing else
             finally:
                 session.close()
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from lb.errors import LbError
+from lb.model.plain import plain
 
 
 class Format(StrEnum):
@@ -51,27 +54,42 @@ def emit(output: Format, data: Any, *blocks: Block) -> None:
 def structured(output: Format, data: Any) -> str:
     """One JSON or YAML document."""
     if output is Format.JSON:
-        return json.dumps(data, indent=2, ensure_ascii=False)
+        return json.dumps(data, indent=2, ensure_ascii=not _takes_all())
     import yaml  # only here: most commands do without
 
     # libyaml's, where there is one, is several times as fast.
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    text: str = yaml.dump(data, Dumper=dumper, sort_keys=False, allow_unicode=True)
+    text: str = yaml.dump(data, Dumper=dumper, sort_keys=False, allow_unicode=_takes_all())
     return text.rstrip("\n")
+
+
+def _takes_all() -> bool:
+    """Does standard output take every character? Documents have escapes for those that it doesn't."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return codecs.lookup(encoding).name.startswith("utf")
 
 
 def note(text: str) -> None:
     """Something worth knowing that is no error; on stderr, so that stdout stays what was asked."""
-    print(f"note: {text}", file=sys.stderr)
+    with suppress(OSError):  # where it can't be said, nobody can be told
+        print(f"note: {text}", file=sys.stderr)
 
 
 def report(error: LbError, output: Format) -> None:
-    """An error: for people on stderr, and for programs on stdout too."""
-    print(f"error: {_one_line(error.message)}", file=sys.stderr)
-    if error.hint:
-        print(f"hint: {_one_line(error.hint)}", file=sys.stderr)
+    """An error: for people on stderr, and for programs on stdout too. What can't be written is left: the
+    exit code says it."""
+    with suppress(OSError):
+        print(f"error: {_one_line(error.message)}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {_one_line(error.hint)}", file=sys.stderr)
+    document(error, output)
+
+
+def document(error: LbError, output: Format) -> None:
+    """An error for programs alone."""
     if output is not Format.TABLE:
-        print(structured(output, error.as_dict()))
+        with suppress(OSError):
+            print(structured(output, error.as_dict()))
 
 
 def number(value: float | None) -> str:
@@ -85,7 +103,7 @@ def percent(value: float) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return plain(" ".join(text.split()))
 
 
 def _print_table(table: Table) -> None:
@@ -101,7 +119,7 @@ def _print_table(table: Table) -> None:
 
 
 def _aligned(table: Table) -> list[str]:
-    rows = [table.columns, *table.rows]
+    rows = [table.columns, *([plain(cell) for cell in row] for row in table.rows)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
     return [
         "  ".join(
@@ -136,5 +154,5 @@ def _rich(table: Table) -> Any:
         rich.add_column(heading, justify="right" if heading in table.right else "left")
     for row in table.rows:
         # Text: brackets of IPv6 addresses are no markup.
-        rich.add_row(*(Text(cell) for cell in row))
+        rich.add_row(*(Text(plain(cell)) for cell in row))
     return rich

@@ -12,14 +12,17 @@ from contextvars import ContextVar
 
 from pydantic import ValidationError
 
-from lb.core.records import name, recorded, surplus
+from lb.core.records import MAX_WHO, name, recorded, surplus
 from lb.model import keys
 from lb.model.history import KeyChange, Record
 from lb.model.objects import Document
+from lb.model.plain import plain
 from lb.store.base import Delete, KeyValue, Put, Snapshot
 
 # The command line of this run of lbctl.
 command: ContextVar[str] = ContextVar("command", default="")
+# The revision that it has stored a change at, for errors that come after that; 0 = none.
+stored: ContextVar[int] = ContextVar("stored", default=0)
 
 
 def recording(
@@ -56,7 +59,12 @@ def records(snapshot: Snapshot) -> list[tuple[int, Record]]:
 
 
 def who() -> str:
-    """LB_ACTOR, for programs that act for somebody; else the user, who may have become root by sudo."""
+    """LB_ACTOR, for programs that act for somebody; else the user, who may have become root by sudo.
+    Others will read it on their terminals."""
+    return plain(_who(), MAX_WHO)
+
+
+def _who() -> str:
     if actor := os.environ.get("LB_ACTOR"):
         return actor
     user = os.environ.get("SUDO_USER")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from lb.cli import rollout_wait, words
-from lb.cli.output import Format, note
+from lb.cli.output import Format
 from lb.cli.rollout_view import data, place
 from lb.cli.session import Session
-from lb.errors import NotFoundError
+from lb.errors import Interrupted, LbError, NotFoundError
 from lb.model.rollout import Rollout
 from lb.store import rollouts as stored
 from lb.store.rollouts import Found
@@ -34,8 +35,13 @@ def wait(session: Session, rollout: Rollout, timeout: float | None) -> None:
     try:
         rollout = rollout_wait.to_the_end(session.store, rollout, timeout, say(session))
     except KeyboardInterrupt:
-        note(f"the rollout goes on; to end it: lbctl rollout abort {rollout.service}")
-        raise
+        with suppress(LbError):  # as it is now
+            rollout = rollout_wait.read(session.store, rollout.service, rollout.id)
+        raise Interrupted(
+            f"interrupted: the rollout of {rollout.service!r} goes on: {place(rollout)}",
+            hint=f"to end it: lbctl rollout abort {rollout.service}",
+            details={"rollout": data(rollout)},
+        ) from None
     session.emit({"rollout": data(rollout)}, f"{rollout.service}: {place(rollout)}")
 
 

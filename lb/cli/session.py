@@ -28,19 +28,23 @@ class Session:
     wait: bool = False
     timeout: float = 10.0
     force: bool = False
+    changes: bool = False  # desired state, which there may be none of yet
 
     @cached_property
     def settings(self) -> Settings:
         """This machine's settings, with --store in force."""
         found = settings_module.load(self.config)
-        return found.model_copy(update={"store": self.store_url}) if self.store_url else found
+        return found if self.store_url is None else found.model_copy(update={"store": self.store_url})
 
     @cached_property
     def store(self) -> Store:
-        """The store, open."""
-        from lb.store.opening import open_store  # only here: `--help` has no use for SQLite
+        """The store, open. Who looks makes none, nor does --store: where nothing is, the name was
+        mistyped, and an empty store would answer that there is nothing. Raises StoreUnavailable."""
+        from lb.store.opening import Absent, open_store  # only here: `--help` has no use for SQLite
 
-        return open_store(self.settings.store, self.settings.etcd)
+        makes = self.changes and self.store_url is None
+        absent = Absent.MAKE_AT_COMMIT if makes else Absent.REFUSE
+        return open_store(self.settings.store, self.settings.etcd, absent=absent)
 
     def kernel(self, state: DesiredState) -> Kernel | None:
         """The kernel's view, or None. `state` has the names of what it holds."""

@@ -101,7 +101,12 @@ def _parse(text: str, what: str) -> tuple[Address, int]:
     try:
         found = ip_address(address)
     except ValueError:
-        raise UserError(f"{what}: {address!r} is not an IPv4 or IPv6 address") from None
+        raise UserError(
+            f"{what}: {address!r} is not an IPv4 or IPv6 address", hint="for example 198.51.100.10:40000"
+        ) from None
     if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
-        raise UserError(f"{what}: port must be 1 to 65535, not {port}")
+        raise UserError(
+            f"{what}: port must be 1 to 65535, not {port}",
+            hint=f"for example {describe_socket(found, 40000)}",
+        )
     return found, int(port)

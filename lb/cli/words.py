@@ -6,6 +6,7 @@ import difflib
 import time
 from collections.abc import Iterable
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -73,9 +74,28 @@ def socket(text: str, what: str) -> tuple[str, str]:
     """Like endpoint(), where the port has to be there."""
     address, port = endpoint(text, what)
     if port is None:
-        example = f"[{address}]:80" if ":" in address else f"{address}:80"
+        example = "198.51.100.100:80"
+        if _is_address(address):
+            example = f"[{address}]:80" if ":" in address else f"{address}:80"
         raise UserError(f"{what}: {text!r} has no port", hint=f"for example {example}")
     return address, port
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def unread(file: str | Path, error: OSError | UnicodeDecodeError, hint: str) -> UserError:
+    """The error for a file that can't be read."""
+    if isinstance(error, UnicodeDecodeError):
+        return UserError(f"{file} is no text in UTF-8", hint=hint)
+    if isinstance(error, IsADirectoryError):
+        return UserError(f"{file} is a directory", hint=f"name a file in it; {hint}")
+    return UserError(f"{file}: {error.strerror}", hint=hint)
 
 
 def ports(text: str) -> tuple[str, str | None]:

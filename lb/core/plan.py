@@ -227,8 +227,8 @@ def plan_service(
     fit = {path: overlay(bases[path], taking, fitness) for path in paths(service, base)}
     observe = is_observed(service, is_judged=is_judged)
     wanted = WantedService(service, seed, base, in_force(service, fit), observed=observe)
-    if service.backup and not fit[service.name].has_backends:
-        problems.append(_on_backup(service, service.backup, is_there=wanted.table.has_backends))
+    if members and not fit[service.name].has_backends:  # without any it is being made, or was emptied
+        problems.append(_nobody(service, is_there=wanted.table.has_backends))
     pools = []
     mirror = {service.mirror.pool} if service.mirror else set()
     for pool in sorted(rules.pools(base.steers) | mirror):
@@ -254,13 +254,15 @@ def _crammed(service: Service, pool: str) -> Problem:
     )
 
 
-def _on_backup(service: Service, pool: str, *, is_there: bool) -> Problem:
-    """No backend of the pools in the split can be used."""
+def _nobody(service: Service, *, is_there: bool) -> Problem:
+    """No backend of the pools in the split can be used; `is_there`: one of the backup can."""
     split = ", ".join(name for name, share in sorted(service.split.items()) if share)
+    where = f"go to the backup pool {service.backup!r}" if is_there else "have none"
+    if service.backup and not is_there:
+        where += f", also not in backup {service.backup!r}"
     return Problem(
         where=keys.service(service.name),
-        message=f"no backend of {split} can be used: new flows "
-        + (f"go to the backup pool {pool!r}" if is_there else f"have none, also not in backup {pool!r}"),
+        message=f"no backend of {split} can be used: new flows {where}",
         hint=f"`lbctl backend list {service.name}` says why",
         warning=True,  # also before the first checks have passed: that must not fail `--wait`
     )

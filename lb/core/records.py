@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lb.model import keys
 from lb.model.history import KeyChange, Record
+from lb.model.plain import plain
 
 MAX_RECORDS = 200  # that is how far back `lbctl history` goes
 # Of the documents in one record. Everyone who reads the store reads them all: 200 of some 500 bytes
@@ -13,6 +14,7 @@ MAX_RECORDS = 200  # that is how far back `lbctl history` goes
 MAX_BYTES = 16 * 1024
 MAX_NAMES = 100
 MAX_COMMAND = 500
+MAX_WHO = 200
 TRIM = 4  # records to delete with a change: more than one, as two writers may each add one at a time
 
 
@@ -25,8 +27,8 @@ def recorded(changes: Sequence[KeyChange], who: str, what: str, when: float) -> 
         touched = [keys.service(name) for name in sorted(services)[:MAX_NAMES]]
     return Record(
         when=when,
-        who=who,
-        what=what[:MAX_COMMAND],
+        who=plain(who, MAX_WHO),
+        what=plain(what, MAX_COMMAND),
         keys=tuple(touched),
         changes=tuple(changes) if size <= MAX_BYTES else None,
     )

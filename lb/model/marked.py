@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from lb.errors import UserError
 from lb.model.document import Document
+from lb.model.plain import plain
 
 if TYPE_CHECKING:
     # At run time only where a file is read: `lbctl --help` has no use for it.
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 # capacity, are about 200,000 values.
 MAX_VALUES = 1_000_000
 MAX_DEPTH = 50  # a manifest has 6 levels
+LONGEST = 500  # of a message, in characters
 
 D = TypeVar("D", bound=Document)
 Path = tuple[str | int, ...]
@@ -159,7 +161,8 @@ class Marked:
             mark = where
         if mark is not None:
             prefix += f":{mark.line + 1}:{mark.column + 1}"
-        return UserError(f"{prefix}: {message}", hint=self.hint)
+        # What was read may be a novel, and is quoted in some of them.
+        return UserError(f"{prefix}: {plain(message, LONGEST)}", hint=self.hint)
 
 
 def close(name: str, known: Iterable[str]) -> str:

@@ -35,6 +35,15 @@ log = logging.getLogger("lbd")
 SAVE_SECONDS = 5.0  # at least, from one copy to the next: a burst of changes is one
 NOTE_SECONDS = 600.0  # how long the status tells of a boot without the store
 _FORMAT = 1
+_HINT = "give the file that `last_known` in lb.toml names"
+_NO_COPY = (
+    json.JSONDecodeError,
+    UnicodeDecodeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+)
 
 
 def stored(state: DesiredState) -> Iterator[tuple[str, Document]]:
@@ -95,10 +104,14 @@ def read(path: Path) -> tuple[DesiredState, str]:
         # Version 0: which of the store's versions these are is not kept, so all of them are read anew.
         items = [(key, json.dumps(each), 0) for key, each in copy["documents"].items()]
         return parse(copy["revision"], items), str(copy["cluster"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"{path} can't be used: {error.strerror}", hint=_HINT) from None
+    except _NO_COPY:
         raise UserError(
-            f"{path} can't be used: {error}", hint="give the file that `last_known` in lb.toml names"
+            f"{path} can't be used: it is no copy of what a node serves", hint=_HINT
         ) from None
+    except ValueError as error:
+        raise UserError(f"{path} can't be used: {error}", hint=_HINT) from None
 
 
 @dataclass

@@ -13,6 +13,8 @@ def leave(code: int) -> NoReturn:
     them may hold the lock of a call that is deleted after that, and the process then hangs (seen once
     in 600 commands that had watched etcd, in grpc._channel._Rendezvous.__del__)."""
     for stream in (sys.stdout, sys.stderr):
+        if stream is None:  # it was closed before we began: lbd >&-
+            continue
         with suppress(OSError, ValueError):  # whoever read it has gone, or it is closed
             stream.flush()
     os._exit(code)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import re
 import ssl
+from enum import Enum
 from pathlib import Path
 
-from lb.errors import UserError
+from lb.errors import StoreUnavailable, UserError
 from lb.settings import Etcd
 from lb.store.base import Store
 
 _HINT = (
     "give the path of a file, such as /var/lib/lb/store.db or sqlite:///var/lib/lb/store.db, or the"
     " servers of an etcd cluster, such as etcd://10.0.0.1:2379,10.0.0.2:2379"
+)
+_NO_STORE = (
+    "check the path; where lb.toml or LB_STORE says, lbd makes a store when it starts, and so does the"
+    " first change: lbctl service add NAME --vip ADDRESS:PORT"
 )
 _ETCD_PORT = 2379
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:(?P<port>[0-9]{1,5}))?")
@@ -23,7 +28,15 @@ def is_shared(url: str) -> bool:
     return url.lower().startswith(("etcd://", "etcds://"))
 
 
-def open_store(url: str, etcd: Etcd = Etcd()) -> Store:
+class Absent(Enum):
+    """What becomes of an embedded store whose file isn't there."""
+
+    MAKE = "make"
+    MAKE_AT_COMMIT = "make at commit"  # until then it reads as empty
+    REFUSE = "refuse"
+
+
+def open_store(url: str, etcd: Etcd = Etcd(), *, absent: Absent = Absent.MAKE) -> Store:
     """Open the store at a path, at `sqlite:///path` or at `etcd://host:port,host:port`; a path is taken
     literally, nothing in it is decoded. Raises UserError for anything else, StoreUnavailable if a file
     can't be opened; whether an etcd cluster answers is seen with the first use."""
@@ -38,9 +51,18 @@ def open_store(url: str, etcd: Etcd = Etcd()) -> Store:
         raise UserError(f"{url}: sqlite:// takes an absolute path", hint=_HINT)
     if not rest or rest.endswith("/") or "\0" in rest:
         raise UserError(f"{url!r} does not name a store", hint=_HINT)
+    if rest.startswith("~/"):  # a file of lb.toml, --store=~/…, or quotes: no shell has seen it
+        raise UserError(f"{url}: ~ means nothing here", hint=f"write {Path(rest).expanduser()}")
     from lb.store.sqlite import SqliteStore
+    from lb.store.sqlite_file import is_made
 
-    return SqliteStore(rest)
+    if absent is Absent.MAKE or is_made(Path(rest)):
+        return SqliteStore(rest)
+    if absent is Absent.REFUSE:
+        raise StoreUnavailable(f"no store at {rest}", hint=_NO_STORE)
+    from lb.store.unmade import UnmadeStore
+
+    return UnmadeStore(rest)
 
 
 def _open_etcd(url: str, servers: str, etcd: Etcd, *, tls: bool) -> Store:

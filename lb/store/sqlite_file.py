@@ -134,6 +134,16 @@ def identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def is_made(path: Path) -> bool:
+    """Is anything there that could be a store? An empty file is one that is still to be made. Raises
+    StoreUnavailable where that can't be seen."""
+    with explained(path):
+        try:
+            return path.is_dir() or path.stat().st_size > 0
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+
 def open_file(path: Path, patience: float) -> tuple[sqlite3.Connection, sqlite3.Connection]:
     """Make the file if there is none, and open it twice: for writing and for reading."""
     with explained(path):

@@ -96,7 +96,16 @@ def test_without_anybody_in_it_new_flows_have_nobody() -> None:
     assert counts(wanted) == {}
     [problem] = wanted.problems
     assert "have none, also not in backup 'spare'" in problem.message
-    assert counts(planned(service(backup=None), backends(), dead=MAIN)) == {}
+    without = planned(service(backup=None), backends(), dead=MAIN)
+    assert counts(without) == {}
+    [problem] = without.problems
+    assert problem.message == "no backend of canary, stable can be used: new flows have none"
+    assert problem.warning
+    typo = planned(service(backup=None, split={"canry": 100}), backends())
+    assert [each.message for each in typo.problems] == [
+        "no backend of canry can be used: new flows have none"
+    ]
+    assert planned(service(backup=None), []).problems == ()  # it is being made
 
 
 def test_clients_of_a_rule_go_there_only_when_all_else_is_out() -> None:

@@ -115,7 +115,7 @@ def test_the_same_weight_is_unchanged(web, store):
         (["b1=1", "b1=2"], "'b1' comes twice"),
         (["b1="], "'b1=' is not NAME=WEIGHT"),
         (["b1", "70000"], "weight: must be 0 to 65535, not 70000"),
-        (["b1", "-5"], "weight: must be 0 to 65535, not -5"),
+        (["b1", "-5"], "weight: -5 reads like a step"),
         (["b1", "1.5"], "weight: must be 0 to 65535, not 1.5"),
         (["b1", ""], "weight: must be 0 to 65535"),
     ],
@@ -193,3 +193,21 @@ def test_a_drain_of_udp_says_when_it_is_one(lbctl):
     assert lbctl.ok("backend", "up", "dns", "b1").err == ""
     lbctl.ok("service", "set", "dns", "--tracking", "always")
     assert lbctl.ok("backend", "drain", "dns", "b1").err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "typed"),
+    [
+        (("b1", "+10"), "b1 60"),
+        (("b1=-10",), "b1 40"),
+        (("b1=1", "b2=-90"), "b2 0"),
+        (("b1", "+x"), "b1 50"),
+    ],
+)
+def test_a_weight_with_a_sign_is_no_step(web, store, words, typed):
+    before = store.read("")
+    result = web("backend", "weight", "web", *words)
+    assert result.code == 2
+    assert "reads like a step from the present weight" in result.err
+    assert result.err.endswith(f"lbctl backend weight web {typed}\n")
+    assert store.read("") == before

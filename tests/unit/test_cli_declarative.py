@@ -132,11 +132,45 @@ def test_prune(lbctl, write):
 def test_prune_and_apply_put_quarantined_documents_right(lbctl, store, write):
     store.commit([Put(keys.service("bad"), "x"), Put(keys.backend("web", "b1"), "x")])
     assert len(lbctl.json("status")["quarantined"]) == 2
-    said = lbctl.ok("apply", "--prune", "-f", write(WEB)).err
-    assert said.count("note: ") == said.count("backend web/b1 is quarantined: it is written anew") == 1
-    assert lbctl.ok("apply", "-f", write(WEB)).err == ""
+    told = lbctl.ok("apply", "--prune", "-f", write(WEB)).err
+    assert "note: backend web/b1 is quarantined: it is written anew" in told
+    assert "note: service bad is quarantined, and stays; --force removes it, too\n" in told
+    assert told.count("note: ") == 2
+    assert len(lbctl.json("status")["quarantined"]) == 1
+    lbctl.ok("apply", "--prune", "--force", "-f", write(WEB))
     assert lbctl.json("status")["quarantined"] == []
     assert store.get(keys.service("bad")) is None
+
+
+def test_an_export_says_what_it_has_left_out(lbctl, store, write):
+    lbctl.ok("apply", "-f", write(WEB))
+    lbctl.ok("service", "add", "shop", "--vip", "10.0.0.2:80")
+    lbctl.ok("backend", "add", "shop", "s1", "10.0.2.1")
+    lbctl.ok("backend", "add", "shop", "s2", "10.0.2.2")
+    store.commit([Put(keys.service("web"), "x"), Put(keys.backend("shop", "s2"), "{}")])
+    exported = lbctl("export")
+    assert exported.code == 1
+    assert [s["name"] for s in yaml.safe_load(exported.out)["services"]] == ["shop"]
+    notes = exported.err.splitlines()
+    assert [each.partition(" is left out, because it is quarantined: ")[0] for each in notes] == [
+        "note: backend shop/s2",
+        "note: backend web/b1",  # without its service
+        "note: backend web/b2",
+        "note: service web",
+    ]
+    assert all(each.partition("quarantined: ")[2] for each in notes)
+    # That file, fed to --prune, must not take away what it could not hold.
+    before = store.read(keys.ROOT)
+    assert lbctl.ok("apply", "--prune", "-f", write(exported.out)).out == "unchanged\n"
+    nothing = lbctl.ok("apply", "--prune", "-f", write("services: []"))
+    assert "note: service shop stays with it" in nothing.err
+    assert {item.key for item in store.read(keys.ROOT).items} >= {
+        keys.service("web"), keys.service("shop"), keys.backend("shop", "s2"), keys.backend("web", "b1")
+    }  # fmt: skip
+    assert store.read(keys.ROOT).revision == before.revision + 1
+    lbctl.ok("apply", "--prune", "--force", "-f", write("services: []"))
+    assert not store.read(keys.SERVICES).items
+    assert not store.read(keys.BACKENDS).items
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n"])

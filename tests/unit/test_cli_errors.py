@@ -10,7 +10,9 @@ import pytest
 
 from lb.cli import main
 from lb.cli.output import Format
-from lb.errors import DatapathError, ExitCode
+from lb.errors import ConflictError, DatapathError, ExitCode
+from lb.store.base import Compare, Put
+from lb.store.opening import Absent, open_store
 
 PROGRAM = [sys.executable, "-m", "lb.cli.main"]
 
@@ -89,8 +91,8 @@ def test_times_are_written_alike_everywhere(web, nodes):
         assert (refused.code, "one second at least" in refused.err) == (2, True)
 
 
-def test_errors_as_yaml(lbctl):
-    assert lbctl("service", "show", "x", "-o", "yaml").out.startswith("error:\n  kind: NotFoundError\n")
+def test_errors_as_yaml(web):
+    assert web("service", "show", "x", "-o", "yaml").out.startswith("error:\n  kind: NotFoundError\n")
 
 
 @pytest.mark.parametrize(
@@ -151,6 +153,8 @@ def test_a_store_that_cannot_be_opened(lbctl, machine):
 
 def test_store_and_config_options(lbctl, machine):
     other = str(machine / "other.db")
+    open_store(other).close()
+    open_store(str(machine / "store.db")).close()
     lbctl.ok("service", "add", "web", "--vip", "10.0.0.1:80", "--store", other)
     assert lbctl.json("service", "list") == []
     assert len(lbctl.json("service", "list", "--store", other)) == 1
@@ -161,6 +165,57 @@ def test_store_and_config_options(lbctl, machine):
     assert (result.code, "stroe" in result.err) == (2, True)
 
 
+@pytest.mark.parametrize("command", [("status",), ("service", "list"), ("export",), ("history",)])
+@pytest.mark.parametrize("path", ["x.db", "none/a/b.db"])
+def test_who_looks_makes_no_store(lbctl, machine, monkeypatch, command, path):
+    for arguments in (("--store", str(machine / path)), ()):
+        monkeypatch.setenv("LB_STORE", str(machine / path))
+        result = lbctl(*command, *arguments)
+        assert result.code == 5
+        assert result.err.startswith(f"error: no store at {machine / path}\nhint: check the path")
+    assert [each.name for each in machine.iterdir()] == ["lb.toml"]
+    (machine / "empty").write_text("")
+    assert lbctl(*command, "--store", str(machine / "empty")).code == 5
+    assert not (machine / "empty").read_bytes()
+    below_a_file = lbctl(*command, "--store", str(machine / "lb.toml" / "x.db"))
+    assert (below_a_file.code, "no store at" in below_a_file.err) == (5, True)
+
+
+def test_the_first_change_makes_the_store_that_the_settings_name(lbctl, machine, monkeypatch):
+    monkeypatch.setenv("LB_STORE", str(machine / "folder" / "x.db"))
+    add = ("service", "add", "web", "--vip", "10.0.0.1:80")
+    assert lbctl("backend", "weight", "web", "b1", "1").code == 3  # refused: nothing to make it for
+    assert "dry run" in lbctl.ok(*add, "--dry-run").out
+    assert lbctl("rollback", "3").code == 3
+    assert lbctl(*add, "--store", str(machine / "other.db")).code == 5
+    assert not (machine / "folder").exists()
+    assert not (machine / "other.db").exists()
+    assert "stored at revision 1" in lbctl.ok(*add).out
+    assert [each["name"] for each in lbctl.json("service", "list")] == ["web"]
+
+
+def test_a_store_that_somebody_makes_meanwhile(machine):
+    path = str(machine / "x.db")
+    with open_store(path, absent=Absent.MAKE_AT_COMMIT) as late:
+        assert (late.read("").revision, late.get("a")) == (0, None)
+        with open_store(path) as early:
+            early.commit([Put("a", "1")])
+        assert late.get("a").value == "1"
+        with pytest.raises(ConflictError):
+            late.commit([Put("a", "2")], [Compare("a", 0)])
+
+
+def test_a_home_that_no_shell_has_seen(lbctl, machine, monkeypatch):
+    monkeypatch.chdir(machine)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    result = lbctl("service", "add", "web", "--vip", "10.0.0.1:80", "--store", "~/x.db")
+    assert result.code == 2
+    assert "hint: write /home/somebody/x.db" in result.err
+    assert not (machine / "~").exists()
+    assert lbctl("status", "--store", "").code == 2
+
+
+@pytest.mark.usefixtures("store")
 def test_end_of_input_and_datapath_errors_have_their_codes(lbctl, monkeypatch):
     def refuse(*_):
         raise DatapathError("no maps", hint="start lbd")
@@ -207,7 +262,7 @@ def test_help_needs_none_of_the_heavy_modules():
     assert (result.returncode, result.stderr) == (0, "")
 
 
-@pytest.mark.usefixtures("machine")
+@pytest.mark.usefixtures("web")
 def test_listing_without_a_kernel_needs_no_numpy():
     code = (
         "import sys\nfrom lb.cli import main\nassert main.run(['backend', 'list']) == 0\n"
@@ -253,6 +308,7 @@ def test_completion(web, monkeypatch, line, offered, missing):
 
 def test_completion_of_another_store(web, monkeypatch, machine):
     other = str(machine / "other.db")
+    open_store(other).close()
     web.ok("service", "add", "elsewhere", "--vip", "10.0.0.1:80", "--store", other)
     assert "elsewhere" in complete(web, monkeypatch, f"lbctl service show --store {other} ").out
 
@@ -303,6 +359,69 @@ def test_files_that_can_not_be_read(lbctl, tmp_path, command):
         result = lbctl(*command, name)
         assert result.code == 2, result
         assert name in result.err
+        assert "Errno" not in result.err
+    assert f"{tmp_path} is a directory" in result.err or command == ("restore",)
+
+
+def test_a_novel_is_not_quoted(lbctl, tmp_path):
+    (tmp_path / "m.yaml").write_text("x" * 3_000_000)
+    result = lbctl("apply", "-f", str(tmp_path / "m.yaml"))
+    assert result.code == 2
+    assert "a manifest is a mapping with the key 'services', not 'xxx" in result.err
+    assert len(result.err) < 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stroe = 'x'", "stroe is not a setting; did you mean 'store'?"),
+        ("[limits]\nservcies = 3", "limits.servcies is not a setting; did you mean 'services'?"),
+        ("[nonsense]", "nonsense is not a setting\n"),
+        ("hook = 'xpd'", "hook: must be 'auto', 'xdp', 'xdp-generic' or 'tc'; not 'xpd'"),
+        ("[limits]\nvips = 1", "limits.vips: must be greater than or equal to 2; not 1"),
+        ("[metrics]\nlisten = 'x'", "metrics.listen: not HOST:PORT, as in 127.0.0.1:9642; not 'x'"),
+    ],
+)
+def test_settings_that_are_wrong(lbctl, machine, text, message):
+    (machine / "bad.toml").write_text(text)
+    result = lbctl("status", "--config", str(machine / "bad.toml"))
+    assert result.code == 2
+    assert f"bad.toml: {message}" in result.err
+
+
+def test_settings_that_are_no_file(lbctl, machine):
+    for name in (str(machine), ""):
+        result = lbctl("status", "--config", name)
+        assert result.code == 2
+        assert f"{name or '.'} is a directory\nhint: --config" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("--store", "X", "status"), "put --store behind the command: lbctl COMMAND … --store …"),
+        (("-o", "json", "status"), "put -o behind the command: lbctl COMMAND … -o …"),
+        (("backend", "--wait", "list"), "put --wait behind the command: lbctl backend COMMAND …"),
+        (("backend", "--nonsense", "list"), "see `lbctl backend --help`"),
+    ],
+)
+def test_options_before_the_command(lbctl, arguments, hint):
+    result = lbctl(*arguments)
+    assert result.code == 2
+    assert f"\nhint: {hint}" in result.err
+
+
+def test_the_help_says_where_options_go(lbctl):
+    assert "Options go behind the command: lbctl status -o json" in lbctl.ok("--help").out
+
+
+def test_what_is_no_address_is_in_no_example(lbctl):
+    for words in (("a", "b"), ("10.0.0.1:99999", "b:80"), ("a:1", "b:1")):
+        result = lbctl("trace", *words)
+        assert result.code == 2
+        assert "hint: for example " in result.err
+        assert "for example a" not in result.err
+    assert "for example 10.0.0.1:80" in lbctl("service", "add", "web", "--vip", "10.0.0.1").err
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"format": ' * 100_000])
@@ -310,9 +429,12 @@ def test_a_copy_that_is_nested_without_an_end(lbctl, tmp_path, text):
     (tmp_path / "copy.json").write_text(text)
     result = lbctl("restore", str(tmp_path / "copy.json"))
     assert result.code == 2
-    assert "can't be used" in result.err
+    assert "can't be used: it is no copy of what a node serves" in result.err
+    (tmp_path / "copy.json").write_text("")
+    assert "it is no copy of what a node serves" in lbctl("restore", str(tmp_path / "copy.json")).err
 
 
+@pytest.mark.usefixtures("store")
 def test_frames_that_can_not_be_written(lbctl, tmp_path):
     with (tmp_path / "in.pcap").open("wb") as file:
         dpkt.pcap.Writer(file)
@@ -320,3 +442,104 @@ def test_frames_that_can_not_be_written(lbctl, tmp_path):
     result = lbctl("replay", str(tmp_path / "in.pcap"), "--interface", "lo", "--write", out)
     assert result.code == 2
     assert f"--write {out}: No such file" in result.err
+
+
+# -- output that can't be written, and Ctrl-C --------------------------------------------------
+
+
+def shell(line, **environ):
+    """A line of a shell in which `lbctl` is the program, as it is installed."""
+    lbctl = f'lbctl() {{ "{sys.executable}" -m lb.cli.entry "$@"; }}\n'
+    return subprocess.run(
+        ["bash", "-c", lbctl + line],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environ},
+    )
+
+
+@pytest.mark.usefixtures("web")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "lbctl export",
+        "lbctl status -o json",
+        "lbctl --help",
+        "lbctl service list",
+        "lbctl diff -f <(echo 'services: []') --prune",  # whose own code is 1
+    ],
+)
+def test_a_full_disk_behind_the_output(line):
+    result = shell(f"{line} >/dev/full")
+    assert result.returncode == 74
+    assert result.stderr.startswith(
+        "error: the output can't be written (No space left on device)\nhint: "
+    )
+    assert len(result.stderr.splitlines()) == 2
+
+
+def test_a_change_is_stored_whose_output_can_not_be_written(web):
+    result = shell("lbctl backend weight web b1 7 -o json >/dev/full")
+    assert result.returncode == 74
+    assert "(No space left on device); the change is stored at revision 5" in result.stderr
+    assert web.json("backend", "show", "web", "b1")["weight"] == 7
+    # Nobody can be told anything at all: the change is made, and the exit code says it.
+    assert shell("lbctl backend weight web b1 0 >/dev/null 2>/dev/full").returncode == 0
+    assert web.json("backend", "show", "web", "b1")["weight"] == 0
+    assert shell("lbctl backend show web nobody -o json >/dev/full 2>&1").returncode == 3
+
+
+@pytest.mark.usefixtures("web")
+def test_closed_streams_lead_nowhere():
+    for line in ("lbctl service list >&-", "lbctl backend weight web b1 7 -o json <&- >&- 2>&-"):
+        result = shell(line)
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", ""), line
+    nothing = shell("lbctl apply -f - <&-")
+    assert nothing.returncode == 2
+    assert "the file is empty" in nothing.stderr
+
+
+@pytest.mark.usefixtures("web")
+def test_an_encoding_that_lacks_a_character():
+    code = (
+        "import io, sys\nfrom lb.cli.main import _open_streams\nfrom lb.cli.output import Format, emit\n"
+        "_open_streams()\nemit(Format.TABLE, {}, 'a → b')\nemit(Format.JSON, {'a': '→'})\n"
+        "emit(Format.YAML, {'a': '→'})"
+    )
+    environ = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ)
+    assert result.stderr == ""
+    assert result.stdout == 'a ? b\n{\n  "a": "\\u2192"\n}\na: "\\u2192"\n'
+    assert shell("lbctl rollout start --help", PYTHONIOENCODING="latin-1").returncode == 0
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("module", ["typer", "pydantic", "lb.cli.rollout"])
+def test_ctrl_c_while_it_is_imported(module):
+    code = f"""
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+sys.argv = ["lbctl", "status"]
+from lb.cli.entry import main
+main()
+"""
+    # Who runs the tests in the background has it ignored, and that is inherited.
+    command = ["env", "--default-signal=INT", sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
+def test_ctrl_c_is_told_to_programs(lbctl, monkeypatch):
+    def interrupted(_session):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lb.cli.session.Session.snapshot", interrupted)
+    result = lbctl("status", "-o", "json")
+    assert result.code == 130
+    assert result.json["error"]["kind"] == "Interrupted"
+    assert lbctl("status").out == ""

@@ -240,6 +240,23 @@ def test_a_commit_whose_answer_is_lost_is_found_by_its_record(
     assert '"weight":33' in found.value
 
 
+def test_who_did_it_can_not_write_on_the_reader_s_terminal(
+    web: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LB_ACTOR", "eve\x1b]0;root\x07\n9 root\x9b2J\u202e\udcff é" + "x" * 100_000)
+    web.ok("backend", "weight", "web", "b1", "7")
+    who = web.json("history")[0]["who"]
+    assert who.startswith(r"eve\x1b]0;root\x07\n9 root\x9b2J\u202e\udcff éxxx")
+    assert len(who) == 200
+    # Who writes records without lbctl may not have been as careful.
+    record = Record(when=1e9, who="eve\x1b[2J\nroot", what="a\rb", keys=())
+    store.commit([Put(keys.record("x"), record.model_dump_json())])
+    lines = web.ok("history").out.splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert r" eve\x1b[2J\nroot " in lines[1]
+    assert r" a\rb" in lines[1]
+
+
 def test_a_record_is_in_the_transaction_of_its_change(web: Any, store: Store) -> None:
     revision = web.json("backend", "weight", "web", "b1", "7")["revision"]
     with store.watch(keys.ROOT, after=revision - 1) as watch:

@@ -25,7 +25,8 @@ def test_list(web, nodes):
     assert "LOST" in web.ok("status").out
 
 
-def test_an_empty_list(lbctl):
+def test_an_empty_list(lbctl, store):
+    assert not store.read("").items
     assert "no node is running" in lbctl.ok("node", "list").out
     assert lbctl.json("node", "list") == []
 

@@ -74,7 +74,11 @@ def test_ctrl_c_says_that_it_goes_on(
     monkeypatch.setattr(rollout_wait, "to_the_end", interrupted)
     result = canary("rollout", "wait", "web")
     assert result.code == 130
-    assert "the rollout goes on; to end it: lbctl rollout abort web" in result.err
+    assert "the rollout of 'web' goes on: " in result.err
+    assert "to end it: lbctl rollout abort web" in result.err
+    told = canary("rollout", "wait", "web", "-o", "json")
+    assert told.json["error"]["exit_code"] == 130
+    assert told.json["rollout"]["service"] == "web"
     settle(runner)
     assert phase(store) is Phase.BAKING
 

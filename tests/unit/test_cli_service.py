@@ -109,6 +109,7 @@ def test_add_of_a_taken_name_or_vip(web, store):
     web.ok("service", "add", "other", "--vip", "10.0.0.1:80", "--protocol", "udp")
 
 
+@pytest.mark.usefixtures("store")
 def test_list_when_empty(lbctl):
     assert "no services" in lbctl.ok("service", "list").out
     assert lbctl.json("service", "list") == []

@@ -95,7 +95,8 @@ def test_the_real_kernel_view_without_maps(web, machine, monkeypatch):
     assert len(result.err.splitlines()) == 2
 
 
-def test_status_of_an_empty_store(lbctl):
+def test_status_of_an_empty_store(lbctl, store):
+    assert not store.read("").items
     text = lbctl.ok("status").out
     assert "revision 0" in text
     assert "no node is running" in text
