@@ -41,6 +41,11 @@ def claimed(backend: Backend) -> tuple[object, ...]:
     return backend.address, backend.port, backend.quic_id, limit, backend.health
 
 
+def _way(service: Service) -> tuple[object, ...]:
+    """What of a service decides which sockets its backends need, and how."""
+    return service.mode, service.port, service.end_port, service.protocol
+
+
 @dataclass(frozen=True)
 class Standing:
     """Who goes first. `services` and `backends`: what was in force before, backends by "service/name".
@@ -58,10 +63,12 @@ class Standing:
         same = before is not None and before.endpoint == service.endpoint
         return self._turn(keys.SERVICES + name, same)
 
-    def among_backends(self, path: str, backend: Backend) -> Turn:
-        """For what a backend needs for itself."""
-        before = self.backends.get(path)
+    def among_backends(self, path: str, backend: Backend, owner: Service | None) -> Turn:
+        """For what a backend needs for itself, which its service has a part in."""
+        before, served = self.backends.get(path), self.services.get(backend.service)
         same = before is backend or (before is not None and claimed(before) == claimed(backend))
+        if served is not owner:
+            same = same and served is not None and owner is not None and _way(served) == _way(owner)
         return self._turn(keys.BACKENDS + path, same)
 
     def is_vip_first(self, service: Service, path: str, backend: Backend) -> bool:
@@ -71,7 +78,7 @@ class Standing:
         vip = self._turn(keys.SERVICES + service.name, same)
         key, same = keys.BACKENDS + path, held is not None and held.address == backend.address
         address = self._turn(key, same)
-        if key in self.latecomers:  # two services could outdo each other by their backends, and all be out
+        if key in self.latecomers:  # else two services could outdo each other by their backends
             return vip[0] <= address[0]
         return vip <= address
 
@@ -98,7 +105,12 @@ def conflicts(
     if refused:
         return refused
     outdone: dict[str, Refusal] = {}
-    for path in sorted(backends, key=lambda p: (standing.among_backends(p, backends[p]), p)):
+
+    def turn(path: str) -> tuple[Turn, str]:
+        backend = backends[path]
+        return standing.among_backends(path, backend, services.get(backend.service)), path
+
+    for path in sorted(backends, key=turn):
         backend = backends[path]
         owner = services.get(backend.service)
         at_vip = vips.get(backend.address, ())

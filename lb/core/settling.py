@@ -86,9 +86,11 @@ def _new(
     services: Mapping[str, Service], backends: Mapping[str, Backend], standing: Standing
 ) -> list[str]:
     found = [keys.SERVICES + n for n, s in services.items() if standing.among_services(n, s)[0] == NEW]
-    return found + [
-        keys.BACKENDS + p for p, b in backends.items() if standing.among_backends(p, b)[0] == NEW
-    ]
+    for path, backend in backends.items():
+        owner = standing.services.get(backend.service)  # as it is after all that
+        if standing.among_backends(path, backend, owner)[0] == NEW:
+            found.append(keys.BACKENDS + path)
+    return found
 
 
 def _go_back(documents: dict[str, D], name: str, before: D | None) -> None:

@@ -14,15 +14,16 @@ from lb.model.objects import Backend, Service
 
 SERVICES = ["a", "b", "c", "d"]
 NAMES = ["x", "y"]
-ADDRESSES = [f"10.0.0.{n}" for n in range(1, 5)] + ["2001:db8::1"]
+VIPS = [f"10.0.0.{n}" for n in range(1, 6)] + ["2001:db8::1"]
+ADDRESSES = [f"10.0.0.{n}" for n in range(5, 8)] + ["2001:db8::1"]
 
 services = st.fixed_dictionaries(
     {
         "name": st.sampled_from(SERVICES),
-        "vip": st.sampled_from(ADDRESSES),
+        "vip": st.sampled_from(VIPS),
         "port": st.sampled_from([80, 80, 81]),
         "end_port": st.sampled_from([None, None, None, 90]),
-        "mode": st.sampled_from(["dsr", "dsr", "nat", "fullnat"]),
+        "mode": st.sampled_from(["dsr", "nat", "fullnat"]),
         "window": st.sampled_from([60, 900]),
     }
 ).map(lambda each: (keys.service(each["name"]), each))
@@ -37,8 +38,21 @@ backends = st.fixed_dictionaries(
 some = [*map(keys.service, SERVICES), *(keys.backend(s, n) for s in SERVICES for n in NAMES)]
 rubbish = st.sampled_from(some).map(lambda key: (key, {}))
 deleted = st.sampled_from(some).map(lambda key: (key, None))
-changes = st.one_of(services, services, backends, backends, backends, rubbish, deleted)
-stories = st.lists(st.lists(changes, min_size=1, max_size=8), min_size=1, max_size=8)
+edits = st.one_of(  # one setting of what is there
+    st.fixed_dictionaries({"vip": st.sampled_from(VIPS)}),
+    st.fixed_dictionaries({"mode": st.sampled_from(["dsr", "nat", "fullnat"])}),
+    st.fixed_dictionaries({"window": st.sampled_from([60, 900])}),
+    st.fixed_dictionaries({"address": st.sampled_from(ADDRESSES)}),
+    st.fixed_dictionaries({"weight": st.integers(1, 2)}),
+)
+edited = st.tuples(st.sampled_from(some), edits)
+changes = st.one_of(services, services, backends, backends, edited, edited, rubbish, deleted)
+first = st.lists(st.one_of(services, backends), min_size=8, max_size=16)
+stories = st.builds(
+    lambda batch, more: [batch, *more],
+    first,
+    st.lists(st.lists(changes, min_size=1, max_size=4), max_size=6),
+)
 
 Found = dict[str, Service | Backend]
 
@@ -74,9 +88,14 @@ def test_what_is_in_force_gets_along_and_nothing_is_lost_that_need_not_be(
             if document is None:
                 held.pop(key, None)
                 created.pop(key, None)
-            else:
-                held[key] = json.dumps(document), revision
-                created.setdefault(key, revision)
+                continue
+            if document and "name" not in document:
+                there = json.loads(held[key][0]) if key in held else {}
+                if not document.keys() <= there.keys():
+                    continue
+                document = {**there, **document}
+            held[key] = json.dumps(document), revision
+            created.setdefault(key, revision)
         before = in_force(state)
         items = [(key, text, at) for key, (text, at) in held.items()]
         state = parse(revision, items, state, created)

@@ -214,6 +214,22 @@ def test_a_service_that_is_refused_takes_nothing_from_backends() -> None:
     assert set(state.services) == {"payments", "cart"}
 
 
+def test_a_change_of_mode_takes_no_server_from_others() -> None:
+    """In mode nat a socket is one service's. `cart`, the first by name and older, shared the server."""
+    before = {
+        PAYMENTS: service("payments", "203.0.113.9", mode="nat"),
+        A: backend("payments", "a", "198.51.100.1"),
+        CART: service("cart", "203.0.113.1"),
+        X: backend("cart", "x", "198.51.100.1"),
+    }
+    good = state_of(before)
+    for mode in ("nat", "fullnat"):
+        after = {**before, CART: service("cart", "203.0.113.1", mode=mode)}
+        state = state_of(after, good, 2, created={CART: 1, X: 1, PAYMENTS: 2, A: 2})
+        assert set(servers(state)) == {"payments/a"}
+        assert set(said(state)) == {X}
+
+
 def test_an_address_can_be_given_up_for_a_vip() -> None:
     after = {**GOOD, A: backend("payments", "a", "198.51.100.9"), CART: service("cart", "198.51.100.1")}
     state = state_of(after, state_of(GOOD), 2)
