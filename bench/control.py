@@ -241,7 +241,7 @@ def read_state(store: Store, previous: DesiredState | None) -> DesiredState:
     """As Desired.read() does it."""
     snapshot = store.read(keys.ROOT)
     items = ((kv.key, kv.value, kv.mod_revision) for kv in snapshot.items)
-    return parse(snapshot.revision, items, previous)
+    return parse(snapshot.revision, items, previous, snapshot.created)
 
 
 def from_the_store(node: Node, path: Path, services: int, options: Options) -> list[Row]:

@@ -33,7 +33,7 @@ from lb.cli.takers import refuse_nobody, remarks
 from lb.cli.wait import Waited, telling, until_applied
 from lb.core import room, sizes
 from lb.core.conflicts import claimed, contested
-from lb.core.state import DesiredState
+from lb.core.state import DesiredState, reason
 from lb.errors import CapacityError, ConflictError, StoreUnavailable, UserError
 from lb.model import keys
 from lb.model.objects import Backend, ClusterConfig, Document, Service
@@ -299,7 +299,9 @@ def _after(draft: Draft, operations: Iterable[Put | Delete]) -> DesiredState:
     items = {item.key: item for item in draft.snapshot.items}
     for each in operations:
         if isinstance(each, Put):
-            items[each.key] = KeyValue(each.key, each.value, revision)
+            # A key that is there keeps its age; a new one gets it with this revision.
+            age = items[each.key].create_revision if each.key in items else revision
+            items[each.key] = KeyValue(each.key, each.value, revision, age)
         else:
             items.pop(each.key, None)
     return state_of(Snapshot(revision, tuple(items.values())), draft.state)
@@ -310,7 +312,7 @@ def _check(draft: Draft, after: DesiredState) -> None:
     for problem in after.problems:
         # What was wrong before, and isn't touched, must not keep people from changing the rest.
         if problem.where in draft.wanted or problem.where not in before:
-            raise UserError(f"{words.label(problem.where)}: {problem.message}", hint=problem.hint)
+            raise UserError(f"{words.label(problem.where)}: {reason(problem)}", hint=problem.hint)
     _check_capacity(draft.state, after)
 
 

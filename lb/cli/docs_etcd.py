@@ -78,9 +78,13 @@ but only `lbctl` writes there.)
   that compares the key's `mod_revision` (0 = it must not exist). Else somebody's change is lost.
 - **What is wrong is quarantined**, not obeyed: the last good version of the object stays in force,
   and `lbctl status`, the node's status, its log and its metrics say why. That holds for documents that
-  are no valid JSON, don't match the schema or have more than 524,288 characters, backends of a service
-  that does not exist, and the second of two services with one VIP. A rollout that is no valid document
+  are no valid JSON, don't match the schema or have more than 524,288 characters, and for those that
+  contradict others: a backend of a service that does not exist, the second service with a VIP, or the
+  second backend with a socket, a VIP that is a backend's address. A rollout that is no valid document
   is not run: `lbctl status` and the nodes' logs say so. Keys that nobody reads are listed there, too.
+- **What was in force keeps what it has.** Of what is new, and on a node that has no memory, the key that
+  is older (`create_revision`; in the embedded store, where `lbctl` refuses all this, the last change)
+  goes before the other, and of one transaction the first by name.
 - **Together in one transaction** is applied together: a packet sees all of it or nothing.
 - **`config` is the lock of structure.** Adding or removing services and backends, or changing a
   VIP, a mode, rules or an address, can contradict what somebody else is just writing to another key.

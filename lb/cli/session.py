@@ -76,4 +76,4 @@ class Session:
 def state_of(snapshot: Snapshot, previous: DesiredState | None = None) -> DesiredState:
     """A snapshot, parsed."""
     items = ((item.key, item.value, item.mod_revision) for item in snapshot.items)
-    return parse(snapshot.revision, items, previous)
+    return parse(snapshot.revision, items, previous, snapshot.created)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from lb.core.state import DesiredState
+from lb.core.state import DesiredState, reason
 from lb.errors import LbError, NotFoundError, UserError
 from lb.model import keys
 from lb.model.health import seconds
@@ -138,11 +138,12 @@ def no_such_backend(service: str, name: str, state: DesiredState) -> LbError:
 
 
 def unreadable(what: str, key: str, state: DesiredState) -> UserError:
-    """The error for an object whose document is quarantined."""
-    reasons = [problem.message for problem in state.problems if problem.where == key]
+    """The error for an object whose document is quarantined. What nodes have in force of it only they
+    know."""
+    reasons = [reason(problem) for problem in state.problems if problem.where == key]
     return UserError(
         f"{what} is quarantined: {'; '.join(reasons) or 'its document is not valid'}",
-        hint="`lbctl status` shows it; remove it, or replace it with `lbctl apply`",
+        hint="`lbctl status` shows what is in force; replace it with `lbctl apply`, or remove it",
     )
 
 

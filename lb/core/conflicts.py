@@ -1,11 +1,13 @@
 """Documents that are valid in themselves but contradict others. Pure.
 
-Of two that claim the same thing, the one that was in force before keeps it, else the first by name.
+Of two that claim the same thing, the one that was in force before keeps it; else the one whose key was
+written first, as far as the store can tell; else the first by name. lb/core/settling.py decides what
+is in force instead of those that are refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from lb.model import keys
@@ -19,10 +21,10 @@ from lb.model.objects import (
     Protocol,
     Service,
 )
-from lb.model.reports import Problem
 
 Refusal = tuple[str, str]  # message, hint
-Found = list[tuple[str, Problem]]  # by key
+Turn = tuple[int, int]  # HELD, NEW or LATE, and since when: who has the smaller one goes first
+HELD, NEW, LATE = range(3)
 _Place = tuple[Address, Protocol]
 _Socket = tuple[Address, int, Protocol]
 
@@ -39,38 +41,93 @@ def claimed(backend: Backend) -> tuple[object, ...]:
     return backend.address, backend.port, backend.quic_id, limit, backend.health
 
 
+def _way(service: Service) -> tuple[object, ...]:
+    """What of a service decides which sockets its backends need, and how."""
+    return service.mode, service.port, service.end_port, service.protocol
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Who goes first. `services` and `backends`: what was in force before, backends by "service/name".
+    `since`: the revision that each key was written at. `latecomers`: keys of those who go after all
+    others."""
+
+    services: Mapping[str, Service] = field(default_factory=dict)
+    backends: Mapping[str, Backend] = field(default_factory=dict)
+    since: Mapping[str, int] = field(default_factory=dict)
+    latecomers: Collection[str] = frozenset()
+
+    def among_services(self, name: str, service: Service) -> Turn:
+        """For its VIP with protocol and ports."""
+        before = self.services.get(name)
+        same = before is not None and before.endpoint == service.endpoint
+        return self._turn(keys.SERVICES + name, same)
+
+    def among_backends(self, path: str, backend: Backend, owner: Service | None) -> Turn:
+        """For what a backend needs for itself, which its service has a part in."""
+        before, served = self.backends.get(path), self.services.get(backend.service)
+        same = before is backend or (before is not None and claimed(before) == claimed(backend))
+        if served is not owner:
+            same = same and served is not None and owner is not None and _way(served) == _way(owner)
+        return self._turn(keys.BACKENDS + path, same)
+
+    def is_vip_first(self, service: Service, path: str, backend: Backend) -> bool:
+        """Whose is an address that is the VIP of one, and the other's own?"""
+        before, held = self.services.get(service.name), self.backends.get(path)
+        same = before is not None and before.vip == service.vip
+        vip = self._turn(keys.SERVICES + service.name, same)
+        key, same = keys.BACKENDS + path, held is not None and held.address == backend.address
+        address = self._turn(key, same)
+        if key in self.latecomers:  # else two services could outdo each other by their backends
+            return vip[0] <= address[0]
+        return vip <= address
+
+    def _turn(self, key: str, was_in_force: bool) -> Turn:
+        rank = LATE if key in self.latecomers else HELD if was_in_force else NEW
+        return rank, self.since.get(key, 0)
+
+
 def conflicts(
-    services: Mapping[str, Service],
-    backends: Mapping[str, Backend],
-    services_before: Mapping[str, Service],
-    backends_before: Mapping[tuple[str, str], Backend],
-) -> Found:
-    """The documents that can't be in force beside the others: (key, problem). `backends` is keyed by
-    "service/name", `backends_before` by (service, name)."""
-    found: Found = []
-    served = dict(services)
-    claims = _Claims({service.vip for service in services.values()})
-    for name in sorted(services, key=lambda n: (services_before.get(n) != services[n], n)):
-        if refusal := claims.refuse_service(services[name]):
-            found.append(_refused(keys.service(name), refusal))
-            del served[name]
+    services: Mapping[str, Service], backends: Mapping[str, Backend], standing: Standing
+) -> dict[str, Refusal]:
+    """Keys of documents that can't be in force beside the others. `backends` is keyed by "service/name".
 
-    def is_new(path: str) -> bool:
-        service, _, name = path.partition("/")
-        return backends_before.get((service, name)) != backends[path]
+    Services go first: while some are refused, nothing is said of backends, as those of these services
+    may get along with what is in force instead.
+    """
+    claims, refused = _Claims(), dict[str, Refusal]()
+    vips: dict[Address, list[Service]] = {}
+    for name in sorted(services, key=lambda n: (standing.among_services(n, services[n]), n)):
+        service = services[name]
+        vips.setdefault(service.vip, []).append(service)
+        if refusal := claims.refuse_service(service):
+            refused[keys.service(name)] = refusal
+    if refused:
+        return refused
+    outdone: dict[str, Refusal] = {}
 
-    for path in sorted(backends, key=lambda p: (is_new(p), p)):
+    def turn(path: str) -> tuple[Turn, str]:
         backend = backends[path]
-        owner = served.get(backend.service)
-        refusal = claims.refuse_backend(path, owner, backend) if owner else _without(backend.service)
+        return standing.among_backends(path, backend, services.get(backend.service)), path
+
+    for path in sorted(backends, key=turn):
+        backend = backends[path]
+        owner = services.get(backend.service)
+        at_vip = vips.get(backend.address, ())
+        if owner is None:
+            refusal = _without(backend.service)
+        elif any(standing.is_vip_first(each, path, backend) for each in at_vip):
+            refusal = (
+                f"address {backend.address} is a VIP itself",
+                "give the address of the server's own interface",
+            )
+        else:
+            refusal = claims.refuse_backend(path, owner, backend)
         if refusal:
-            found.append(_refused(keys.backend(backend.service, backend.name), refusal))
-    return found
-
-
-def _refused(key: str, refusal: Refusal) -> tuple[str, Problem]:
-    message, hint = refusal
-    return key, Problem(where=key, message=message, hint=hint)
+            refused[keys.BACKENDS + path] = refusal
+        for each in () if refusal else at_vip:
+            outdone.setdefault(keys.service(each.name), _of_a_server(each, path))
+    return outdone or refused
 
 
 def _without(service: str) -> Refusal:
@@ -80,11 +137,17 @@ def _without(service: str) -> Refusal:
     )
 
 
+def _of_a_server(service: Service, path: str) -> Refusal:
+    return (
+        f"VIP {describe_vip(service)} is the address of backend {path!r} already",
+        "choose another address, or give that backend another one first",
+    )
+
+
 @dataclass
 class _Claims:
     """What has been claimed so far, and by whom."""
 
-    vips: set[Address]
     endpoints: dict[tuple[object, ...], str] = field(default_factory=dict)
     ranges: dict[_Place, list[Service]] = field(default_factory=dict)
     quic_ids: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -110,7 +173,7 @@ class _Claims:
     def refuse_backend(self, path: str, owner: Service, backend: Backend) -> Refusal | None:
         """Why it can't be in force; otherwise what it needs for itself is taken from here on."""
         return (
-            _misfit(owner, backend, self.vips)
+            _misfit(owner, backend)
             or self._refuse_quic_id(path, backend)
             or self._refuse_answers(path, owner, backend)
             or self._refuse_mode(owner, backend)
@@ -182,13 +245,8 @@ def _describe(at: _Socket) -> str:
     return f"{describe_socket(address, port)}/{protocol}"
 
 
-def _misfit(service: Service, backend: Backend, vips: set[Address]) -> tuple[str, str] | None:
-    """Why this backend can't serve this service: (message, hint)."""
-    if backend.address in vips:
-        return (
-            f"address {backend.address} is a VIP itself",
-            "give the address of the server's own interface",
-        )
+def _misfit(service: Service, backend: Backend) -> Refusal | None:
+    """Why this backend can't serve this service."""
     if backend.quic_id is not None and len(backend.quic_id) != 2 * service.quic_id_bytes:
         return (
             f"quic_id {backend.quic_id} has {len(backend.quic_id) // 2} bytes, but service"
@@ -222,7 +280,7 @@ def _misfit(service: Service, backend: Backend, vips: set[Address]) -> tuple[str
     return None
 
 
-def _misfit_of_check(service: Service, backend: Backend) -> tuple[str, str] | None:
+def _misfit_of_check(service: Service, backend: Backend) -> Refusal | None:
     """Why it can't be checked by the way of clients' packets."""
     own = backend.health
     if own is not None and not own.enabled:

@@ -1,4 +1,8 @@
-"""Drains that have an end: who is due to become `down`, and when. Pure."""
+"""Drains that have an end: who is due to become `down`, and when. Pure.
+
+A backend whose stored document is not obeyed goes on draining: it would be overwritten with the end of a
+drain that somebody may have called off.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,6 @@ def _deadline(state: DesiredState, backend: Backend) -> float:
     if backend.admin is not Admin.DRAIN or backend.drain_until is None:
         return math.inf
     if keys.backend(backend.service, backend.name) in state.quarantined:
-        return (
-            math.inf
-        )  # what is stored is newer, and may say something else: a node that reads it knows
+        # What is stored is newer, and may say something else: a node that reads it knows.
+        return math.inf
     return backend.drain_until

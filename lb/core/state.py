@@ -1,8 +1,8 @@
 """From the documents of the store to the desired state: parse, check, quarantine.
 
 A document that can't be read, or that contradicts another, is quarantined: the last good version of
-that object stays in force, and a Problem says what is wrong. The same checks, run by `lbctl` on the
-state as it would be after a change, refuse bad input before it is written.
+that object stays in force (lb/core/settling.py), and a Problem says what is wrong. The same checks, run
+by `lbctl` on the state as it would be after a change, refuse bad input before it is written.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from lb.core.conflicts import claimed, conflicts, contested
+from lb.core.conflicts import Refusal, Standing, claimed, contested
+from lb.core.settling import settle
 from lb.model import keys
 from lb.model.objects import (
     Address,
@@ -38,6 +39,9 @@ BackendKey = tuple[str, str]  # service, backend
 LARGEST = 1 << 19
 _LIMITED = (keys.SERVICES, keys.BACKENDS, keys.CONFIG)
 D = TypeVar("D", bound=Document)
+
+_STAYS = "; the last good version stays in force"
+_IGNORED = "; it is ignored"
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,11 @@ class DesiredState:
         return stored - in_force
 
 
+def reason(problem: Problem) -> str:
+    """What is wrong with a document, without what is in force instead: that is only for nodes to say."""
+    return problem.message.removesuffix(_STAYS).removesuffix(_IGNORED)
+
+
 def describe_error(error: ValidationError) -> str:
     """A pydantic error in one line: where, and what."""
     first = error.errors()[0]
@@ -121,8 +130,10 @@ def parse(
     revision: int,
     items: Iterable[tuple[str, str, int]],
     previous: DesiredState | None = None,
+    created: Mapping[str, int] = MappingProxyType({}),
 ) -> DesiredState:
-    """The desired state from (key, JSON text, mod_revision) of all keys under /lb/.
+    """The desired state from (key, JSON text, mod_revision) of all keys under /lb/. `created`: since
+    which revision each key exists, where the store can tell; else the last change is what counts.
 
     Never raises for what the documents say; see `problems`.
     """
@@ -131,8 +142,8 @@ def parse(
     for key, text, version in items:
         texts[key], versions[key] = text, version
     old = previous or DesiredState()
-    doubtful = {problem.where for problem in old.problems}
-    problems: list[Problem] = []
+    refused: dict[str, Refusal] = {}
+    kept: set[str] = set()  # of which the last good version takes the place of what can't be read
 
     def load(
         prefix: str, kind: type[D], last_good: Callable[[str], D | None], named: Callable[[D], str]
@@ -143,7 +154,11 @@ def parse(
                 continue
             name = key.removeprefix(prefix)
             good = last_good(name)
-            if good is not None and old.versions.get(key) == versions[key] and key not in doubtful:
+            if (
+                good is not None
+                and old.versions.get(key) == versions[key]
+                and key not in old.quarantined
+            ):
                 found[name] = good
                 continue
             try:
@@ -153,9 +168,10 @@ def parse(
                     raise ValueError(f"the document calls itself {named(document)!r}")
             except ValueError as error:  # pydantic's is one, too
                 text = describe_error(error) if isinstance(error, ValidationError) else str(error)
-                problems.append(_quarantined(key, text, good))
+                refused[key] = text, f"write a valid document to {key}"
                 if good is None:
                     continue
+                kept.add(key)
                 document = good
             found[name] = document
         return found
@@ -167,20 +183,23 @@ def parse(
     nodes = load(keys.NODES, NodeStatus, old.nodes.get, lambda d: d.node)
     members = load(keys.MEMBERS, Member, old.members.get, lambda d: d.node)
     config = load(keys.CONFIG, ClusterConfig, lambda _: old.config, lambda _: "")
-    for key, problem in conflicts(services, backends, old.services, old.backends):
-        problems.append(problem)
-        kind, _, name = key.removeprefix(keys.ROOT).partition("/")
-        (services if kind == "services" else backends).pop(name, None)
+    standing = Standing(old.services, by_path, {**versions, **created})
+    settled = settle(services, backends, standing)
+    kept = (kept | settled.refused.keys()) - settled.left_out
+    refused |= {key: each for key, each in settled.refused.items() if key not in refused}
     return DesiredState(
         revision=revision,
         # Without its seed every flow would go elsewhere: that is never what a deletion means.
         config=config.get("", old.config),
-        services=MappingProxyType(services),
-        backends=MappingProxyType({(b.service, b.name): b for b in backends.values()}),
+        services=MappingProxyType(settled.services),
+        backends=MappingProxyType({(b.service, b.name): b for b in settled.backends.values()}),
         tables=MappingProxyType(tables),
         nodes=MappingProxyType(nodes),
         members=MappingProxyType(members),
-        problems=tuple(problems),
+        problems=tuple(
+            Problem(where=key, message=message + (_STAYS if key in kept else _IGNORED), hint=hint)
+            for key, (message, hint) in refused.items()
+        ),
         versions=MappingProxyType(versions),
     )
 
@@ -266,8 +285,3 @@ def _check_size(key: str, text: str) -> None:
     """Raises ValueError for a document that is too large, before anybody reads it."""
     if len(text) > LARGEST and key.startswith(_LIMITED):
         raise ValueError(f"{len(text):,} characters, and more than {LARGEST:,} are not taken")
-
-
-def _quarantined(key: str, text: str, good: Document | None) -> Problem:
-    force = "the last good version stays in force" if good else "it is ignored"
-    return Problem(where=key, message=f"{text}; {force}", hint=f"write a valid document to {key}")

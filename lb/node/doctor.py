@@ -198,7 +198,8 @@ def _state(settings: Settings) -> Iterator[Check]:
 def _read(settings: Settings) -> DesiredState:
     with open_store(settings.store, settings.etcd) as store:
         snapshot = store.read(keys.EVERYTHING)
-    return parse(snapshot.revision, ((kv.key, kv.value, kv.mod_revision) for kv in snapshot.items))
+    items = ((kv.key, kv.value, kv.mod_revision) for kv in snapshot.items)
+    return parse(snapshot.revision, items, created=snapshot.created)
 
 
 def _guarded(name: str, checks: Iterator[Check]) -> list[Check]:

@@ -168,11 +168,10 @@ class LastKnown:
         if held:
             return None
         items = ((item.key, item.value, item.mod_revision) for item in snapshot.items)
-        if not other:
-            after = parse(snapshot.revision, items, state)
-        else:
-            # An equal revision of another history says nothing: every document is looked at.
-            after = parse(snapshot.revision, items, replace(state, versions={}))
+        # An equal revision of another history says nothing: every document is looked at.
+        before = replace(state, versions={}) if other else state
+        after = parse(snapshot.revision, items, before, snapshot.created)
+        if other:
             self._say_restored(snapshot, state, after)
         self.cluster = snapshot.cluster
         if self._booted is not None and self._back is None:

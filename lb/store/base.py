@@ -18,11 +18,13 @@ from lb.errors import ConflictError
 
 @dataclass(frozen=True)
 class KeyValue:
-    """One key as of some revision. `mod_revision` is the revision of its last change."""
+    """One key as of some revision. `mod_revision` is the revision of its last change, `create_revision`
+    that since which it exists, or 0 where a driver can't tell: the embedded store forgets."""
 
     key: str
     value: str
     mod_revision: int
+    create_revision: int = 0
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class Snapshot:
     revision: int
     items: tuple[KeyValue, ...]
     cluster: str = ""
+
+    @property
+    def created(self) -> dict[str, int]:
+        """The revision since which each key exists, where the driver can tell."""
+        return {item.key: item.create_revision for item in self.items if item.create_revision}
 
 
 @dataclass(frozen=True)

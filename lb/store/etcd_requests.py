@@ -26,7 +26,9 @@ def prefix_range(prefix: str) -> tuple[bytes, bytes]:
 
 def key_value(message: Any) -> KeyValue:
     """What others wrote need not be UTF-8: it is shown as it can be, and no document is valid so."""
-    return KeyValue(_text(message.key), _text(message.value), message.mod_revision)
+    return KeyValue(
+        _text(message.key), _text(message.value), message.mod_revision, message.create_revision
+    )
 
 
 def event(message: Any) -> Event:

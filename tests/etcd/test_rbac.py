@@ -184,6 +184,27 @@ def test_a_node_may_end_a_drain(guarded: Servers, tmp_path: Path) -> None:
         admin.commit([Delete(WEB), Delete(B_WEB)])
 
 
+def test_a_vip_stays_with_the_service_that_was_there_first(guarded: Servers, tmp_path: Path) -> None:
+    """lb-ci-dns may write any VIP into its document; `dns` is the first by name. A node that boots
+    without memory knows what the store knows."""
+    web = Service(name="web", vip=ip_address("198.51.100.1"), port=80)
+    dns = Service(name="dns", vip=ip_address("198.51.100.2"), port=80)
+    theirs = Backend(service="web", name="b1", address=ip_address("203.0.113.1"))
+    with opened(guarded, tmp_path, ADMIN) as admin, opened(guarded, tmp_path, "lb-ci-dns") as ci:
+        admin.commit([Put(WEB, web.model_dump_json()), Put(B_WEB, theirs.model_dump_json())])
+        admin.commit([Put(DNS, dns.model_dump_json())])
+        for taken in (web.vip, theirs.address):
+            hijacker = dns.model_copy(update={"vip": taken})
+            ci.commit([Put(DNS, hijacker.model_dump_json())])
+            admin.commit([Put(WEB, web.model_dump_json())])  # whatever its owners change later
+            snapshot = ci.read(keys.EVERYTHING)
+            items = [(each.key, each.value, each.mod_revision) for each in snapshot.items]
+            state = parse(snapshot.revision, items, created=snapshot.created)
+            assert (set(state.services), set(state.backends)) == ({"web"}, {("web", "b1")})
+            assert DNS in state.quarantined
+        admin.commit([Delete(WEB), Delete(B_WEB), Delete(DNS)])
+
+
 def test_a_rollout_of_who_may_write_nothing_else(guarded: Servers, tmp_path: Path) -> None:
     def run(user: str, *arguments: str) -> tuple[int, str]:
         return lbctl(guarded, tmp_path, user, *arguments)

@@ -109,6 +109,35 @@ def test_add_of_a_taken_name_or_vip(web, store):
     web.ok("service", "add", "other", "--vip", "10.0.0.1:80", "--protocol", "udp")
 
 
+def test_add_with_the_address_of_a_server(web, store):
+    before = store.read(keys.ROOT)
+    result = web("service", "add", "other", "--vip", "10.0.1.1:80")
+    assert result.code == 2
+    assert result.err.splitlines() == [
+        "error: service other: VIP 10.0.1.1:80/tcp is the address of backend 'web/b1' already",
+        "hint: choose another address, or give that backend another one first",
+    ]
+    assert store.read(keys.ROOT) == before
+
+
+def test_a_service_that_somebody_gave_anothers_vip(web, store):
+    """lbctl has never seen a good version; the one that nodes have in force they tell of themselves."""
+    web.ok("service", "add", "api", "--vip", "10.0.0.2:80")
+    document = store.get(keys.service("api")).value
+    store.commit([Put(keys.service("api"), document.replace("10.0.0.2", "10.0.0.1"))])
+    result = web("service", "show", "api")
+    assert result.code == 2
+    assert result.err.splitlines() == [
+        "error: service 'api' is quarantined: VIP 10.0.0.1:80/tcp belongs to service 'web' already",
+        "hint: `lbctl status` shows what is in force; replace it with `lbctl apply`, or remove it",
+    ]
+    web.ok("backend", "weight", "web", "b1", "7")
+    assert [row["name"] for row in web.json("service", "list")] == ["web"]
+    # When the owner gives the VIP up, the other one gets it.
+    web.ok("service", "rm", "web", "--cascade")
+    assert [row["name"] for row in web.json("service", "list")] == ["api"]
+
+
 @pytest.mark.usefixtures("store")
 def test_list_when_empty(lbctl):
     assert "no services" in lbctl.ok("service", "list").out

@@ -132,6 +132,25 @@ def test_put_replaces_and_delete_removes(store: Store, root: str) -> None:
     assert contents(store, root) == {"a": "2"}
 
 
+def test_how_old_a_key_is(store: Store, root: str) -> None:
+    """It stays with changes, and not with a deletion. The embedded store can't tell."""
+
+    def told() -> list[int]:
+        found, snapshot = store.get(root + "a"), store.read(root)
+        assert found is not None
+        assert snapshot.items == (found,)
+        assert snapshot.created == ({found.key: found.create_revision} if found.create_revision else {})
+        return [found.create_revision]
+
+    knows = not isinstance(store, SqliteStore)
+    first = store.commit([Put(root + "a", "1")])
+    store.commit([Put(root + "a", "2")])
+    assert told() == [first * knows]
+    store.commit([Delete(root + "a")])
+    again = store.commit([Put(root + "a", "3")])
+    assert told() == [again * knows]
+
+
 def test_putting_the_same_value_is_a_change(store: Store, root: str) -> None:
     before = store.commit([Put(root + "a", "1")])
     assert store.commit([Put(root + "a", "1")]) == before + 1
