@@ -65,6 +65,17 @@ static __always_inline int ctx_resize(lb_ctx *ctx, __u32 bytes)
 	return more <= 0 ? bpf_xdp_adjust_tail(ctx, more) : ctx_resize_head(ctx, more);
 }
 
+/* A frame has no checksum beside the ones in it. */
+static __always_inline int ctx_resize_own(lb_ctx *ctx, const struct lb_packet *p, __u32 bytes)
+{
+	return ctx_resize(ctx, bytes);
+}
+
+static __always_inline int ctx_is_several(lb_ctx *ctx)
+{
+	return 0;
+}
+
 /* What ctx_push() pushes. */
 #define LB_PUSH_IPV4 0x1
 #define LB_PUSH_IPV6 0x2
