@@ -8,7 +8,8 @@
 
 typedef struct __sk_buff lb_ctx;
 
-#define LB_VERDICT_PASS TC_ACT_OK
+/* On to the filters behind ours, and then to the kernel. (TC_ACT_OK would end classification here.) */
+#define LB_VERDICT_PASS TC_ACT_UNSPEC
 #define LB_VERDICT_DROP TC_ACT_SHOT
 
 /* Ethernet, two tags, IPv6, some extension headers, TCP. */

@@ -4,6 +4,7 @@ looked at where they leave."""
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import subprocess
@@ -22,6 +23,7 @@ from scapy.packet import Packet
 from lb.core.reference import World, process
 from lb.core.reference.checksum import checksum, fold, pseudo_header, words
 from lb.datapath import attach
+from lb.datapath.bpf import Program, ProgramType
 from lb.model.objects import Mode, Tracking
 
 from . import harness, netns
@@ -230,6 +232,30 @@ def test_segments_go_through_a_tunnel_as_they_were(
         packet = IP(inner) if version == 4 else IPv6(inner)
         assert is_right(packet, proto, bytes(packet.payload))
         assert len(packet.payload.payload) == SEGMENT
+
+
+def test_filters_behind_ours_see_what_is_not_for_us(
+    attached: Kernel, table: harness.TableMaps, near: Wire
+) -> None:
+    """At tc's own priority for the first filter that names none: a firewall's, say."""
+    install(attached, replace(world_of(4, 6), vips={}), table)
+    program = Program.constant(ProgramType.SCHED_CLS, "their_filter", harness.TC_ACT_SHOT)
+    with IPRoute() as ip:
+        [here] = attach.by_index(ip, netns.C)
+        attach.attach_filter(ip, here, program, "their_filter", THEIR_PRIORITY)
+        try:
+            before = dropped_by_filters(here.name)
+            near.send(Unfinished(4, 6))
+            assert dropped_by_filters(here.name) - before == 1
+        finally:
+            attach.detach_filter(ip, here, THEIR_PRIORITY)
+
+
+def dropped_by_filters(name: str) -> int:
+    """At the ingress of an interface."""
+    command = ["tc", "-s", "-j", "qdisc", "show", "dev", name, "clsact"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return int(json.loads(shown)[0]["drops"])
 
 
 def is_right(ip: Packet, proto: int, segment: bytes) -> bool:
