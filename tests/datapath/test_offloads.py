@@ -24,6 +24,7 @@ from lb.core.reference import World, process
 from lb.core.reference.checksum import checksum, fold, pseudo_header, words
 from lb.datapath import attach
 from lb.datapath.bpf import Program, ProgramType
+from lb.errors import DatapathError
 from lb.model.objects import Mode, Tracking
 
 from . import harness, netns
@@ -256,6 +257,18 @@ def dropped_by_filters(name: str) -> int:
     command = ["tc", "-s", "-j", "qdisc", "show", "dev", name, "clsact"]
     shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return int(json.loads(shown)[0]["drops"])
+
+
+def test_the_older_ingress_qdisc_is_named(attached: Kernel) -> None:
+    with IPRoute() as ip:
+        [here] = attach.by_index(ip, netns.A)
+        subprocess.run(["tc", "qdisc", "add", "dev", here.name, "ingress"], check=True)
+        try:
+            with pytest.raises(DatapathError, match="older qdisc `ingress`") as raised:
+                attach.attach_filter(ip, here, attached.program, "lb-test")
+            assert f"tc qdisc del dev {here.name} ingress" in raised.value.hint
+        finally:
+            subprocess.run(["tc", "qdisc", "del", "dev", here.name, "ingress"], check=True)
 
 
 def is_right(ip: Packet, proto: int, segment: bytes) -> bool:
