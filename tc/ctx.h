@@ -87,8 +87,7 @@ static __always_inline __u32 ctx_segment_bytes(lb_ctx *ctx, const struct lb_pack
 	return segment ? segment + p->l4 - p->l3 + p->l4_bytes : p->l3_bytes;
 }
 
-/* Puts an outer header between the Ethernet header and the IP header, which the kernel finds only where no tag stands
- * inside the frame. Segments keep their size (FIXED_GSO, since Linux 4.20): that they fit has been seen to, a datagram's
+/* Puts an outer header between the Ethernet header and the IP header. Segments keep their size (FIXED_GSO, since Linux 4.20): that they fit has been seen to, a datagram's
  * must not change, and without the flag the kernel refuses those of UDP. */
 static __always_inline int ctx_push(lb_ctx *ctx, struct lb_packet *p, const __u32 *header, __u32 bytes,
 				    __u32 flags)
@@ -96,8 +95,7 @@ static __always_inline int ctx_push(lb_ctx *ctx, struct lb_packet *p, const __u3
 	__u16 type = flags & LB_PUSH_IPV4 ? lb_htons(ETH_P_IP) : lb_htons(ETH_P_IPV6);
 	struct ethhdr *eth;
 
-	if (p->l3 != sizeof(struct ethhdr) ||
-	    bpf_skb_adjust_room(ctx, bytes, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_FIXED_GSO))
+	if (bpf_skb_adjust_room(ctx, bytes, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_FIXED_GSO))
 		return -1;
 	if (bpf_skb_store_bytes(ctx, sizeof(struct ethhdr), (void *)header, bytes, BPF_F_RECOMPUTE_CSUM))
 		return -1;

@@ -235,6 +235,20 @@ def test_segments_go_through_a_tunnel_as_they_were(
         assert len(packet.payload.payload) == SEGMENT
 
 
+@FAMILIES
+@pytest.mark.parametrize("mode", list(Mode))
+def test_a_tag_comes_off_also_where_the_server_is_on_the_same_interface(
+    attached: Kernel, table: harness.TableMaps, near: Wire, version: int, mode: Mode
+) -> None:
+    """A real frame's tag stands beside the packet, where a test run has it inside."""
+    back = {"ifindex": netns.C, "source": ip_address(REALS[version].format(9))}
+    world = those(world_of(version, 17, mode=mode), **back)
+    install(attached, world, table)
+    near.send(Unfinished(version, 17, vlan=7))
+    [got] = near.received(1)
+    assert got[12:14] == {4: b"\x08\0", 6: b"\x86\xdd"}[version]
+
+
 def test_filters_behind_ours_see_what_is_not_for_us(
     attached: Kernel, table: harness.TableMaps, near: Wire
 ) -> None:
