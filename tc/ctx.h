@@ -8,7 +8,8 @@
 
 typedef struct __sk_buff lb_ctx;
 
-#define LB_VERDICT_PASS TC_ACT_OK
+/* On to the filters behind ours, and then to the kernel. (TC_ACT_OK would end classification here.) */
+#define LB_VERDICT_PASS TC_ACT_UNSPEC
 #define LB_VERDICT_DROP TC_ACT_SHOT
 
 /* Ethernet, two tags, IPv6, some extension headers, TCP. */
@@ -47,6 +48,32 @@ static __always_inline int ctx_resize(lb_ctx *ctx, __u32 bytes)
 	return bpf_skb_change_tail(ctx, bytes, 0);
 }
 
+/* What is cut off in front, below: more than Ethernet and IPv6 headers, behind which a checksum begins; and once more. */
+#define LB_CUT 56u
+#define LB_CUT_AGAIN 8u
+
+/* The same, for a packet that we write from its IP header on, with its checksums. The one that it becomes may have had
+ * one that is left to a card (CHECKSUM_PARTIAL: out of GRO, from a virtual machine), which would be written over ours;
+ * the kernel only forgets it where its place is cut off in front. Kernels before 6.1.5 and 5.10.163 look for that
+ * before they cut (54c3f1a81421), and must not be left with such a place: hence twice. Where a second tag stands inside
+ * the frame nothing can be cut. */
+static __always_inline int ctx_resize_own(lb_ctx *ctx, const struct lb_packet *p, __u32 bytes)
+{
+	if (p->l3 != sizeof(struct ethhdr))
+		return ctx_resize(ctx, bytes);
+	if (ctx_resize(ctx, bytes + LB_CUT + LB_CUT_AGAIN))
+		return -1;
+	if (bpf_skb_adjust_room(ctx, -(int)LB_CUT, BPF_ADJ_ROOM_MAC, 0))
+		return -1;
+	return bpf_skb_adjust_room(ctx, -(int)LB_CUT_AGAIN, BPF_ADJ_ROOM_MAC, 0);
+}
+
+/* Is it several segments, of TCP or UDP, to be cut apart on the way out (GSO)? */
+static __always_inline int ctx_is_several(lb_ctx *ctx)
+{
+	return !!ctx_read(ctx, gso_size);
+}
+
 /* What ctx_push() pushes. */
 #define LB_PUSH_IPV4 BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
 #define LB_PUSH_IPV6 BPF_F_ADJ_ROOM_ENCAP_L3_IPV6
@@ -60,15 +87,15 @@ static __always_inline __u32 ctx_segment_bytes(lb_ctx *ctx, const struct lb_pack
 	return segment ? segment + p->l4 - p->l3 + p->l4_bytes : p->l3_bytes;
 }
 
-/* Puts an outer header between the Ethernet header and the IP header. The kernel finds the latter only
- * where no tag stands inside the frame. */
+/* Puts an outer header between the Ethernet header and the IP header. Segments keep their size (FIXED_GSO, since Linux 4.20): that they fit has been seen to, a datagram's
+ * must not change, and without the flag the kernel refuses those of UDP. */
 static __always_inline int ctx_push(lb_ctx *ctx, struct lb_packet *p, const __u32 *header, __u32 bytes,
 				    __u32 flags)
 {
 	__u16 type = flags & LB_PUSH_IPV4 ? lb_htons(ETH_P_IP) : lb_htons(ETH_P_IPV6);
 	struct ethhdr *eth;
 
-	if (p->l3 != sizeof(struct ethhdr) || bpf_skb_adjust_room(ctx, bytes, BPF_ADJ_ROOM_MAC, flags))
+	if (bpf_skb_adjust_room(ctx, bytes, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_FIXED_GSO))
 		return -1;
 	if (bpf_skb_store_bytes(ctx, sizeof(struct ethhdr), (void *)header, bytes, BPF_F_RECOMPUTE_CSUM))
 		return -1;

@@ -153,7 +153,8 @@ int decap(struct __sk_buff *ctx)
 			flags = 0;
 		eth->h_proto = type;
 	}
-	if (bpf_skb_adjust_room(ctx, -(int)bytes, BPF_ADJ_ROOM_MAC, flags))
+	/* Segments (GSO) keep their size: those of UDP the kernel wouldn't cut otherwise. */
+	if (bpf_skb_adjust_room(ctx, -(int)bytes, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_FIXED_GSO))
 		return counted(ctx, LB_DECAP_FAILED, TC_ACT_SHOT);
 	return counted(ctx, LB_DECAP_OPENED, TC_ACT_UNSPEC);
 }

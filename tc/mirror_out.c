@@ -61,7 +61,7 @@ int mirror_out(struct __sk_buff *ctx)
 			return TC_ACT_SHOT;
 	}
 	if (nat_rewrite(ctx, p, 0, backend->addr, backend->port) || take_hop(ctx, p) ||
-	    leave_vlan(ctx, p, backend->ifindex))
+	    leave_vlan(ctx, p))
 		return TC_ACT_SHOT;
 	eth = ctx_data(ctx);
 	if ((void *)(eth + 1) > ctx_data_end(ctx))

@@ -65,6 +65,17 @@ static __always_inline int ctx_resize(lb_ctx *ctx, __u32 bytes)
 	return more <= 0 ? bpf_xdp_adjust_tail(ctx, more) : ctx_resize_head(ctx, more);
 }
 
+/* A frame has no checksum beside the ones in it. */
+static __always_inline int ctx_resize_own(lb_ctx *ctx, const struct lb_packet *p, __u32 bytes)
+{
+	return ctx_resize(ctx, bytes);
+}
+
+static __always_inline int ctx_is_several(lb_ctx *ctx)
+{
+	return 0;
+}
+
 /* What ctx_push() pushes. */
 #define LB_PUSH_IPV4 0x1
 #define LB_PUSH_IPV6 0x2
@@ -76,36 +87,21 @@ static __always_inline __u32 ctx_segment_bytes(lb_ctx *ctx, const struct lb_pack
 	return p->l3_bytes;
 }
 
-/* Puts an outer header between the Ethernet header (with its tags) and the IP header. The MAC addresses are for
- * the caller to write. */
+/* Puts an outer header between the Ethernet header and the IP header. The MAC addresses are for the caller to write. */
 static __always_inline int ctx_push(lb_ctx *ctx, struct lb_packet *p, const __u32 *header, __u32 bytes,
 				    __u32 flags)
 {
 	__u16 type = flags & LB_PUSH_IPV4 ? lb_htons(ETH_P_IP) : lb_htons(ETH_P_IPV6);
 	struct ethhdr *eth;
 	__u32 *to;
-	void *at;
 
-	if (p->l3 == sizeof(*eth)) {
-		if (bpf_xdp_adjust_head(ctx, -(int)bytes))
-			return -1;
-		eth = ctx_data(ctx);
-		to = (void *)(eth + 1);
-		if ((void *)to + bytes > ctx_data_end(ctx))
-			return -1;
-		*ethertype_of(eth) = type;
-	} else {
-		if (ctx_resize_head(ctx, bytes))
-			return -1;
-		at = ctx_data(ctx) + ((p->l3 - sizeof(type)) & 0x1f);
-		if (at + sizeof(type) > ctx_data_end(ctx))
-			return -1;
-		*(__u16 *)at = type;
-		to = ctx_data(ctx) + at_l3(p);
-		lb_keep(to);
-		if ((void *)to + bytes > ctx_data_end(ctx))
-			return -1;
-	}
+	if (bpf_xdp_adjust_head(ctx, -(int)bytes))
+		return -1;
+	eth = ctx_data(ctx);
+	to = (void *)(eth + 1);
+	if ((void *)to + bytes > ctx_data_end(ctx))
+		return -1;
+	eth->h_proto = type;
 #pragma unroll
 	for (int i = 0; i < bytes / 4; i++)
 		to[i] = header[i];

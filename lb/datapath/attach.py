@@ -250,8 +250,8 @@ def filter_name(
     return ""
 
 
-def _has_clsact(ip: IPRoute, interface: Interface) -> bool:
-    return any(each.get_attr("TCA_KIND") == "clsact" for each in ip.get_qdiscs(index=interface.index))
+def _has_qdisc(ip: IPRoute, interface: Interface, kind: str) -> bool:
+    return any(each.get_attr("TCA_KIND") == kind for each in ip.get_qdiscs(index=interface.index))
 
 
 def attach_filter(
@@ -270,7 +270,7 @@ def attach_filter(
             hint="lbd --detach that one first; two balancers on one interface can't work",
         )
     try:
-        if not _has_clsact(ip, interface):
+        if not _has_qdisc(ip, interface, "clsact"):
             ip.tc("add", "clsact", interface.index)
         ip.tc(
             "replace-filter",
@@ -285,6 +285,13 @@ def attach_filter(
             direct_action=True,
         )
     except NetlinkError as error:
+        if error.code == errno.EEXIST and _has_qdisc(ip, interface, "ingress"):
+            raise DatapathError(
+                f"tc can't be attached to {interface.name!r}: the older qdisc `ingress` is there"
+                " (policing, shaping by ifb), in clsact's place",
+                hint="clsact takes the same filters: have whatever made it use that instead;"
+                f" `tc qdisc del dev {interface.name} ingress` removes it, and its filters",
+            ) from None
         raise DatapathError(
             f"tc can't be attached to {interface.name!r}: {os.strerror(error.code)}",
             hint="the kernel needs CONFIG_NET_CLS_BPF and CONFIG_NET_SCH_INGRESS",

@@ -39,7 +39,7 @@ _FRESH = ("scratch", "lookups", "outcomes", "service_stats", "backend_stats")
 # uapi/linux/bpf.h and uapi/linux/pkt_cls.h
 _VERDICTS = {
     Hook.XDP: {0: "aborted", 1: "drop", 2: "pass", 3: "tx", 4: "redirect"},
-    Hook.TC: {0: "pass", 2: "drop", 7: "redirect"},
+    Hook.TC: {2**32 - 1: "pass", 2: "drop", 7: "redirect"},  # TC_ACT_UNSPEC is -1
 }
 _SHORTEST = 15  # bytes of a frame that a test run takes
 

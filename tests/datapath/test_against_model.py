@@ -68,7 +68,6 @@ class Pair:
             translations=self.translations,
             fragments=self.fragments,
             reachable=reachable,
-            tunnels_tagged=kernel.hook != "tc",
             clock=clock_ns,
         )
         kernel.install(self.world)

@@ -265,24 +265,28 @@ def test_the_sum_that_a_card_computed_stays_right(
     }
 
 
-@pytest.mark.parametrize(
-    ("hook", "outcome"), [("xdp", Outcome.FORWARD_TX), ("tc", Outcome.DROP_NO_SPACE)]
-)
-def test_a_tunnel_that_begins_where_a_tagged_frame_came_from(
-    kernels: dict[str, Kernel], table: harness.TableMaps, hook: str, outcome: Outcome
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("tags", [1, 2])
+def test_a_client_of_a_vlan_and_a_server_of_the_same_interface(
+    kernels: dict[str, Kernel], table: harness.TableMaps, hook: str, mode: Mode, tags: int
 ) -> None:
-    """Under tc the helper that makes room for the outer header refuses frames with a tag in the way."""
-    world = one_service(4, mode=Mode.IPIP)
+    """A trunk. The server's next hop isn't by the VLAN's interface: so it is on the network without."""
+    world = one_service(4, mode=mode, tracking=Tracking.NEVER)
     back = {
         n: replace(b, ifindex=INGRESS, source=ip_address("203.0.113.1"))
         for n, b in world.backends.items()
     }
-    world = replace(world, backends=back, tunnels_tagged=hook != "tc")
+    world = replace(world, backends=back)
     install(kernels[hook], world, table)
     ip = IP(src=CLIENTS[4], dst=str(VIPS[4]))
-    packet = bytes(Ether(src=PEER.hex(":"), dst=OURS.hex(":")) / Dot1Q(vlan=7) / ip / TCP(dport=80))
+    ether: Packet = Ether(src=PEER.hex(":"), dst=OURS.hex(":"))
+    for tag in range(tags):
+        ether /= Dot1Q(vlan=7 + tag)
+    packet = bytes(ether / ip / TCP(dport=80, flags="S"))
     expected, seen = process(packet, INGRESS, world), kernels[hook].run(packet, INGRESS)
-    assert expected.outcome is outcome
+    assert expected.outcome is Outcome.FORWARD_TX
+    assert seen.frame[12:14] == b"\x08\0"
     assert not harness.compare(kernels[hook], packet, expected, seen)
 
 
@@ -359,7 +363,7 @@ ENDS: dict[Outcome, Callable[[int], tuple[World, bytes]]] = {
 
 
 def test_every_end_of_a_packet_has_its_test() -> None:
-    # What DROP_NO_SPACE needs is in test_a_tunnel_that_begins_where_a_tagged_frame_came_from.
+    # DROP_NO_SPACE: when the kernel has no memory to reshape a packet.
     assert {*ENDS, Outcome.DROP_NO_SPACE} == set(Outcome)
 
 

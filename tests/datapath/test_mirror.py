@@ -36,7 +36,7 @@ from .test_hooks import CLIENTS, REALS, frame, one_service
 
 CANARY, TABLE = 5, 2
 CANARY_MAC, NODE_MAC = bytes([2, 0, 0, 0, 3, CANARY]), bytes([2, 0, 0, 0, 4, CANARY])
-ON = 0xFFFFFFFF  # TC_ACT_UNSPEC: to the balancer
+ON = harness.TC_ACT_UNSPEC  # to the balancer
 REDIRECT, SHOT = harness.TC_ACT_REDIRECT, harness.TC_ACT_SHOT
 FAMILIES = pytest.mark.parametrize("version", [4, 6])
 FIRST, THEIRS = 0xFFFFFF00, 0xFFFFFFF0  # sequence numbers that wrap around

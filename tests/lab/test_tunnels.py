@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,24 @@ from helpers import ENOUGH, backend_node, create, held, outcomes, service
 from transfers import forget_path_mtu
 
 from lb.datapath.release import OTHER_FAMILY
-from lb.lab.lab import Lab
+from lb.lab.lab import UDP_PORT, Lab
 from lb.lab.shell import LabError
 from lb.lab.topology import VIP4, VIP6
 
 HOOKS = ["xdp", "xdp-generic", "tc"]
+
+# Sends datagrams in one go (UDP_SEGMENT, uapi/linux/udp.h), as QUIC stacks do; prints what comes back.
+SEND_SEVERAL = """
+import socket, sys
+address, port, size, count = sys.argv[1], *map(int, sys.argv[2:])
+client = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+client.settimeout(5)
+client.connect((address, port))
+client.setsockopt(socket.IPPROTO_UDP, 103, size)
+client.send(bytes(size * count))
+for _ in range(count):
+    print(len(client.recv(65535)))
+"""
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -65,6 +79,37 @@ def test_who_sends_too_much_is_told_what_fits(node: Callable[[str], Lab], hook: 
     after = outcomes(lab)
     assert after["reject_too_big"] > before["reject_too_big"]
     assert after["drop_too_big"] == before["drop_too_big"]
+
+
+@pytest.fixture
+def offloading(lab: Lab) -> Iterator[None]:
+    """Every interface leaves checksums, and the cutting of several packets in one, to the next."""
+    ends = [
+        *((link.namespace, link.interface) for link in lab.topology.links),
+        *((lab.topology.switch, link.port) for link in lab.topology.links),
+    ]
+    for namespace, name in ends:
+        lab.run(namespace, ["ethtool", "-K", name, "tx", "on"])
+    yield
+    for namespace, name in ends:
+        lab.run(namespace, ["ethtool", "-K", name, "tx", "off"])
+
+
+@pytest.mark.usefixtures("offloading")
+@pytest.mark.parametrize("mode", ["ipip", "gue"])
+def test_datagrams_that_are_sent_in_one_go_arrive_as_they_were(
+    node: Callable[[str], Lab], mode: str
+) -> None:
+    lab = node("tc")
+    lab.open_tunnels()
+    lab.start_udp_servers()
+    for vip in (VIP4, VIP6):
+        create(lab, service(lab, "udp", vip, mode=mode, port=UDP_PORT, protocol="udp"))
+        before = outcomes(lab)["forward_redirect"]
+        argv = [sys.executable, "-c", SEND_SEVERAL, str(vip), str(UDP_PORT), "1000", "3"]
+        assert lab.run("client", argv).stdout.split() == ["1000"] * 3
+        assert outcomes(lab)["forward_redirect"] - before == 1  # the node saw all three as one
+        lab.lbctl("service", "rm", "udp", "--cascade", "--wait")
 
 
 def test_clients_that_hear_no_errors_upload_if_servers_ask_for_short_segments(

@@ -191,7 +191,7 @@ static __always_inline int send_error(lb_ctx *ctx, const struct lb_packet *p, __
 		__builtin_memcpy(&error.ip, l3, sizeof(error.ip) + sizeof(error.l4));
 		error.icmp.icmp6_cksum = csum_fold32(csum_fold64(
 			csum_words(&error, sizeof(error)) + csum_pseudo(p, sizeof(error), IPPROTO_ICMPV6)));
-		if (ctx_resize(ctx, at_l3(p) + sizeof(struct ipv6hdr) + sizeof(error)) ||
+		if (ctx_resize_own(ctx, p, at_l3(p) + sizeof(struct ipv6hdr) + sizeof(error)) ||
 		    write_ip(ctx, p, IPPROTO_ICMPV6, sizeof(error)))
 			return drop(p, LB_DROP_NO_SPACE);
 		out = ctx_data(ctx) + at_l3(p) + sizeof(struct ipv6hdr);
@@ -209,7 +209,7 @@ static __always_inline int send_error(lb_ctx *ctx, const struct lb_packet *p, __
 		error.icmp.un.frag.mtu = lb_htons(mtu);
 		__builtin_memcpy(&error.ip, l3, sizeof(error.ip) + sizeof(error.l4));
 		error.icmp.checksum = csum_fold32(csum_fold64(csum_words(&error, sizeof(error))));
-		if (ctx_resize(ctx, at_l3(p) + sizeof(struct iphdr) + sizeof(error)) ||
+		if (ctx_resize_own(ctx, p, at_l3(p) + sizeof(struct iphdr) + sizeof(error)) ||
 		    write_ip(ctx, p, IPPROTO_ICMP, sizeof(error)))
 			return drop(p, LB_DROP_NO_SPACE);
 		out = ctx_data(ctx) + at_l3(p) + sizeof(struct iphdr);

@@ -62,7 +62,7 @@ static __always_inline int forward(lb_ctx *ctx, struct lb_packet *p, const struc
 	if (!(backend->flags & LB_BACKEND_RESOLVED))
 		return pass(p, LB_PASS_UNRESOLVED);
 	outcome = backend->ifindex == p->ifindex ? LB_FORWARD_TX : LB_FORWARD_REDIRECT;
-	if (take_hop(ctx, p) || leave_vlan(ctx, p, backend->ifindex) ||
+	if (take_hop(ctx, p) || leave_vlan(ctx, p) ||
 	    (more && tunnel_push(ctx, p, svc, backend, more)))
 		return drop(p, LB_DROP_NO_SPACE);
 	return emit(ctx, p, backend->ifindex, backend->dmac, backend->smac, outcome);

@@ -56,11 +56,10 @@ static __always_inline int take_hop(lb_ctx *ctx, const struct lb_packet *p)
 	return 0;
 }
 
-/* VLAN tags stay only on the link that they came by. */
-static __always_inline int leave_vlan(lb_ctx *ctx, struct lb_packet *p, __u32 ifindex)
+/* Takes VLAN tags off, also where the frame goes out by the interface that it came in by: what the kernel says of a
+ * next hop there is about the network without a tag; on another one it names the VLAN's own interface. */
+static __always_inline int leave_vlan(lb_ctx *ctx, struct lb_packet *p)
 {
-	if (ifindex == p->ifindex)
-		return 0;
 	if (ctx_strip_vlan(ctx, at_l3(p), p->ethertype))
 		return -1;
 	p->l4 -= p->l3 - sizeof(struct ethhdr);
@@ -87,7 +86,7 @@ static __always_inline int emit(lb_ctx *ctx, const struct lb_packet *p, __u32 if
 static __always_inline int send_frame(lb_ctx *ctx, struct lb_packet *p, __u32 ifindex, const __u8 *dmac,
 				      const __u8 *smac, __u32 outcome)
 {
-	if (take_hop(ctx, p) || leave_vlan(ctx, p, ifindex))
+	if (take_hop(ctx, p) || leave_vlan(ctx, p))
 		return drop(p, LB_DROP_NO_SPACE);
 	return emit(ctx, p, ifindex, dmac, smac, outcome);
 }

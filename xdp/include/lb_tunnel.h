@@ -41,7 +41,8 @@ static __always_inline __u16 gue_port(const struct lb_service *svc, const struct
 /* The checksum that the outer UDP header needs, without a look at what it carries: a segment whose own
  * checksum is right adds the complement of its pseudo header's sum (Linux calls that local checksum
  * offload). 0 (none; RFC 6935 allows it for tunnels) where the inner packet has none of its own that
- * covers all. */
+ * covers all, and for several segments in one: each will have other lengths, and the kernel leaves the
+ * outer checksum as it is. */
 static __always_inline __u16 gue_checksum(lb_ctx *ctx, const struct lb_packet *p,
 					  const __u32 *outer)
 {
@@ -50,7 +51,7 @@ static __always_inline __u16 gue_checksum(lb_ctx *ctx, const struct lb_packet *p
 	struct udphdr *udp = ctx_data(ctx) + at_l4(p);
 	__u64 sum = 0;
 
-	if (p->fragment || p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMPV6)
+	if (p->fragment || p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMPV6 || ctx_is_several(ctx))
 		return 0;
 	if ((void *)(udp + 1) > ctx_data_end(ctx) || (p->proto == IPPROTO_UDP && !udp->check))
 		return 0;

@@ -171,13 +171,10 @@ def _forward(
     if not backend.resolved:
         return _pass(packet.frame, Outcome.PASS_UNRESOLVED)
     packet = rewrite.take_hop(packet)
-    back = backend.ifindex == packet.ifindex
     if service.mode in TUNNELS:
-        if back and packet.is_tagged and not world.tunnels_tagged:
-            return _drop(packet.frame, Outcome.DROP_NO_SPACE)
         packet = tunnel.encapsulate(packet, service, backend)
-    frame = rewrite.leave(packet, backend.ifindex, backend.dmac, backend.smac)
-    if back:
+    frame = rewrite.leave(packet, backend.dmac, backend.smac)
+    if backend.ifindex == packet.ifindex:
         return Result(Verdict.TX, Outcome.FORWARD_TX, frame, ifindex=backend.ifindex)
     return Result(Verdict.REDIRECT, Outcome.FORWARD_REDIRECT, frame, ifindex=backend.ifindex)
 
@@ -306,7 +303,7 @@ def _reply(packet: Packet, flow: Packet, service: Service, client: FlowKey, worl
             packet = rewrite.nat_destination(packet, client.client, client.client_port)
     sendable = world.reachable is None or way.ifindex in world.reachable
     if way.route is Route.NEIGHBOUR and sendable:
-        frame = rewrite.leave(rewrite.take_hop(packet), way.ifindex, way.dmac, way.smac)
+        frame = rewrite.leave(rewrite.take_hop(packet), way.dmac, way.smac)
         verdict = Verdict.TX if way.ifindex == packet.ifindex else Verdict.REDIRECT
         return Result(verdict, Outcome.REPLY_REDIRECT, frame, ifindex=way.ifindex)
     return _pass(packet.frame, Outcome.REPLY_PASS)

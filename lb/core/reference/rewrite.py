@@ -89,11 +89,10 @@ def set_ttl(packet: Packet, ttl: int) -> bytes:
     return put_checked(packet.frame, at, bytes([ttl, packet.frame[at + 1]]), packet.l3 + IPV4_CHECK)
 
 
-def leave(packet: Packet, ifindex: int, dmac: bytes, smac: bytes) -> bytes:
-    """The frame as it goes out of `ifindex`: VLAN tags stay only on the link that they came by."""
+def leave(packet: Packet, dmac: bytes, smac: bytes) -> bytes:
+    """The frame as it goes to a next hop: without VLAN tags, as that is known by an interface, which is
+    the VLAN's own where there is one."""
     frame = put(packet.frame, 0, dmac + smac)
-    if ifindex == packet.ifindex:
-        return frame
     ethertype = frame[packet.l3 - 2 : packet.l3]
     return frame[: ETHERNET_BYTES - 2] + ethertype + frame[packet.l3 :]
 

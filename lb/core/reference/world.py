@@ -249,8 +249,6 @@ class World:
     # Interfaces that this hook can send a routed frame to; None = all of them. (XDP reaches only
     # attached ones, tc any.)
     reachable: frozenset[int] | None = None
-    # Can this hook put a header behind a VLAN tag that stands in the frame? (XDP can.)
-    tunnels_tagged: bool = True
     now: int = 0  # low 32 bits of jiffies
     clock: int = 0  # ns; what windows close by
 
