@@ -53,6 +53,10 @@ def process(frame: bytes, ifindex: int, world: World) -> Result:
         flow = about
     number = find_service(flow, world)
     if number is None:
+        # An error to a VIP, but about nothing that came from a service: perhaps about what we sent to a
+        # server from that address (fullnat).
+        if flow.quoted and world.served(parsed.destination):
+            flow = quote.turned(flow)
         return _nat_reply(parsed, flow, world)
     if flow.destination != parsed.destination:
         # Not about a packet from the VIP that it is addressed to: somebody's invention.
