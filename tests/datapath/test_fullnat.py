@@ -59,7 +59,7 @@ class Flow:
     def server(self, flags: str) -> Outcome:
         source = self.world.backends[1].source
         segment = TCP(sport=8080, dport=self.port, flags=flags)
-        return self.run(SERVERS[self.version], source, segment)[0]
+        return self.run(self.world.backends[1].address, source, segment)[0]
 
     def run(self, source: object, destination: object, inner: Packet) -> tuple[Outcome, bytes]:
         frame = wrapped(self.version, source, destination, inner)
@@ -163,6 +163,29 @@ def test_who_goes_on_was_not_reset(kernels: dict[str, Kernel], hook: str, versio
     assert flow.states == (NONE, ANSWERED | FIN)
     flow.server("A")
     assert flow.states == (NONE, ANSWERED | FIN)
+
+
+@HOOKS
+@VERSIONS
+def test_a_server_that_moved_gets_new_connections(
+    kernels: dict[str, Kernel], hook: str, version: int
+) -> None:
+    """lbd gives it another generation (test_kernel.py). What was bound to its old socket is told."""
+    flow = Flow(kernels[hook], version, one_service(version, OWN[version]))
+    for who, flags in ((flow.client, "S"), (flow.server, "SA"), (flow.client, "A")):
+        who(flags)
+    server = ip_address(int(SERVERS[version]) + 1)
+    world = replace(
+        flow.world,
+        backends={1: replace(flow.world.backends[1], address=server, generation=2)},
+        nat_back={Endpoint(server, 8080, 6): NatBack(1, 1)},
+        bindings=kernels[hook].bindings(),
+        translations=kernels[hook].translations(),
+    )
+    flow = Flow(kernels[hook], version, world)
+    assert flow.client("A") is Outcome.REJECT_RST
+    assert flow.client("S") is Outcome.FORWARD_REDIRECT
+    assert flow.server("SA") is Outcome.REPLY_REDIRECT
 
 
 @HOOKS
