@@ -58,10 +58,12 @@ class Timeouts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tcp_opening: int = Field(default=30, ge=1, description="SYN, not answered.")
+    tcp_opening: int = Field(
+        default=30, ge=1, description="SYN, not answered; or that answer not acknowledged."
+    )
     tcp_established: int = Field(default=7440, ge=1, description="RFC 5382, REQ-5: 2 h 4 min or more.")
-    tcp_closing: int = Field(default=240, ge=1, description="One side is done (FIN).")
-    tcp_closed: int = Field(default=10, ge=1, description="Both are done, or one has reset it.")
+    tcp_closing: int = Field(default=240, ge=1, description="One side is done (FIN), or has reset it.")
+    tcp_closed: int = Field(default=10, ge=1, description="Both are done.")
     udp: int = Field(default=300, ge=1, description="RFC 4787, REQ-5: 5 min.")
     udp_unanswered: int = Field(default=30, ge=1, description="Only the client has sent.")
 

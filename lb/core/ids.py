@@ -1,9 +1,10 @@
 """Ids: the small numbers that services and backends have in the kernel maps of one node. Pure.
 
 An id is given back when its owner goes, and given out again as late as possible; each time it is,
-its generation grows. A conntrack entry holds id and generation, so it never leads an old flow to a
-new owner, however early the id is reused. A quiet slot holds the id alone: an id that changes hands in
-one step has to be out of all tables before its new owner gets it (changed_hands()).
+its generation grows (and if its owner becomes somebody else under its name: renewed()). A conntrack
+entry holds id and generation, so it never leads an old flow to a new owner, however early the id is
+reused. A quiet slot holds the id alone: an id that changes hands in one step has to be out of all tables
+before its new owner gets it (changed_hands()).
 """
 
 from __future__ import annotations
@@ -65,6 +66,23 @@ def allocate(
         before = result.get(number)
         result[number] = Allocation(owner, before.generation + 1 if before else 1)
     return result
+
+
+def renewed(allocations: Mapping[int, Allocation], numbers: Collection[int]) -> dict[int, Allocation]:
+    """The same, with these ids as if they had been given out anew, to the owners that they have."""
+    return {
+        number: Allocation(each.owner, each.generation + 1) if number in numbers else each
+        for number, each in allocations.items()
+    }
+
+
+def given_out(held: Mapping[int, Allocation], after: Mapping[int, Allocation]) -> list[int]:
+    """The ids that have owners in `after` who don't have them in `held`."""
+    return [
+        number
+        for number, each in after.items()
+        if each.owner and (number not in held or held[number].owner != each.owner)
+    ]
 
 
 def changed_hands(held: Mapping[int, Allocation], after: Mapping[int, Allocation]) -> set[int]:

@@ -77,6 +77,7 @@ class NatState(IntFlag):
     ANSWERED = 1
     FIN = 2
     RST = 4
+    OPENING = 8
 
 
 class Event(IntEnum):

@@ -70,6 +70,12 @@ def backend(wanted: WantedBackend, generation: int) -> bytes:
     return bytes(raw)
 
 
+def is_elsewhere(raw: bytes, wanted: WantedBackend) -> bool:
+    """Is the backend wanted at another address or port than this struct lb_backend says?"""
+    held, there = structs.Backend.from_buffer_copy(raw), mapkeys.address_bytes(wanted.address)
+    return (bytes(held.addr), socket.ntohs(held.port)) != (there, wanted.port)
+
+
 def is_usable(raw: bytes) -> bool:
     """May flows go to this struct lb_backend?"""
     return bool(structs.Backend.from_buffer_copy(raw).flags & consts.BackendFlag.USABLE)

@@ -30,13 +30,16 @@ TRANSLATED = np.dtype(
 CLIENT = np.dtype([("flow", FLOW), ("backend", "=u4"), ("seen", "=u4"), ("state", "u1"), ("pad", "V3")])
 
 _TCP = 6
-_ANSWERED, _FIN, _RST = (np.uint8(each) for each in (NatState.ANSWERED, NatState.FIN, NatState.RST))
+_ANSWERED, _FIN, _RST, _OPENING = (
+    np.uint8(each) for each in (NatState.ANSWERED, NatState.FIN, NatState.RST, NatState.OPENING)
+)
 
 
 @dataclass(frozen=True)
 class Expired:
     """How many flows were over, and how many entries are left. `connections`: by id and generation of
-    a backend, how many of its flows are under way: neither ended nor reset."""
+    a backend, how many of its flows are under way: of TCP those that both ends have opened, and that
+    have neither ended nor been reset."""
 
     flows: int
     left: int
@@ -62,11 +65,14 @@ def expire(maps: Maps, timeouts: Timeouts, clock: Callable[[], int], rate: float
 
     idle = _idle(clients["seen"], now)
     idle[paired] = np.minimum(idle[paired], _idle(mine["seen"], now))
-    state = clients["state"].copy()
-    both_done = state[paired] & mine["state"] & _FIN
-    state[paired] |= mine["state"] | np.where(both_done > 0, _RST, np.uint8(0))
-    state[~paired] |= _RST  # without a binding only stragglers of an ended flow are left
-    over = idle > _limits(state, backs["proto"], timeouts) * rate
+    server, client = clients["state"], np.zeros(len(clients), dtype=np.uint8)
+    client[paired] = mine["state"]
+    state = server | client
+    reset = _has(state, _RST)
+    # Without a binding only stragglers of an ended flow are left.
+    closed = ~paired | (_has(server, _FIN | _RST) & _has(client, _FIN | _RST))
+    closed |= reset & _has(state, _OPENING)
+    over = idle > _limits(state, closed, backs["proto"], timeouts) * rate
 
     # The programs write the way back first: a binding without one has lost it.
     single = np.ones(len(flows), dtype=bool)
@@ -75,7 +81,8 @@ def expire(maps: Maps, timeouts: Timeouts, clock: Callable[[], int], rate: float
     gone[binding[over & paired]] = True
     maps.bindings.delete_many([key.tobytes() for key in flows[gone]])
     maps.translations.delete_many([key.tobytes() for key in backs[over]])
-    under_way = paired & ~over & ((state & _RST) == 0)
+    open_ = _has(state, _ANSWERED) & ~_has(state, _OPENING) | (backs["proto"] != _TCP)
+    under_way = open_ & ~(over | closed | reset)
     return Expired(int(over.sum()), int((~over).sum()), _by_backend(bindings[binding[under_way]]))
 
 
@@ -120,22 +127,30 @@ def _idle(seen: NDArray[Any], now: int) -> NDArray[np.uint32]:
     return np.uint32(now % 2**32) - seen.astype(np.uint32)
 
 
+def _has(state: NDArray[np.uint8], bits: np.uint8) -> NDArray[np.bool_]:
+    """Any of these bits?"""
+    return (state & bits) > 0
+
+
 def _limits(
-    state: NDArray[np.uint8], proto: NDArray[np.uint8], timeouts: Timeouts
+    state: NDArray[np.uint8], closed: NDArray[np.bool_], proto: NDArray[np.uint8], timeouts: Timeouts
 ) -> NDArray[np.float64]:
-    """Seconds for which each flow may be silent."""
+    """Seconds for which each flow may be silent. A connection that one end has reset, as it seems, gets
+    no less than one that is closing: RFC 7857, 2.2, as a RST's sequence number is not checked."""
     tcp = proto == _TCP
-    answered = (state & _ANSWERED) > 0
+    answered = _has(state, _ANSWERED)
     return np.select(
         [
-            tcp & ((state & _RST) > 0),
-            tcp & ((state & _FIN) > 0),
+            tcp & closed,
+            tcp & _has(state, _OPENING),
+            tcp & _has(state, _FIN | _RST),
             tcp & answered,
             tcp,
             answered,
         ],
         [
             timeouts.tcp_closed,
+            timeouts.tcp_opening,
             timeouts.tcp_closing,
             timeouts.tcp_established,
             timeouts.tcp_opening,

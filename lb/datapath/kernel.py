@@ -18,7 +18,7 @@ from lb.core.heirs import NOBODY, Heirs, heirs_of, without
 from lb.core.ids import Allocation
 from lb.core.plan import Wanted, WantedBackend, WantedService
 from lb.core.state import BackendKey
-from lb.datapath import contents, expiry, keeping, rulemaps, slotmaps, structs, sweep
+from lb.datapath import contents, encode, expiry, keeping, rulemaps, slotmaps, structs, sweep
 from lb.datapath.bpf import Map
 from lb.datapath.clock import Clock
 from lb.datapath.contents import Contents
@@ -135,6 +135,7 @@ class Kernel:
         )
         service_of = _inverse(service_ids, service_uids)
         backend_of = _inverse(backend_ids, backend_uids)
+        backend_ids = ids.renewed(backend_ids, self._moved(wanted, backend_of))
         draft = self._draft(service_of, backend_of, waiting.backends)
         for each in wanted.services.values():
             if each.pool is None:
@@ -190,6 +191,19 @@ class Kernel:
         return ids.changed_hands(self._service_ids, service_ids) | ids.changed_hands(
             self._backend_ids, backend_ids
         )
+
+    def _moved(self, wanted: Wanted, backend_of: Mapping[BackendKey, int]) -> set[int]:
+        """Backends of mode fullnat that the maps have at another address or port: flows are bound to a
+        port of ours by which the old socket's answers are known, and no other's. In the other modes
+        flows go on: who has moved may well know them."""
+        held = self._have.backends
+        return {
+            number
+            for key, number in backend_of.items()
+            if wanted.services[key[0]].service.mode is Mode.FULLNAT
+            and number in held
+            and encode.is_elsewhere(held[number], wanted.backends[key])
+        }
 
     def _draft(
         self,
@@ -365,9 +379,13 @@ class Kernel:
     def _give_out(
         self, service_ids: Mapping[int, Allocation], backend_ids: Mapping[int, Allocation]
     ) -> int:
-        """Newly allocated ids: counters from 0, owner written down."""
+        """Newly allocated ids: counters from 0, owner written down. A backend's generation before that:
+        if lbd is killed in between, the next one finds the new owner, and gives the id out no more."""
         new = 0
         maps = self.maps
+        for number in ids.given_out(self._backend_ids, backend_ids):
+            fresh = structs.Backend(generation=backend_ids[number].generation)
+            maps.backends.put(index_key(number), bytes(fresh))
         for before, after, owners, counters in (
             (
                 self._service_ids,
@@ -377,12 +395,11 @@ class Kernel:
             ),
             (self._backend_ids, backend_ids, maps.backend_owners, (maps.backend_stats,)),
         ):
-            for number, each in after.items():
-                if each.owner and (number not in before or before[number].owner != each.owner):
-                    for each_map in counters:
-                        each_map.put(index_key(number), bytes(each_map.user_value_size))
-                    owners.put(index_key(number), bytes(structs.Owner(each.owner)))
-                    new += 1
+            for number in ids.given_out(before, after):
+                for each_map in counters:
+                    each_map.put(index_key(number), bytes(each_map.user_value_size))
+                owners.put(index_key(number), bytes(structs.Owner(after[number].owner)))
+                new += 1
         return new
 
     def _write(self, have: Contents, want: Contents, tables: Mapping[int, Encoded]) -> int:

@@ -175,7 +175,7 @@ def backends(draw: st.DrawFn, version: int, mode: Mode) -> Backend:
     return Backend(
         ip_address(draw(st.sampled_from(REALS[version]))),
         GUE_PORT if mode is Mode.GUE else draw(st.sampled_from(BACKEND_PORTS)),
-        source=ip_address(SOURCES[version]) if mode in (*TUNNELS, Mode.FULLNAT) else None,
+        source=ip_address(draw(_sources(version))) if mode in (*TUNNELS, Mode.FULLNAT) else None,
         mtu=draw(st.sampled_from([0, 0, 9000, 1500, 1400, 700, 700, 300])),
         generation=draw(st.integers(1, 3)),
         usable=usable,
@@ -186,6 +186,11 @@ def backends(draw: st.DrawFn, version: int, mode: Mode) -> Backend:
         # Told apart by it on the wire: a test run doesn't say where a frame was redirected to.
         smac=bytes([2, 0, 0, 0, 4, ifindex]),
     )
+
+
+def _sources(version: int) -> st.SearchStrategy[str]:
+    """Ours may be a VIP, too."""
+    return st.sampled_from([SOURCES[version]] * 3 + [VIPS[version][0]])
 
 
 IDENTIFICATIONS = [bytes(4), b"\1\2\0\0"]
@@ -252,6 +257,8 @@ STATES = [
     NatState.FIN,
     NatState.RST,
     NatState.ANSWERED | NatState.FIN,
+    NatState.OPENING,
+    NatState.OPENING | NatState.RST,
 ]
 
 

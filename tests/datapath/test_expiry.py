@@ -19,6 +19,7 @@ NOW = 2**32 + 1_000_000  # jiffies that have wrapped around
 TIMEOUTS = Timeouts()
 CLIENT, OURS, SERVER = (ip_address(f"198.51.100.{n}") for n in (1, 2, 3))
 NONE, ANSWERED, FIN, RST = NatState(0), NatState.ANSWERED, NatState.FIN, NatState.RST
+OPENING = NatState.OPENING
 KEY = FlowKey(CLIENT, 1, 4000, 80)
 BACK = Translated(SERVER, 8080, OURS, 2000, 6)
 
@@ -38,13 +39,21 @@ def world(states: tuple[NatState, NatState], idle: float, proto: int = 6) -> Wor
 @pytest.mark.parametrize(
     ("client", "server", "proto", "seconds"),
     [
+        (OPENING, NONE, 6, TIMEOUTS.tcp_opening),
+        # A SYN flood: the server answers, and nobody acknowledges.
+        (OPENING, ANSWERED, 6, TIMEOUTS.tcp_opening),
+        (OPENING, ANSWERED | RST, 6, TIMEOUTS.tcp_closed),
+        (OPENING | RST, ANSWERED, 6, TIMEOUTS.tcp_closed),
+        # Also those of an lb that didn't note what opens.
         (NONE, NONE, 6, TIMEOUTS.tcp_opening),
         (NONE, ANSWERED, 6, TIMEOUTS.tcp_established),
         (FIN, ANSWERED, 6, TIMEOUTS.tcp_closing),
         (NONE, ANSWERED | FIN, 6, TIMEOUTS.tcp_closing),
         (FIN, ANSWERED | FIN, 6, TIMEOUTS.tcp_closed),
-        (RST, ANSWERED, 6, TIMEOUTS.tcp_closed),
-        (NONE, ANSWERED | RST, 6, TIMEOUTS.tcp_closed),
+        (RST, ANSWERED, 6, TIMEOUTS.tcp_closing),
+        (NONE, ANSWERED | RST, 6, TIMEOUTS.tcp_closing),
+        (RST, ANSWERED | FIN, 6, TIMEOUTS.tcp_closed),
+        (RST, ANSWERED | RST, 6, TIMEOUTS.tcp_closed),
         (NONE, NONE, 17, TIMEOUTS.udp_unanswered),
         (NONE, ANSWERED, 17, TIMEOUTS.udp),
     ],
@@ -73,14 +82,15 @@ def test_who_spoke_last_counts(kernels: dict[str, Kernel]) -> None:
 @pytest.mark.parametrize(
     ("client", "server", "count"),
     [
-        (NONE, NONE, 1),
+        (OPENING, NONE, 0),
+        (OPENING, ANSWERED, 0),
         (NONE, ANSWERED, 1),
         (FIN, ANSWERED, 1),
         (FIN, ANSWERED | FIN, 0),
         (RST, ANSWERED, 0),
     ],
 )
-def test_connections_that_have_ended_do_not_count(
+def test_connections_count_while_they_are_open(
     kernels: dict[str, Kernel], client: NatState, server: NatState, count: int
 ) -> None:
     kernels["xdp"].install(world((client, server), 0))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
+    ICMPv6DestUnreach,
     ICMPv6EchoRequest,
     IPv6,
     IPv6ExtHdrDestOpt,
@@ -40,6 +41,8 @@ from lb.core.reference import (
     fullnat,
     process,
 )
+from lb.core.reference.pick import SEEN_STEP
+from lb.datapath.clock import Clock
 from lb.datapath.slotmaps import table_key
 from lb.model.objects import TRANSLATIONS, Affinity, Mode, Network, NoBackend, Tracking
 
@@ -478,6 +481,38 @@ def test_answers_to_health_checks_via_the_vip_are_for_the_kernel(
         assert not harness.compare(kernels[hook], packet, expected, seen)
         outcomes += seen.outcomes
     assert outcomes == [Outcome.PASS_NOT_OURS, Outcome.REPLY_REDIRECT]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("where", ["conntrack", "embryonic"])
+def test_answers_keep_what_is_remembered(
+    kernels: dict[str, Kernel], table: harness.TableMaps, hook: str, version: int, where: str
+) -> None:
+    """RFC 4787, REQ-6: a flow on which only the server still sends is not idle. An ICMP error is no sign
+    of life."""
+    world = one_service(version, 17, mode=Mode.NAT, tracking=Tracking.ALWAYS)
+    key = FlowKey(ip_address(CLIENTS[version]), 1, 4000, 80)
+    clock = Clock()
+    old = (clock.jiffies() - 10 * SEEN_STEP) % 2**32
+    world = replace(world, **{where: {key: Flow(1, 1, old)}})
+    install(kernels[hook], world, table)
+    server = REALS[version].format(1)
+    ip = IPv6 if version == 6 else IP
+    sent = ip(src=CLIENTS[version], dst=server) / UDP(sport=4000, dport=8080)
+    error = ICMPv6DestUnreach(code=4) if version == 6 else ICMP(type=3, code=3)
+    outcomes = []
+    for inner, kept in ((error / sent, False), (UDP(sport=8080, dport=4000), True)):
+        packet = frame(inner, version, src=server, dst=CLIENTS[version])
+        before = clock.jiffies()
+        seen = kernels[hook].run(packet, INGRESS)
+        expected = process(packet, INGRESS, replace(world, now=before))
+        assert not harness.compare(kernels[hook], packet, expected, seen)
+        outcomes += seen.outcomes
+        (flow,) = kernels[hook].flows(where).values()
+        assert (flow.seen != old) is kept is bool(getattr(expected, where))
+        assert not kept or (clock.jiffies() - flow.seen) % 2**32 <= clock.jiffies() - before
+    assert outcomes == [Outcome.REPLY_REDIRECT] * 2
 
 
 FOREVER = 2**63

@@ -172,6 +172,66 @@ def test_a_reused_id_has_another_generation_and_fresh_counters() -> None:
     assert stats.packets == 0
 
 
+def test_an_id_that_was_given_out_has_its_generation_also_if_lbd_is_killed_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Flows of the owner before must not match the new one."""
+    maps = Maps.create(Limits(services=4, vips=8, backends=2, conntrack=1024))
+    kernel = Kernel(maps)
+    kernel.apply(wanted_of(state_of({"s1": {"b1": 1}})))
+    first = held_backend(maps, 1)
+    kernel.apply(wanted_of(state_of({})))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    later = wanted_of(state_of({"s2": {"b1": 1}}))
+    with monkeypatch.context() as patch:
+        patch.setattr("lb.datapath.contents.write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            kernel.apply(later)
+    assert read_owners(maps.backend_owners) == {1: uid(keys.backend("s2", "b1"))}
+    heir = Kernel(maps)
+    heir.adopt()
+    heir.apply(later)
+    assert held_backend(maps, 1).generation > first.generation
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("moved", [{"address": ip_address("203.0.113.99")}, {"port": 8081}])
+def test_flows_that_are_bound_to_a_socket_end_with_it(mode: Mode, moved: dict[str, object]) -> None:
+    """In fullnat a backend that moves is another one. Elsewhere its flows go on: it may know them."""
+    state = state_of({"s1": {"b1": 1, "b2": 1}}, mode)
+    maps = Maps.create(SMALL)
+    Kernel(maps).apply(wanted_of(state))
+    kernel = Kernel(maps)
+    kernel.adopt()
+    number = kernel_ids(maps)[uid(keys.backend("s1", "b1"))]
+    before = {n: held_backend(maps, n).generation for n in (1, 2)}
+    b1 = state.backends["s1", "b1"]
+
+    def now(**change: object) -> dict[int, int]:
+        backends = {**state.backends, ("s1", "b1"): b1.model_copy(update=change)}
+        kernel.apply(wanted_of(replace(state, backends=backends)))
+        return {n: held_backend(maps, n).generation - before[n] for n in (1, 2)}
+
+    other = 3 - number
+    assert now(weight=7) == {number: 0, other: 0}
+    assert now(**moved) == {number: int(mode is Mode.FULLNAT), other: 0}
+    assert now(**moved) == {number: int(mode is Mode.FULLNAT), other: 0}
+    assert now() == {number: 2 * int(mode is Mode.FULLNAT), other: 0}
+    assert kernel.apply(wanted_of(state)) == 0
+
+
+def held_backend(maps: Maps, number: int) -> structs.Backend:
+    return structs.Backend.from_buffer_copy(maps.backends.get(index_key(number)) or b"")
+
+
+def kernel_ids(maps: Maps) -> dict[int, int]:
+    """Ids of backends, by the uids of their owners."""
+    return {owner: number for number, owner in read_owners(maps.backend_owners).items()}
+
+
 def test_too_many_are_refused_before_anything_is_written() -> None:
     kernel = Kernel(Maps.create(SMALL))
     good = state_of({"s1": {"b1": 1}})

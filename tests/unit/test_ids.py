@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.core.ids import Allocation, allocate, changed_hands, uid
+from lb.core.ids import Allocation, allocate, changed_hands, given_out, renewed, uid
 from lb.errors import CapacityError
 
 
@@ -25,6 +25,18 @@ def test_a_reused_id_has_a_new_generation() -> None:
     after = allocate(held, {11, 12}, 3, "backends")
     assert after[1] == Allocation(12, 6)
     assert after[2] == Allocation(11, 1)
+
+
+def test_who_moved_keeps_its_id_and_not_its_generation() -> None:
+    held = {1: Allocation(11, 5), 2: Allocation(22, 1), 3: Allocation(0, 7)}
+    assert renewed(held, {1}) == {**held, 1: Allocation(11, 6)}
+    assert given_out(held, renewed(held, {1})) == []
+
+
+def test_given_out_are_ids_with_another_owner_than_before() -> None:
+    held = {1: Allocation(11, 5), 2: Allocation(22, 1), 3: Allocation(0, 7)}
+    after = {1: Allocation(11, 5), 2: Allocation(0, 1), 3: Allocation(33, 8), 4: Allocation(44, 1)}
+    assert given_out(held, after) == [3, 4]
 
 
 def test_a_full_map_is_an_error_that_names_the_limit() -> None:

@@ -69,8 +69,10 @@
  * (RFC 8200, 4.5; RFC 1122, 3.3.2). */
 #define LB_FRAGMENT_NS (60ULL * 1000000000)
 
-/* binding.state: what was seen of a translated connection, from either side */
-enum lb_nat_state { LB_NAT_ANSWERED = 0x1, LB_NAT_FIN = 0x2, LB_NAT_RST = 0x4 };
+/* What was seen of a translated connection, from either side: lb_binding.state, lb_client.state. OPENING is of the
+ * client: it has sent nothing but what begins a flow. (Its opposite would be wrong of entries that another version of
+ * lb made: their connections would count as never acknowledged.) */
+enum lb_nat_state { LB_NAT_ANSWERED = 0x1, LB_NAT_FIN = 0x2, LB_NAT_RST = 0x4, LB_NAT_OPENING = 0x8 };
 /* Of observed services: what happened, counted in lb_totals.event. In order of the pinned map: append only. */
 enum lb_event {
 	LB_EVENT_OPENED = 0,

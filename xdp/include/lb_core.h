@@ -138,6 +138,21 @@ static __always_inline struct lb_service *service_of(const struct lb_packet *q, 
 	return bpf_map_lookup_elem(lb_services, id);
 }
 
+/* A quoted packet, as if it had gone the other way. */
+static __always_inline void turn_quote(struct lb_packet *q)
+{
+	__u16 port = q->sport;
+
+	for (int i = 0; i < 4; i++) {
+		__u32 word = q->src[i];
+
+		q->src[i] = q->dst[i];
+		q->dst[i] = word;
+	}
+	q->sport = q->dport;
+	q->dport = port;
+}
+
 /* ICMP: an echo request to a VIP is answered here, an error is for the one whose packet it is about;
  * everything else, and what is in pieces, is for the kernel. */
 static __always_inline struct lb_packet *about(lb_ctx *ctx, struct lb_packet *p, int *verdict)
@@ -185,8 +200,13 @@ static __always_inline int process_packet(lb_ctx *ctx)
 			return verdict >= 0 ? verdict : pass(p, LB_PASS_NOT_OURS);
 	}
 	svc = service_of(q, &id);
-	if (!svc)
+	if (!svc) {
+		/* An error to a VIP, but about nothing that came from a service: perhaps about what we sent to
+		 * a server from that address (fullnat). */
+		if (q->quoted && vip_protocols(p))
+			turn_quote(q);
 		return nat_reply(ctx, p, q);
+	}
 	/* Not about a packet from the VIP that it is addressed to: somebody's invention. */
 	if (!is_same_address(p->dst, q->dst))
 		return pass(p, LB_PASS_NOT_OURS);

@@ -21,14 +21,19 @@ static __always_inline __u8 tcp_ends(lb_ctx *ctx, const struct lb_packet *p)
 	return (tcp->fin ? LB_NAT_FIN : 0) | (tcp->rst ? LB_NAT_RST : 0);
 }
 
-static __always_inline void note_seen(__u32 *seen, __u8 *state, __u8 more)
+/* Who goes on sending was not reset, whoever said so: a RST need not have the right sequence number here
+ * (RFC 7857, 2.2). And a client that sends more than SYNs has got an answer; a RST tells of none. */
+static __always_inline void note_seen(__u32 *seen, __u8 *state, const struct lb_packet *p, __u8 more)
 {
 	__u32 now = bpf_jiffies64();
+	/* Without branches, which the verifier would have to follow. */
+	__u8 opening = p->begins * LB_NAT_OPENING | (more & LB_NAT_RST) * (LB_NAT_OPENING / LB_NAT_RST);
+	__u8 is = (*state & (LB_NAT_ANSWERED | LB_NAT_FIN | opening)) | more;
 
 	if (now - *seen >= LB_SEEN_STEP)
 		*seen = now;
-	if (~*state & more)
-		*state |= more;
+	if (*state != is)
+		*state = is;
 }
 
 /* The key of the way back. */
@@ -44,8 +49,8 @@ static __always_inline void translated_key(struct lb_translated *key, const stru
 	key->proto = p->proto;
 }
 
-/* Finds a port that nobody has at this server's socket, and takes it: BPF_NOEXIST lets one CPU win.
- * 0 = done. */
+/* Finds a port that nobody has at this server's socket, and takes it: BPF_NOEXIST lets one CPU win. Where our
+ * address is a VIP, too, a service's port is none of them: answers to it would be that service's. 0 = done. */
 static __always_inline int bind_flow(const struct lb_packet *p, const struct lb_service *svc, __u32 id,
 				     const struct lb_flow_key *key, struct lb_binding *binding)
 {
@@ -61,11 +66,13 @@ static __always_inline int bind_flow(const struct lb_packet *p, const struct lb_
 	binding->backend = id;
 	binding->generation = backend->generation;
 	binding->seen = client.seen;
+	binding->state = LB_NAT_OPENING;
 	__builtin_memcpy(binding->source, backend->source, sizeof(binding->source));
 	for (int i = 0; i < LB_NAT_TRIES; i++) {
 		binding->port = lb_htons(LB_NAT_FIRST_PORT + at);
 		translated_key(&back, p, binding, backend);
-		if (!bpf_map_update_elem(lb_translations, &back, &client, BPF_NOEXIST)) {
+		if (!vip_entry(binding->source, binding->port, p->proto, LB_HAS_RANGES) &&
+		    !bpf_map_update_elem(lb_translations, &back, &client, BPF_NOEXIST)) {
 			if (!bpf_map_update_elem(lb_bindings, (void *)key, binding, BPF_NOEXIST))
 				return 0;
 			/* The map is full, or another CPU was faster with the same flow: the client's
@@ -105,7 +112,7 @@ static __always_inline struct lb_choice choose_binding(lb_ctx *ctx, const struct
 		id = held->backend;
 		if (!ended && is_usable(id, held->generation)) {
 			if (!p->quoted)
-				note_seen(&held->seen, &held->state, tcp_ends(ctx, p));
+				note_seen(&held->seen, &held->state, p, tcp_ends(ctx, p));
 			*binding = *held;
 			choice.backend = id;
 			return choice;
@@ -149,7 +156,7 @@ static __always_inline struct lb_client *find_client(lb_ctx *ctx, const struct l
 	key.proto = q->proto;
 	client = bpf_map_lookup_elem(lb_translations, &key);
 	if (client && !q->quoted)
-		note_seen(&client->seen, &client->state, LB_NAT_ANSWERED | tcp_ends(ctx, q));
+		note_seen(&client->seen, &client->state, q, LB_NAT_ANSWERED | tcp_ends(ctx, q));
 	return client;
 }
 

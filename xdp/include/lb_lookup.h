@@ -35,7 +35,28 @@ static __always_inline void keep(struct lb_lookup *at, __u32 edition, const __u3
 	at->backend = backend;
 }
 
-/* The service at an address and port, one that names the port before one whose range covers it; 0 = none. */
+/* What leads to the service at an address and port, one that names the port before one whose range covers it;
+ * NULL = none is there. `has`: LB_HAS_*, what there is at all. */
+static __always_inline __u32 *vip_entry(const __u32 *addr, __u16 port, __u8 proto, __u32 has)
+{
+	__u32 *found;
+
+	{
+		struct lb_endpoint vip = { .port = port, .proto = proto };
+
+		__builtin_memcpy(vip.addr, addr, sizeof(vip.addr));
+		found = bpf_map_lookup_elem(lb_vips, &vip);
+	}
+	if (!found && has & LB_HAS_RANGES) {
+		struct lb_range range = { .prefixlen = LB_RANGE_BITS + 16, .port = port, .proto = proto };
+
+		__builtin_memcpy(range.addr, addr, sizeof(range.addr));
+		found = bpf_map_lookup_elem(lb_ranges, &range);
+	}
+	return found;
+}
+
+/* That service; 0 = none. */
 static __always_inline __u32 find_vip(const __u32 *addr, __u16 port, __u8 proto)
 {
 	__u32 what = LB_LOOKUP(port, proto, LB_LOOKUP_VIP);
@@ -50,18 +71,7 @@ static __always_inline __u32 find_vip(const __u32 *addr, __u16 port, __u8 proto)
 		return at->service;
 	/* As it is before the lookup: what changes meanwhile makes this one old. */
 	edition = now->number;
-	{
-		struct lb_endpoint vip = { .port = port, .proto = proto };
-
-		__builtin_memcpy(vip.addr, addr, sizeof(vip.addr));
-		found = bpf_map_lookup_elem(lb_vips, &vip);
-	}
-	if (!found && now->has & LB_HAS_RANGES) {
-		struct lb_range range = { .prefixlen = LB_RANGE_BITS + 16, .port = port, .proto = proto };
-
-		__builtin_memcpy(range.addr, addr, sizeof(range.addr));
-		found = bpf_map_lookup_elem(lb_ranges, &range);
-	}
+	found = vip_entry(addr, port, proto, now->has);
 	service = found ? *found : 0;
 	keep(at, edition, addr, what, service, 0);
 	return service;

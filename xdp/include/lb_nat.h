@@ -70,12 +70,14 @@ static __always_inline void learn_sender(lb_ctx *ctx, const struct lb_packet *p)
 		bpf_map_update_elem(lb_senders, &sender, &at, BPF_ANY);
 }
 
-/* Does this answer belong to a flow that came through us? Where all are remembered there is an entry;
- * elsewhere the backend's address and port belong to one service only (the planner sees to that). */
+/* Does this answer belong to a flow that came through us? Where all are remembered there is an entry, which an
+ * answer keeps as the client's packets do (RFC 4787, REQ-6); elsewhere the backend's address and port belong to one
+ * service only (the planner sees to that). */
 static __always_inline int nat_is_ours(const __u32 *client, __u16 client_port, __u32 service,
-				       const struct lb_service *svc, __u16 vip_port)
+				       const struct lb_service *svc, __u16 vip_port, int quoted)
 {
 	struct lb_flow_key key = {};
+	struct lb_flow *flow;
 
 	if (!svc->port) { /* a range: is this port in it, and no other service's? */
 		if (find_vip(svc->vip, vip_port, svc->proto) != service)
@@ -87,7 +89,14 @@ static __always_inline int nat_is_ours(const __u32 *client, __u16 client_port, _
 	key.service = service;
 	key.client_port = client_port;
 	key.vip_port = vip_port;
-	return bpf_map_lookup_elem(lb_conntrack, &key) || bpf_map_lookup_elem(lb_embryonic, &key);
+	flow = bpf_map_lookup_elem(lb_conntrack, &key);
+	if (!flow)
+		flow = bpf_map_lookup_elem(lb_embryonic, &key);
+	if (!flow)
+		return 0;
+	if (!quoted)
+		touch(flow);
+	return 1;
 }
 
 /* The client is on a link of ours, but the kernel has no neighbour entry for it: as it never talked
@@ -147,7 +156,7 @@ static __always_inline struct lb_service *find_answered(lb_ctx *ctx, const struc
 	if (svc->mode == LB_MODE_NAT) {
 		__builtin_memcpy(to->client, client_addr, sizeof(to->client));
 		return nat_is_ours(client_addr, q->quoted ? q->sport : q->dport, to->service, svc,
-				   to->vip_port) ? svc : NULL;
+				   to->vip_port, q->quoted) ? svc : NULL;
 	}
 	if (svc->mode != LB_MODE_FULLNAT)
 		return NULL;

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 
 from lb.core import flowhash
 from lb.core.reference.parse import Packet, tcp_flags
-from lb.core.reference.pick import EMPTY, SEEN_STEP, slot_for
+from lb.core.reference.pick import EMPTY, SEEN_STEP, service_at, slot_for
 from lb.core.reference.world import (
     TCP,
     Backend,
     Binding,
     Client,
+    Endpoint,
     FlowKey,
     NatState,
     Service,
@@ -55,7 +56,7 @@ def choose_binding(
         if usable and not ended:
             if packet.quoted:
                 return Bound(held.backend, held)
-            seen, state = _noted(held.seen, held.state, _ends(packet), world)
+            seen, state = _noted(held.seen, held.state, packet, _ends(packet), world)
             return Bound(held.backend, held, bindings={key: replace(held, seen=seen, state=state)})
         if packet.quoted:
             return Bound(None)
@@ -69,9 +70,12 @@ def choose_binding(
     if own == EMPTY or backend is None or not backend.usable:
         return Bound(None, bindings=gone)
     for port in candidates(service.seed, packet.source, packet.sport, packet.dport):
-        binding = Binding(backend.source, own, backend.generation, world.now, port)
+        opening = NatState.OPENING
+        binding = Binding(backend.source, own, backend.generation, world.now, port, opening)
         back = way_back(packet, binding, backend)
-        if back not in world.translations:
+        # Where our address is a VIP, too, answers to a service's port would be that service's.
+        is_served = backend.source and service_at(Endpoint(backend.source, port, packet.proto), world)
+        if back not in world.translations and not is_served:
             client = Client(key, own, world.now)
             return Bound(own, binding, True, bindings={key: binding}, translations={back: client})
     return Bound(None, is_full=True, bindings=gone)
@@ -103,7 +107,14 @@ def _ends(packet: Packet) -> NatState:
     return state
 
 
-def _noted(seen: int, state: NatState, more: NatState, world: World) -> tuple[int, NatState]:
+def _noted(
+    seen: int, state: NatState, packet: Packet, more: NatState, world: World
+) -> tuple[int, NatState]:
+    """Who goes on sending was not reset, whoever said so (RFC 7857, 2.2); and who sends more than what
+    begins a connection has got an answer."""
+    state &= ~NatState.RST
+    if not packet.begins and NatState.RST not in more:
+        state &= ~NatState.OPENING
     aged = (world.now - seen) % 2**32 >= SEEN_STEP
     return world.now if aged else seen, state | more
 
@@ -117,5 +128,5 @@ def find_client(flow: Packet, world: World) -> tuple[Client | None, Mapping[Tran
     client = world.translations.get(key)
     if client is None:
         return None, {}
-    seen, state = _noted(client.seen, client.state, NatState.ANSWERED | _ends(flow), world)
+    seen, state = _noted(client.seen, client.state, flow, NatState.ANSWERED | _ends(flow), world)
     return client, {key: replace(client, seen=seen, state=state)}

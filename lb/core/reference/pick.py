@@ -168,6 +168,16 @@ def _remember(key: FlowKey, chosen: int, older: bool, packet: Packet, world: Wor
     return Choice(chosen, is_new=not older, conntrack={key: flow}, embryonic=gone)
 
 
+def answered(key: FlowKey, world: World) -> tuple[Written, Written]:
+    """What an answer writes to `conntrack` and `embryonic`: a flow that is remembered is kept by what
+    its server sends, too (RFC 4787, REQ-6)."""
+    if key in world.conntrack:
+        return {key: _touched(world.conntrack[key], world)}, {}
+    if key in world.embryonic:
+        return {}, {key: _touched(world.embryonic[key], world)}
+    return {}, {}
+
+
 def _touched(flow: Flow, world: World) -> Flow:
     aged = (world.now - flow.seen) % 2**32 >= SEEN_STEP
     return replace(flow, seen=world.now) if aged else flow

@@ -8,7 +8,7 @@ from dataclasses import replace
 from lb.core.reference import answer, pieces, quic, quote, rewrite, tunnel
 from lb.core.reference.fullnat import Bound, choose_binding, find_client
 from lb.core.reference.parse import ICMP, ICMPV6, Packet, Portless, parse
-from lb.core.reference.pick import Choice, choose_backend, find_service, service_at
+from lb.core.reference.pick import Choice, Written, answered, choose_backend, find_service, service_at
 from lb.core.reference.world import (
     TCP,
     UDP,
@@ -53,6 +53,10 @@ def process(frame: bytes, ifindex: int, world: World) -> Result:
         flow = about
     number = find_service(flow, world)
     if number is None:
+        # An error to a VIP, but about nothing that came from a service: perhaps about what we sent to a
+        # server from that address (fullnat).
+        if flow.quoted and world.served(parsed.destination):
+            flow = quote.turned(flow)
         return _nat_reply(parsed, flow, world)
     if flow.destination != parsed.destination:
         # Not about a packet from the VIP that it is addressed to: somebody's invention.
@@ -251,6 +255,7 @@ def _nat_reply(packet: Packet, flow: Packet, world: World) -> Result:
     backend = nat.backend
     client = FlowKey(seen, nat.service, seen_port, service.port or port)
     changed: Mapping[Translated, Client | None] = {}
+    kept: tuple[Written, Written] = {}, {}
     if service.mode is Mode.FULLNAT:
         # The entry that was found only says that a server of this mode is there.
         found, changed = find_client(flow, world)
@@ -260,8 +265,10 @@ def _nat_reply(packet: Packet, flow: Packet, world: World) -> Result:
         backend, client = found.backend, found.flow
     elif not _is_our_flow(client, service, world):
         return _pass(packet.frame, Outcome.PASS_NOT_OURS)
+    elif service.tracking is Tracking.ALWAYS and not flow.quoted:
+        kept = answered(client, world)
     result = _counted_reply(packet, flow, backend, service, client, world)
-    return replace(result, translations=changed)
+    return replace(result, translations=changed, conntrack=kept[0], embryonic=kept[1])
 
 
 def _counted_reply(

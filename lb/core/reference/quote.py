@@ -70,6 +70,17 @@ def quoted(packet: Packet, *, sent: bool) -> Packet | None:
     )
 
 
+def turned(quote: Packet) -> Packet:
+    """The same, as if it had gone the other way."""
+    return replace(
+        quote,
+        source=quote.destination,
+        destination=quote.source,
+        sport=quote.dport,
+        dport=quote.sport,
+    )
+
+
 def translate(
     packet: Packet, quote: Packet, address: Address, port: int, *, source: bool, own: bool
 ) -> Packet:

@@ -93,6 +93,7 @@ class NatState(Flag):
     ANSWERED = auto()
     FIN = auto()
     RST = auto()
+    OPENING = auto()  # the client has sent nothing but what begins a flow
 
 
 NOTHING_SEEN = NatState(0)
