@@ -12,6 +12,7 @@ import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
+    ICMPv6PacketTooBig,
     IPv6,
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
@@ -181,6 +182,32 @@ def test_rare_frames(kernels: dict[str, Kernel], table: harness.TableMaps, hook:
         install(kernels[hook], case, table)
         expected, seen = process(packet, INGRESS, case), kernels[hook].run(packet, INGRESS)
         assert not harness.compare(kernels[hook], packet, expected, seen)
+
+
+# The header of a piece that an ICMPv6 error quotes, and the bytes of the quote.
+PIECES = {
+    "first": (IPv6ExtHdrFragment(m=1, id=7), 56, Outcome.FORWARD_REDIRECT),
+    "whole": (IPv6ExtHdrFragment(id=7), 60, Outcome.FORWARD_REDIRECT),
+    "later": (IPv6ExtHdrFragment(offset=150, id=7), 60, Outcome.PASS_NOT_OURS),
+    "ports cut off": (IPv6ExtHdrFragment(m=1, id=7), 55, Outcome.PASS_NOT_OURS),
+    "header cut off": (IPv6ExtHdrFragment(m=1, id=7), 44, Outcome.PASS_NOT_OURS),
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("mode", [Mode.DSR, Mode.NAT])
+@pytest.mark.parametrize("piece", PIECES)
+def test_an_error_about_a_datagram_in_pieces(
+    kernels: dict[str, Kernel], table: harness.TableMaps, hook: str, mode: Mode, piece: str
+) -> None:
+    header, size, outcome = PIECES[piece]
+    world = one_service(6, 17, mode=mode)
+    install(kernels[hook], world, table)
+    quote = IPv6(src=str(VIPS[6]), dst=CLIENTS[6]) / header / UDP(sport=80, dport=4000) / bytes(90)
+    packet = frame(ICMPv6PacketTooBig(mtu=1280) / bytes(quote)[:size], 6, src="2001:db8:a::99")
+    expected, seen = process(packet, INGRESS, world), kernels[hook].run(packet, INGRESS)
+    assert expected.outcome is outcome
+    assert not harness.compare(kernels[hook], packet, expected, seen)
 
 
 @pytest.mark.parametrize("hook", HOOKS)
