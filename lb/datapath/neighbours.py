@@ -63,7 +63,7 @@ _ROUTES_CHANGED = {
 _Gateway = tuple[int, Address]  # interface, and the address there that has the MAC
 
 # With one look at what no notification tells of: half a second, where a lookup takes 1.2 ms.
-_LOOKUPS = 400
+_AT_ONCE = 400
 
 _PAUSE = 1.0  # seconds
 
@@ -118,7 +118,7 @@ class Resolver:
     def doubt(self) -> bool:
         """What nobody notifies of: a path MTU that the kernel learned, or forgot again. Looks the next
         few hundred addresses up again, in turn. True if a next hop changed."""
-        return self._look_up(list(islice(self._ways, _LOOKUPS)))
+        return self._look_up(list(islice(self._ways, _AT_ONCE)))
 
     def _look_up(self, addresses: Iterable[Address]) -> bool:
         before = self.hops()

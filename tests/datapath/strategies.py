@@ -375,6 +375,7 @@ def scenes(draw: st.DrawFn) -> Scene:
         translations=translations,
         fragments=fragments,
         quic=quic,
+        may_send_errors=draw(st.sampled_from([True] * 9 + [False])),
         route=netns.route,
     )
     return Scene(world, ages)

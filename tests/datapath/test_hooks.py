@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -41,6 +42,7 @@ from lb.core.reference import (
     fullnat,
     process,
 )
+from lb.datapath import consts
 from lb.datapath.slotmaps import table_key
 from lb.model.objects import TRANSLATIONS, Affinity, Mode, Network, NoBackend, Tracking
 
@@ -403,6 +405,57 @@ def test_every_end_of_a_packet(
     seen = kernel.run(packet, INGRESS)
     assert expected.outcome is outcome
     assert not harness.compare(kernel, packet, expected, seen)
+
+
+# Of each kind of errors: one, what becomes of the packet without it, and an error of the other kind.
+ERRORS = {
+    consts.Error.UNREACH: (Outcome.REJECT_UNREACH, Outcome.DROP_NO_BACKEND, Outcome.REJECT_TOO_BIG),
+    consts.Error.TOO_BIG: (Outcome.REJECT_TOO_BIG, Outcome.DROP_TOO_BIG, Outcome.REJECT_UNREACH),
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("kind", ERRORS)
+def test_errors_have_an_allowance(
+    kernels: dict[str, Kernel],
+    table: harness.TableMaps,
+    hook: str,
+    version: int,
+    kind: consts.Error,
+) -> None:
+    kernel, (sent, otherwise, other) = kernels[hook], ERRORS[kind]
+    for wanted, spent in ((sent, 0), (otherwise, harness.NEVER), (sent, 0)):
+        world, packet = ENDS[sent](version)
+        world = replace(world, may_send_errors=wanted is sent)
+        install(kernel, replace(world, may_send_errors=True), table)
+        kernel.set_allowance(kind, spent)  # of this kind only
+        expected, seen = process(packet, INGRESS, world), kernel.run(packet, INGRESS)
+        assert expected.outcome is wanted
+        assert not harness.compare(kernel, packet, expected, seen)
+    world, packet = ENDS[other](version)
+    install(kernel, world, table)
+    kernel.set_allowance(kind, harness.NEVER)
+    assert list(kernel.run(packet, INGRESS).outcomes) == [other]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_an_error_spends_its_part_of_a_second(
+    kernels: dict[str, Kernel], table: harness.TableMaps, hook: str
+) -> None:
+    kernel, second = kernels[hook], 1_000_000_000
+    world, packet = ENDS[Outcome.REJECT_UNREACH](4)
+    install(kernel, world, table)
+    part = second // consts.ERRORS_PER_SECOND
+    for ago in (0.5, 60):
+        began = time.monotonic_ns()
+        before = began - int(ago * second)
+        kernel.set_allowance(consts.Error.UNREACH, before)
+        assert list(kernel.run(packet, INGRESS).outcomes) == [Outcome.REJECT_UNREACH]
+        ended = time.monotonic_ns()
+        (after,) = set(kernel.allowance(consts.Error.UNREACH)) - {before}
+        # What is older than a second is lost.
+        assert max(before, began - second) + part <= after <= max(before, ended - second) + part
 
 
 OPEN, CLOSED = 2**62, 1

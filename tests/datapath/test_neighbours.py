@@ -99,7 +99,7 @@ def test_a_path_mtu_that_the_kernel_learned_and_forgot(resolver: Resolver) -> No
 def test_more_addresses_than_one_look_takes_have_their_turns(
     resolver: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(neighbours, "_LOOKUPS", 2)
+    monkeypatch.setattr(neighbours, "_AT_ONCE", 2)
     some = frozenset(FAR + n for n in range(5))
     resolver.watch(some)
     ip("route change 203.0.113.0/24 via 198.51.100.254 mtu lock 700")

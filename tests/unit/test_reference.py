@@ -955,6 +955,22 @@ def test_an_error_about_a_datagram_in_pieces_goes_to_the_backend_that_sent_it() 
 
 
 @BOTH
+def test_without_an_error_left_nobody_is_told(ipv6: bool) -> None:
+    large = to_vip(UDP(sport=4000, dport=80) / bytes(400), ipv6=ipv6)
+    for backend, told, untold in (
+        ({"mtu": 300}, Outcome.REJECT_TOO_BIG, Outcome.DROP_TOO_BIG),
+        ({"usable": False}, Outcome.REJECT_UNREACH, Outcome.DROP_NO_BACKEND),
+    ):
+        world = make_world()
+        world = replace(
+            world,
+            backends={n: replace(b, **backend) for n, b in world.backends.items()},
+        )
+        assert run(large, world).outcome is told
+        assert run(large, replace(world, may_send_errors=False)).outcome is untold
+
+
+@BOTH
 def test_an_error_about_a_translated_packet_reaches_the_client(ipv6: bool) -> None:
     """Mode nat: a router between node and backend tells the client, who knows only the VIP."""
     world = make_world(mode=Mode.NAT)

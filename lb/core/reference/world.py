@@ -251,6 +251,7 @@ class World:
     reachable: frozenset[int] | None = None
     # Can this hook put a header behind a VLAN tag that stands in the frame? (XDP can.)
     tunnels_tagged: bool = True
+    may_send_errors: bool = True  # has this CPU ICMP errors left in this second?
     now: int = 0  # low 32 bits of jiffies
     clock: int = 0  # ns; what windows close by
 
