@@ -42,9 +42,12 @@ from lb.core.reference import (
     fullnat,
     process,
 )
+from lb.core.state import DesiredState
 from lb.datapath import consts
+from lb.datapath.replay import Replay
 from lb.datapath.slotmaps import table_key
 from lb.model.objects import TRANSLATIONS, Affinity, Mode, Network, NoBackend, Tracking
+from lb.settings import Hook
 
 from . import harness, netns
 from .harness import Kernel
@@ -456,6 +459,17 @@ def test_an_error_spends_its_part_of_a_second(
         (after,) = set(kernel.allowance(consts.Error.UNREACH)) - {before}
         # What is older than a second is lost.
         assert max(before, began - second) + part <= after <= max(before, ended - second) + part
+
+
+def test_frames_of_a_capture_need_no_allowance(
+    kernels: dict[str, Kernel], table: harness.TableMaps
+) -> None:
+    kernel = kernels["tc"]
+    world, packet = ENDS[Outcome.REJECT_UNREACH](4)
+    install(kernel, world, table)
+    kernel.set_allowance(consts.Error.UNREACH, harness.NEVER)
+    replay = Replay(Hook.TC, kernel.program, kernel.maps, DesiredState())
+    assert replay.send(packet, INGRESS).outcome == "reject_unreach"
 
 
 OPEN, CLOSED = 2**62, 1
