@@ -105,6 +105,7 @@ class Resolver:
         known = self._ways.keys() | self._unrouted
         self._ways = {address: way for address, way in self._ways.items() if address in wanted}
         self._unrouted &= wanted
+        self._fresh &= wanted
         if new := wanted - known:
             self._fresh |= new
             self._route(new)
