@@ -23,6 +23,8 @@ MIRROR_MARK = 0x6D000000  # of a copy of mirrored traffic, besides its backend's
 MIRROR_MARK_MASK = 0xFF000000
 MIRROR_SALT = 0x6D6972726F72
 
+ERRORS_PER_SECOND = 1000  # ICMP errors of each kind that one CPU sends
+
 PROTOCOL_NUMBER = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_UDP}
 MODE_NUMBER = {Mode.DSR: 0, Mode.NAT: 1, Mode.IPIP: 2, Mode.GUE: 3, Mode.FULLNAT: 4}
 AFFINITY_NUMBER = {Affinity.FLOW: 0, Affinity.CLIENT: 1}
@@ -69,6 +71,13 @@ class Outcome(IntEnum):
     DROP_TOO_BIG = 16
     REJECT_NAT_FULL = 17
     DROP_NAT_FULL = 18
+
+
+class Error(IntEnum):
+    """enum lb_error: kinds of ICMP errors that have an allowance of their own."""
+
+    UNREACH = 0
+    TOO_BIG = 1
 
 
 class NatState(IntFlag):

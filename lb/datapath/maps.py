@@ -35,6 +35,7 @@ _OF_PIECES = "pieces of a datagram come within moments of each other"
 _OF_LINKS = "lbd fills it before it attaches a program"
 _OBSERVED = "an observation may begin anew: another epoch tells whoever compares"
 _COPIED = "copies that are under way may be given up: answers to them are known by their servers, too"
+_OF_A_SECOND = "a second later nothing of it is spent, as in a new one"
 _COUNTED = "counters may begin at 0"
 
 
@@ -160,6 +161,7 @@ def specs(limits: Limits) -> dict[str, MapSpec]:
         "links": MapSpec(MapType.ARRAY, 4, sizeof(structs.Link), consts.LINKS),
         "egress": MapSpec(MapType.DEVMAP_HASH, 4, 4, 256, anew=_OF_LINKS),
         "scratch": MapSpec(MapType.PERCPU_ARRAY, 4, consts.SCRATCH, 2, anew=_OF_ONE_PACKET),
+        "allowance": MapSpec(MapType.PERCPU_ARRAY, 4, 8, len(consts.Error), anew=_OF_A_SECOND),
         "outcomes": MapSpec(
             MapType.PERCPU_ARRAY, 4, sizeof(structs.Counter), len(consts.Outcome), anew=_COUNTED
         ),

@@ -34,7 +34,7 @@ from lb.settings import Hook, Limits
 _COPIED = (
     "conntrack", "embryonic", "senders", "bindings", "translations", "fragments", "watched", "totals",
 )  # fmt: skip
-_FRESH = ("scratch", "lookups", "outcomes", "service_stats", "backend_stats")
+_FRESH = ("scratch", "lookups", "allowance", "outcomes", "service_stats", "backend_stats")
 
 # uapi/linux/bpf.h and uapi/linux/pkt_cls.h
 _VERDICTS = {
@@ -78,6 +78,10 @@ class Replay:
             )
         if len(frame) < _SHORTEST:
             return Replayed("pass", "pass_not_ours", None, None, None)
+        # Frames of a capture don't come as fast as they are sent here.
+        for kind in consts.Error:
+            unspent = bytes(self._maps.allowance.user_value_size)
+            self._maps.allowance.put(struct.pack("=I", kind), unspent)
         before = self._counters()
         result = self._program.run(frame, context=self._context(len(frame), ifindex))
         outcome, service, backend = (

@@ -250,7 +250,7 @@ class Daemon:
             self.kernel.adopt()
             self.probe_path.doubt()
             self.mirror_path.doubt()
-            self.ways.reattach()
+            self.ways.doubt()
         if self._drains_due <= time.time():
             stale |= self.drains.end(self.state, time.time())
         if stale or audit or (self._verdicts_changed and now >= self._verdicts_due):

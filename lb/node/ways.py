@@ -97,6 +97,11 @@ class Ways:
             self._path_mtus = fresh
         return is_new
 
+    def doubt(self) -> bool:
+        """The audit: look at the next hops of some, and at what lbd is attached to, unasked."""
+        changed = self.resolver.doubt()
+        return self.reattach() or changed
+
     def reattach(self) -> bool:
         """True if an interface was attached again, or can't be, or can again. What can't be is no reason
         to hold up everything else: it is said, and tried again."""

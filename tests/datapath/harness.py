@@ -53,6 +53,8 @@ BACKENDS = range(1, LIMITS.backends)
 # uapi/linux/bpf.h and uapi/linux/pkt_cls.h
 XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = range(5)
 TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT = 2**32 - 1, 2, 7  # -1, as a test run returns it
+NEVER = 2**62  # nobody's clock gets there
+
 TEST_SKB_CHECKSUM_COMPLETE = 1 << 2
 
 
@@ -170,8 +172,18 @@ class Kernel:
             maps.fragments.put(fragment_key(piece), fragment_struct(first))
         for (number, server_id), backend in world.quic.items():
             maps.quic.put(bytes(structs.QuicKey(server_id, number)), u32(backend))
+        for kind in consts.Error:
+            self.set_allowance(kind, 0 if world.may_send_errors else NEVER)
         contents.turn_page(maps, consts.Has.RANGES | consts.Has.NAT_BACK)
         self._world = world
+
+    def set_allowance(self, kind: consts.Error, spent: int) -> None:
+        """Up to when (CLOCK_MONOTONIC, ns) the CPUs have spent their time on ICMP errors."""
+        self.maps.allowance.put(u32(kind), struct.pack("=Q", spent) * possible_cpus())
+
+    def allowance(self, kind: consts.Error) -> list[int]:
+        """The same, of each CPU."""
+        return list(struct.unpack(f"={possible_cpus()}Q", self.maps.allowance.get(u32(kind))))
 
     def use_tables(self, tables: Mapping[int, TableMaps]) -> None:
         """Give services their slot tables. Slow: the kernel waits for all programs to be done."""

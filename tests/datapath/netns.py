@@ -71,6 +71,12 @@ def _ways() -> tuple[Way, ...]:
                 "route add {p} via 10.99.0.253 dev vec onlink",
             ),
         ),
+        (
+            "10.89.0.0/16",  # an IPv6 router: RFC 8950
+            gateway_c,
+            1500,
+            (neigh.format("fe80::fc", "vec", far), "route add {p} via inet6 fe80::fc dev vec"),
+        ),
         ("10.66.0.0/16", kernel, 65535, ("route add blackhole {p}",)),
         ("10.67.0.0/16", kernel, 65535, ("route add prohibit {p}",)),
         # IPv6

@@ -382,6 +382,7 @@ def scenes(draw: st.DrawFn) -> Scene:
         translations=translations,
         fragments=fragments,
         quic=quic,
+        may_send_errors=draw(st.sampled_from([True] * 9 + [False])),
         route=netns.route,
     )
     return Scene(world, ages)
@@ -540,7 +541,10 @@ def _error(draw: st.DrawFn, way: Way, rng: random.Random) -> Packet:
     segment: Packet = layer(sport=way.dport, dport=way.sport) / rng.randbytes(40)
     quote: Packet
     if version == 6:
-        quote = IPv6(src=str(destination), dst=str(source), hlim=7) / segment
+        quote = IPv6(src=str(destination), dst=str(source), hlim=7)
+        for offset in draw(st.sampled_from([[]] * 6 + [[0], [0], [7]])):
+            quote /= IPv6ExtHdrFragment(offset=offset, m=draw(st.booleans()), id=9)
+        quote /= segment
         error = draw(
             st.sampled_from(
                 [ICMPv6PacketTooBig(mtu=1280), ICMPv6DestUnreach(code=4), ICMPv6TimeExceeded()]
@@ -561,8 +565,8 @@ def _error(draw: st.DrawFn, way: Way, rng: random.Random) -> Packet:
         error = ICMP(type=kind, code=code)
     # As much as is left of it in the error: the least, or more.
     whole = bytes(quote)
-    header = 40 if version == 6 else (whole[0] & 15) * 4
-    return error / whole[: header + draw(st.sampled_from([8, 8, 20, 60, 4]))]
+    header = len(whole) - len(segment) if version == 6 else (whole[0] & 15) * 4
+    return error / whole[: header + draw(st.sampled_from([8, 8, 20, 60, 4, -4]))]
 
 
 def _fragment(draw: st.DrawFn, way: Way) -> tuple[str | None, bytes]:

@@ -289,5 +289,5 @@ def test_a_new_map_has_to_be_thought_about() -> None:
     fleeting = {name for name, spec in specs(LIMITS).items() if spec.anew}
     assert fleeting == {
         "editions", "lookups", "scratch", "probed", "probes", "fragments", "egress", "watched", "totals",
-        "overdue", "mirrored", "outcomes", "service_stats", "backend_stats", "mirror_stats",
+        "overdue", "mirrored", "allowance", "outcomes", "service_stats", "backend_stats", "mirror_stats",
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -13,6 +14,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
     ICMPv6EchoRequest,
+    ICMPv6PacketTooBig,
     IPv6,
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
@@ -42,9 +44,13 @@ from lb.core.reference import (
     process,
 )
 from lb.core.reference.pick import SEEN_STEP
+from lb.core.state import DesiredState
+from lb.datapath import consts
 from lb.datapath.clock import Clock
+from lb.datapath.replay import Replay
 from lb.datapath.slotmaps import table_key
 from lb.model.objects import TRANSLATIONS, Affinity, Mode, Network, NoBackend, Tracking
+from lb.settings import Hook
 
 from . import harness, netns
 from .harness import Kernel
@@ -184,6 +190,32 @@ def test_rare_frames(kernels: dict[str, Kernel], table: harness.TableMaps, hook:
         install(kernels[hook], case, table)
         expected, seen = process(packet, INGRESS, case), kernels[hook].run(packet, INGRESS)
         assert not harness.compare(kernels[hook], packet, expected, seen)
+
+
+# The header of a piece that an ICMPv6 error quotes, and the bytes of the quote.
+PIECES = {
+    "first": (IPv6ExtHdrFragment(m=1, id=7), 56, Outcome.FORWARD_REDIRECT),
+    "whole": (IPv6ExtHdrFragment(id=7), 60, Outcome.FORWARD_REDIRECT),
+    "later": (IPv6ExtHdrFragment(offset=150, id=7), 60, Outcome.PASS_NOT_OURS),
+    "ports cut off": (IPv6ExtHdrFragment(m=1, id=7), 55, Outcome.PASS_NOT_OURS),
+    "header cut off": (IPv6ExtHdrFragment(m=1, id=7), 44, Outcome.PASS_NOT_OURS),
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("mode", [Mode.DSR, Mode.NAT])
+@pytest.mark.parametrize("piece", PIECES)
+def test_an_error_about_a_datagram_in_pieces(
+    kernels: dict[str, Kernel], table: harness.TableMaps, hook: str, mode: Mode, piece: str
+) -> None:
+    header, size, outcome = PIECES[piece]
+    world = one_service(6, 17, mode=mode)
+    install(kernels[hook], world, table)
+    quote = IPv6(src=str(VIPS[6]), dst=CLIENTS[6]) / header / UDP(sport=80, dport=4000) / bytes(90)
+    packet = frame(ICMPv6PacketTooBig(mtu=1280) / bytes(quote)[:size], 6, src="2001:db8:a::99")
+    expected, seen = process(packet, INGRESS, world), kernels[hook].run(packet, INGRESS)
+    assert expected.outcome is outcome
+    assert not harness.compare(kernels[hook], packet, expected, seen)
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -383,6 +415,68 @@ def test_every_end_of_a_packet(
     seen = kernel.run(packet, INGRESS)
     assert expected.outcome is outcome
     assert not harness.compare(kernel, packet, expected, seen)
+
+
+# Of each kind of errors: one, what becomes of the packet without it, and an error of the other kind.
+ERRORS = {
+    consts.Error.UNREACH: (Outcome.REJECT_UNREACH, Outcome.DROP_NO_BACKEND, Outcome.REJECT_TOO_BIG),
+    consts.Error.TOO_BIG: (Outcome.REJECT_TOO_BIG, Outcome.DROP_TOO_BIG, Outcome.REJECT_UNREACH),
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("kind", ERRORS)
+def test_errors_have_an_allowance(
+    kernels: dict[str, Kernel],
+    table: harness.TableMaps,
+    hook: str,
+    version: int,
+    kind: consts.Error,
+) -> None:
+    kernel, (sent, otherwise, other) = kernels[hook], ERRORS[kind]
+    for wanted, spent in ((sent, 0), (otherwise, harness.NEVER), (sent, 0)):
+        world, packet = ENDS[sent](version)
+        world = replace(world, may_send_errors=wanted is sent)
+        install(kernel, replace(world, may_send_errors=True), table)
+        kernel.set_allowance(kind, spent)  # of this kind only
+        expected, seen = process(packet, INGRESS, world), kernel.run(packet, INGRESS)
+        assert expected.outcome is wanted
+        assert not harness.compare(kernel, packet, expected, seen)
+    world, packet = ENDS[other](version)
+    install(kernel, world, table)
+    kernel.set_allowance(kind, harness.NEVER)
+    assert list(kernel.run(packet, INGRESS).outcomes) == [other]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_an_error_spends_its_part_of_a_second(
+    kernels: dict[str, Kernel], table: harness.TableMaps, hook: str
+) -> None:
+    kernel, second = kernels[hook], 1_000_000_000
+    world, packet = ENDS[Outcome.REJECT_UNREACH](4)
+    install(kernel, world, table)
+    part = second // consts.ERRORS_PER_SECOND
+    for ago in (0.5, 60):
+        began = time.monotonic_ns()
+        before = began - int(ago * second)
+        kernel.set_allowance(consts.Error.UNREACH, before)
+        assert list(kernel.run(packet, INGRESS).outcomes) == [Outcome.REJECT_UNREACH]
+        ended = time.monotonic_ns()
+        (after,) = set(kernel.allowance(consts.Error.UNREACH)) - {before}
+        # What is older than a second is lost.
+        assert max(before, began - second) + part <= after <= max(before, ended - second) + part
+
+
+def test_frames_of_a_capture_need_no_allowance(
+    kernels: dict[str, Kernel], table: harness.TableMaps
+) -> None:
+    kernel = kernels["tc"]
+    world, packet = ENDS[Outcome.REJECT_UNREACH](4)
+    install(kernel, world, table)
+    kernel.set_allowance(consts.Error.UNREACH, harness.NEVER)
+    replay = Replay(Hook.TC, kernel.program, kernel.maps, DesiredState())
+    assert replay.send(packet, INGRESS).outcome == "reject_unreach"
 
 
 OPEN, CLOSED = 2**62, 1

@@ -63,6 +63,7 @@ ENUMERATIONS: dict[str, dict[str, int]] = {
     "LB_EVENT_": {e.name: e.value for e in consts.Event},
     "LB_WATCH_": {s.name or "": s.value for s in (*consts.Stage, *consts.End)},
     "LB_MIRROR_": {s.name: s.value for s in consts.MirrorStage},
+    "LB_ERROR_": {e.name: e.value for e in consts.Error},
     "LB_NAT_": {s.name or "": s.value for s in consts.NatState},
     "LB_": {o.name: o.value for o in consts.Outcome},
 }
@@ -90,6 +91,8 @@ SINGLE = {
     "LB_PROBE_PREFIX6": int(answer.PROBE_SOURCES[1]) >> 96,
     "LB_PROBE_MARK_MASK": consts.PROBE_MARK_MASK,
     "LB_FRAGMENT_NS": pieces.FRAGMENT_NS,
+    "LB_ERRORS_PER_SECOND": consts.ERRORS_PER_SECOND,
+    "LB_ERRORS": len(consts.Error),
     "LB_EVENTS": consts.EVENTS,
     "LB_TIME_SUB_BITS": histogram.SUB_BITS,
     "LB_TIME_BITS": histogram.MAX_BITS,

@@ -4,6 +4,7 @@ tunnel's packets, and clients have to hear it."""
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
@@ -12,6 +13,9 @@ from helpers import create, outcomes
 from test_tunnels import upload
 from transfers import forget_path_mtu
 
+from lb.datapath import structs
+from lb.datapath.mapkeys import address_from
+from lb.datapath.maps import Maps
 from lb.lab import nginx
 from lb.lab.lab import Lab
 from lb.lab.node import program
@@ -91,3 +95,32 @@ def test_a_client_that_uploads_hears_what_fits(
         assert mtus == [NARROW - overhead], client
         lab.lbctl("service", "rm", "web", "--cascade", "--wait")
     assert f"takes packets of {NARROW} bytes only" in lab.lbd_log.read_text()
+
+
+@pytest.mark.usefixtures("far")
+def test_what_the_nodes_own_packets_taught_its_kernel_counts_for_as_long(running: Lab) -> None:
+    """Nobody is notified of that: the audit finds it."""
+    lab = running
+    forget_path_mtu(lab, "node1")
+    lab.kill_lbd()  # which forgets what it heard itself
+    lab.start_lbd()
+    backend = {"name": "far", "address": str(_FAR4)}
+    create(lab, {"name": "web", "vip": str(VIP4), "port": 80, "mode": "ipip", "backends": [backend]})
+    link = known_mtu(lab)
+    assert link > NARROW
+    lab.run(
+        "node1", ["ping", "-M", "do", "-s", str(NARROW), "-c", "2", "-W", "1", str(_FAR4)], check=False
+    )
+    for mtu in (NARROW, link):
+        assert lab.lbd
+        lab.lbd.send_signal(signal.SIGHUP)
+        wait_until(f"an MTU of {mtu}", lambda mtu=mtu: known_mtu(lab) == mtu)
+        lab.run("node1", ["ip", "-4", "route", "flush", "cache"])
+
+
+def known_mtu(lab: Lab) -> int:
+    """What fits on the way to the far server, as the data path has it."""
+    rows = Maps.open(lab.node_folder / "bpf/lb").backends.items()
+    backends = [structs.Backend.from_buffer_copy(raw) for _, raw in rows]
+    (mtu,) = (each.mtu for each in backends if address_from(bytes(each.addr)) == _FAR4)
+    return mtu

@@ -938,6 +938,39 @@ def test_an_error_about_an_answer_goes_to_the_backend_that_sent_it(ipv6: bool, m
     assert (about.src, about.dst, got[TCPerror].sport) == (real, client, 8080)
 
 
+def test_an_error_about_a_datagram_in_pieces_goes_to_the_backend_that_sent_it() -> None:
+    """Over IPv6 the sender cuts, and most need to hear what fits about these."""
+    world = make_world(mode=Mode.NAT)
+    for header, expected in (
+        (IPv6ExtHdrFragment(m=1, id=7), Outcome.FORWARD_REDIRECT),
+        (IPv6ExtHdrFragment(id=7), Outcome.FORWARD_REDIRECT),
+        (IPv6ExtHdrFragment(offset=150, id=7), Outcome.PASS_NOT_OURS),
+    ):
+        answer = IPv6(src=VIP6, dst=CLIENT6) / header / UDP(sport=80, dport=4000) / bytes(20)
+        result = run(error_about(answer, ipv6=True, src="2001:db8::fe", dst=VIP6), world)
+        assert result.outcome is expected
+        if expected is Outcome.FORWARD_REDIRECT:
+            got = dissect(result.frame)
+            assert (got[IPv6].dst, got[IPerror6].src, got[IPerror6].dst) == (REAL6, REAL6, CLIENT6)
+            assert got[UDPerror].sport == 8080
+
+
+@BOTH
+def test_without_an_error_left_nobody_is_told(ipv6: bool) -> None:
+    large = to_vip(UDP(sport=4000, dport=80) / bytes(400), ipv6=ipv6)
+    for backend, told, untold in (
+        ({"mtu": 300}, Outcome.REJECT_TOO_BIG, Outcome.DROP_TOO_BIG),
+        ({"usable": False}, Outcome.REJECT_UNREACH, Outcome.DROP_NO_BACKEND),
+    ):
+        world = make_world()
+        world = replace(
+            world,
+            backends={n: replace(b, **backend) for n, b in world.backends.items()},
+        )
+        assert run(large, world).outcome is told
+        assert run(large, replace(world, may_send_errors=False)).outcome is untold
+
+
 @BOTH
 def test_an_error_about_a_translated_packet_reaches_the_client(ipv6: bool) -> None:
     """Mode nat: a router between node and backend tells the client, who knows only the VIP."""

@@ -4,6 +4,7 @@
 #define LB_ANSWER_H
 
 #define LB_ICMP_QUOTE 8 /* bytes of the offending segment in an ICMP error (RFC 792) */
+#define LB_SECOND_NS 1000000000ULL
 
 /* Turns a request around in place; every sum but the ICMP one is unchanged by swapping addresses. */
 static __always_inline int answer_echo(lb_ctx *ctx, const struct lb_packet *p)
@@ -171,6 +172,22 @@ struct lb_unreach6 {
 	__u8 l4[LB_ICMP_QUOTE];
 };
 
+/* May this CPU send another error (RFC 4443, 2.4 (f); RFC 1812, 4.3.2.8)? Each spends its part of a second's time, and
+ * of the time that has passed at most a second can be spent. */
+static __always_inline int may_send_error(__u32 kind)
+{
+	__u64 now = bpf_ktime_get_ns(), *spent = bpf_map_lookup_elem(lb_allowance, &kind);
+
+	if (!spent)
+		return 0;
+	if (*spent + LB_SECOND_NS < now)
+		*spent = now - LB_SECOND_NS;
+	if (*spent + LB_SECOND_NS / LB_ERRORS_PER_SECOND > now)
+		return 0;
+	*spent += LB_SECOND_NS / LB_ERRORS_PER_SECOND;
+	return 1;
+}
+
 /* An ICMP error about p. `mtu` is what fits, in errors that say so: all of the second word in ICMPv6
  * (RFC 4443, 3.2), its lower half in ICMP (RFC 1191). Headers with options are not quoted but dropped,
  * for that reason: the quote has a fixed size. */
@@ -179,6 +196,8 @@ static __always_inline int send_error(lb_ctx *ctx, const struct lb_packet *p, __
 {
 	void *l3 = ctx_data(ctx) + at_l3(p);
 
+	if (!may_send_error(outcome == LB_REJECT_TOO_BIG ? LB_ERROR_TOO_BIG : LB_ERROR_UNREACH))
+		return drop(p, otherwise);
 	if (p->ipv6) {
 		struct lb_unreach6 error = {}, *out;
 

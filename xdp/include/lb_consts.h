@@ -69,6 +69,13 @@
  * (RFC 8200, 4.5; RFC 1122, 3.3.2). */
 #define LB_FRAGMENT_NS (60ULL * 1000000000)
 
+/* ICMP errors of each kind that one CPU sends in a second. Far more than a node's clients cause, and few enough that
+ * a flood from invented sources doesn't become a flood to them. */
+#define LB_ERRORS_PER_SECOND 1000
+/* Index of the allowance map. What fits is said from an allowance of its own: a flood to a service that has no
+ * backends must not keep others from learning their path MTU. */
+enum lb_error { LB_ERROR_UNREACH = 0, LB_ERROR_TOO_BIG = 1, LB_ERRORS = 2 };
+
 /* What was seen of a translated connection, from either side: lb_binding.state, lb_client.state. OPENING is of the
  * client: it has sent nothing but what begins a flow. (Its opposite would be wrong of entries that another version of
  * lb made: their connections would count as never acknowledged.) */

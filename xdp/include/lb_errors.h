@@ -22,6 +22,7 @@ static __always_inline struct lb_packet *parse_quote(lb_ctx *ctx, const struct l
 	q->l3 = at;
 	if (p->ipv6) {
 		struct ipv6hdr *ip = l3;
+		struct lb_fragment6 *frag = (void *)(ip + 1);
 
 		if ((void *)(ip + 1) > ctx_data_end(ctx) || ip->version != 6)
 			return NULL;
@@ -31,6 +32,13 @@ static __always_inline struct lb_packet *parse_quote(lb_ctx *ctx, const struct l
 			return NULL;
 		q->proto = ip->nexthdr;
 		q->l4 = at + sizeof(*ip);
+		/* The first piece of a datagram has the ports. */
+		if (q->proto == IPPROTO_FRAGMENT) {
+			if ((void *)(frag + 1) > ctx_data_end(ctx) || lb_ntohs(frag->offset) & 0xfff8)
+				return NULL;
+			q->proto = frag->nexthdr;
+			q->l4 += sizeof(*frag);
+		}
 	} else {
 		struct iphdr *ip = l3;
 

@@ -28,6 +28,7 @@
 #define lb_links LB_MAP(LB_FD_LINKS)                 /* array: lb_link, at ifindex % LB_LINKS */
 #define lb_egress LB_MAP(LB_FD_EGRESS)               /* devmap hash: ifindex -> ifindex */
 #define lb_scratch LB_MAP(LB_FD_SCRATCH)             /* per-CPU array: one struct lb_packet */
+#define lb_allowance LB_MAP(LB_FD_ALLOWANCE)         /* per-CPU array: enum lb_error -> u64, up to when it is spent */
 #define lb_outcomes LB_MAP(LB_FD_OUTCOMES)           /* per-CPU array: lb_counter */
 #define lb_service_stats LB_MAP(LB_FD_SERVICE_STATS) /* per-CPU array: lb_stats */
 #define lb_backend_owners LB_MAP(LB_FD_BACKEND_OWNERS) /* array: lb_owner */

@@ -130,7 +130,7 @@ def _serve(
         if flow.quoted:
             refused = _drop(packet.frame, Outcome.DROP_NO_BACKEND)
         else:
-            refused = _refuse(packet, service, is_full=bound.is_full, resets=choice.resets)
+            refused = _refuse(packet, service, world, is_full=bound.is_full, resets=choice.resets)
         return replace(refused, bindings=bound.bindings, service=(number, stats))
     result = _forward(packet, flow, service, choice.backend, bound.binding, world)
     return replace(
@@ -169,7 +169,7 @@ def _forward(
         return _drop(packet.frame, Outcome.DROP_UNRESOLVED)
     more = tunnel.overhead(service, backend)
     if backend.mtu and packet.end - packet.l3 + more > backend.mtu:
-        return _too_big(packet, backend.mtu - more)
+        return _too_big(packet, backend.mtu - more, world)
     if service.mode in TRANSLATIONS:
         packet = _translate(packet, flow, backend, binding)
     if not backend.resolved:
@@ -197,11 +197,12 @@ def _translate(packet: Packet, flow: Packet, backend: Backend, binding: Binding 
     return rewrite.nat_source(packet, binding.source, binding.port)
 
 
-def _too_big(packet: Packet, mtu: int) -> Result:
+def _too_big(packet: Packet, mtu: int, world: World) -> Result:
     """Longer than the way to the backend takes: the client is told what would fit, also where it didn't
     set DF, as a tunnel's packets are never cut."""
     error = None
-    if packet.proto in (TCP, UDP) and not packet.fragment and answer.is_one_host(packet.source):
+    told = packet.proto in (TCP, UDP) and not packet.fragment and answer.is_one_host(packet.source)
+    if told and world.may_send_errors:
         error = answer.too_big(packet, mtu)
     if error is None:
         return _drop(packet.frame, Outcome.DROP_TOO_BIG)
@@ -222,7 +223,7 @@ def _senders(packet: Packet, service: Service, result: Result, world: World) -> 
     return {} if world.senders.get(packet.source) == sender else {packet.source: sender}
 
 
-def _refuse(packet: Packet, service: Service, *, is_full: bool, resets: bool) -> Result:
+def _refuse(packet: Packet, service: Service, world: World, *, is_full: bool, resets: bool) -> Result:
     """Nobody takes it: no backend is usable, (fullnat) no port is free, or that of its connection has
     failed. The client is told, unless the policy (not in the last case) or good manners forbid it."""
     silent = service.no_backend is NoBackend.DROP and not resets
@@ -232,8 +233,10 @@ def _refuse(packet: Packet, service: Service, *, is_full: bool, resets: bool) ->
         return dropped
     if packet.proto == TCP:
         frame, outcome = answer.reset(packet), Outcome.REJECT_RST
-    else:
+    elif world.may_send_errors:
         frame, outcome = answer.unreachable(packet), Outcome.REJECT_UNREACH
+    else:
+        return dropped
     if frame is None:
         return dropped
     if is_full:

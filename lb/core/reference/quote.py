@@ -6,7 +6,16 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 from lb.core.reference.checksum import update
-from lb.core.reference.parse import ICMP, ICMP_BYTES, ICMPV6, IPV4_BYTES, IPV6_BYTES, Packet
+from lb.core.reference.parse import (
+    FRAGMENT,
+    FRAGMENT_BYTES,
+    ICMP,
+    ICMP_BYTES,
+    ICMPV6,
+    IPV4_BYTES,
+    IPV6_BYTES,
+    Packet,
+)
 from lb.core.reference.rewrite import (
     IPV4_CHECK,
     IPV4_DESTINATION,
@@ -44,6 +53,11 @@ def quoted(packet: Packet, *, sent: bool) -> Packet | None:
         if a.ipv4_mapped or b.ipv4_mapped:
             return None
         proto, header_bytes = quote[6], IPV6_BYTES
+        if proto == FRAGMENT:
+            piece = quote[IPV6_BYTES : IPV6_BYTES + FRAGMENT_BYTES]
+            if len(piece) < FRAGMENT_BYTES or int.from_bytes(piece[2:4]) >> 3:
+                return None  # only the first has the ports
+            proto, header_bytes = piece[0], IPV6_BYTES + FRAGMENT_BYTES
     else:
         if len(quote) < IPV4_BYTES or quote[0] >> 4 != 4 or quote[0] & 0xF < IPV4_BYTES // 4:
             return None

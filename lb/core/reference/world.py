@@ -250,6 +250,7 @@ class World:
     # Interfaces that this hook can send a routed frame to; None = all of them. (XDP reaches only
     # attached ones, tc any.)
     reachable: frozenset[int] | None = None
+    may_send_errors: bool = True  # has this CPU ICMP errors left in this second?
     now: int = 0  # low 32 bits of jiffies
     clock: int = 0  # ns; what windows close by
 
