@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from field import PATIENCE, SERVICE, Field, log_position, logged
@@ -193,7 +193,7 @@ def node_withdrawn(field: Field, connections: int) -> str:
     with held(field.fleet, VIP6, connections) as held_open:
         before = held_open.ask()
         insist(not any(name.startswith("!") for name in before), "all connections were made")
-        with _without_first_node(field):
+        with _without(field, field.fleet.nodes[0]):
             after = held_open.ask()
             insist(held_open.ask() == after, "they stay where they are")
         insist(held_open.ask() == after, "they stay where they are when the node is back")
@@ -214,17 +214,17 @@ def node_withdrawn_after_a_change(field: Field, connections: int) -> tuple[int, 
         insist(older.ask() == before, "no connection moves with the change")
         with held(field.fleet, VIP6, half) as younger:
             before += younger.ask()
-            with _without_first_node(field):
+            with _without(field, field.fleet.nodes[0]):
                 after = older.ask() + younger.ask()
     return _same(before[:half], after[:half]), _same(before[half:], after[half:])
 
 
 def node_lost(field: Field, connections: int) -> str:
     """A node is gone at once, with all that runs on it and its links. The router finds out by itself;
-    until then it sends a third of all packets to nobody. The node comes back with an old state. The
-    service is `Field.add_still`'s."""
+    until then it sends a third of all packets to nobody. The node comes back with an old state, and
+    announces itself when it is up to date. The service is `Field.add_still`'s."""
     fleet, node = field.fleet, field.fleet.nodes[2]
-    with held(fleet, OTHER_VIP4, connections) as held_open:
+    with held(fleet, OTHER_VIP4, connections) as held_open, ExitStack() as routes:
         before = held_open.ask()
         insist(not any(name.startswith("!") for name in before), "all connections were made")
         node.kill_lbd(signal.SIGKILL)
@@ -237,13 +237,13 @@ def node_lost(field: Field, connections: int) -> str:
             after = held_open.ask()
             wait_until("its lease to end", lambda: node.name in field.status()["lost"], timeout=PATIENCE)
             field.weight(85)
+            routes.enter_context(_without(field, node))  # as a routing daemon would have it by now
         finally:
             fleet.cut_off(node, False, "control")
+            fleet.revive(node)
             node.start_lbd()
-            try:
-                field.agree()  # before it has packets, as docs/howto/fleet.md says
-            finally:
-                fleet.revive(node)
+        field.agree()  # before it announces itself, as docs/howto/fleet.md says
+        routes.close()
         seen = field.metric(2, "lb_outcome_packets_total")
         wait_until(
             "traffic by the node that is back",
@@ -266,9 +266,9 @@ def _is_left(field: Field, node: Node) -> bool:
 
 
 @contextmanager
-def _without_first_node(field: Field) -> Iterator[None]:
+def _without(field: Field, node: Node) -> Iterator[None]:
     fleet = field.fleet
-    fleet.route_over(fleet.nodes[1:])
+    fleet.route_over([each for each in fleet.nodes if each is not node])
     try:
         yield
     finally:

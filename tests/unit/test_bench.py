@@ -39,7 +39,7 @@ from bench import (
 from bench.peers import maglev, native, rendezvous
 from bench.rows import Options, Row
 from bench.shares import Layout
-from lb.core.conflicts import conflicts
+from lb.core.conflicts import Standing, conflicts
 from lb.core.plan import plan
 from lb.core.reference.parse import Packet, parse
 from lb.errors import LbError
@@ -334,7 +334,7 @@ def test_the_world_is_one_that_lb_accepts() -> None:
     """No service contradicts another, and all backends can be reached."""
     for state, observed in (frames.world(), frames.grown(3, 300), control.fleet(3)):
         by_path = {f"{b.service}/{b.name}": b for b in state.backends.values()}
-        assert not conflicts(state.services, by_path, {}, {})
+        assert not conflicts(state.services, by_path, Standing())
         wanted = plan(state, observed, Bases().update(state))
         assert not wanted.problems
         assert all(backend.next_hop for backend in wanted.backends.values())

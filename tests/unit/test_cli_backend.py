@@ -176,7 +176,9 @@ def test_limit_needs_fullnat(lbctl):
     assert limits(lbctl) == {"b1": 70, "b2": 70}
     lbctl.ok("backend", "limit", "web", "b1", "--max-connections", "none")
     assert limits(lbctl) == {"b1": None, "b2": 70}
-    assert "must be at least 1" in lbctl("backend", "limit", "web", "b1", "--max-connections", "0").err
+    assert (
+        "must be 1 to 4294967295" in lbctl("backend", "limit", "web", "b1", "--max-connections", "0").err
+    )
     assert "limit of what?" in lbctl("backend", "limit", "web", "b1").err
     refused = lbctl("service", "set", "web", "--mode", "nat")
     assert refused.code
