@@ -87,8 +87,9 @@ static __always_inline __u32 ctx_segment_bytes(lb_ctx *ctx, const struct lb_pack
 	return segment ? segment + p->l4 - p->l3 + p->l4_bytes : p->l3_bytes;
 }
 
-/* Puts an outer header between the Ethernet header and the IP header. Segments keep their size (FIXED_GSO, since Linux 4.20): that they fit has been seen to, a datagram's
- * must not change, and without the flag the kernel refuses those of UDP. */
+/* Puts an outer header between the Ethernet header and the IP header. Segments keep their size (FIXED_GSO, since Linux
+ * 4.20): that they fit has been seen to, a datagram's must not change, and without the flag the kernel refuses those of
+ * UDP. */
 static __always_inline int ctx_push(lb_ctx *ctx, struct lb_packet *p, const __u32 *header, __u32 bytes,
 				    __u32 flags)
 {
