@@ -75,5 +75,4 @@ class Session:
 
 def state_of(snapshot: Snapshot, previous: DesiredState | None = None) -> DesiredState:
     """A snapshot, parsed."""
-    items = ((item.key, item.value, item.mod_revision) for item in snapshot.items)
-    return parse(snapshot.revision, items, previous, snapshot.created)
+    return parse(snapshot.revision, snapshot.entries, previous, snapshot.created)

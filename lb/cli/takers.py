@@ -3,12 +3,12 @@ so a typo in one is a valid document, and would end a service without a word."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Iterator
 
 from lb.core.state import DesiredState
 from lb.errors import UserError
 from lb.model import keys
+from lb.model.meant import close
 from lb.model.objects import DEFAULT_POOL, NoBackend, Service
 
 _UNSAID = {DEFAULT_POOL: 100.0}  # the split of a service of which nobody has said any
@@ -37,7 +37,7 @@ def refuse_nobody(before: DesiredState, after: DesiredState, touched: Iterable[s
         there = {each.pool for each in after.backends_of(name)}
         named = _named(service)
         if there and named and not there & set(named):
-            meant = " ".join(_meant(pool, there) for pool in named).strip()
+            meant = " ".join(_asked(pool, there).removeprefix("; ") for pool in named).strip()
             pools = ", ".join(repr(pool) for pool in sorted(there))
             raise UserError(
                 f"service {name}: no backend is in a pool of the split ({', '.join(named)}), so no new"
@@ -103,10 +103,4 @@ def _empty(service: str, pool: str, there: Collection[str]) -> str:
 
 
 def _asked(pool: str, there: Collection[str]) -> str:
-    meant = "" if pool in there else _meant(pool, there)
-    return f"; {meant}" if meant else ""
-
-
-def _meant(pool: str, there: Collection[str]) -> str:
-    close = difflib.get_close_matches(pool, sorted(there), n=1)
-    return f"did you mean {close[0]!r}?" if close else ""
+    return "" if pool in there else close(pool, sorted(there))

@@ -17,7 +17,8 @@ from pydantic_core import ErrorDetails
 from lb.errors import UserError
 from lb.model.document import LARGEST_FIGURE, Document, Written
 from lb.model.health import DURATION, Flag, Line, can_be_run, seconds
-from lb.model.marked import Marked, close
+from lb.model.marked import Marked
+from lb.model.meant import close
 
 MAX_METRICS = 32  # each takes its part of the allowance for false alarms
 

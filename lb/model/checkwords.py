@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Any, get_args
 
@@ -21,6 +20,7 @@ from lb.model.health import (
     Overrides,
     Passive,
 )
+from lb.model.meant import close
 
 KINDS: dict[str, type[Document]] = {
     each.model_fields["kind"].default: each for each in get_args(AnyCheck)
@@ -92,9 +92,7 @@ def _what(error: ErrorDetails, name: str, owner: type[Document]) -> str:
         case "missing":
             return "is missing"
         case "extra_forbidden":
-            close = difflib.get_close_matches(name, list(owner.model_fields), n=1)
-            meant = f"; did you mean {close[0]!r}?" if close else ""
-            return f"is not a setting of {_article(owner)}{meant}"
+            return f"is not a setting of {_article(owner)}{close(name, owner.model_fields)}"
         case "value_error":
             return error["msg"].removeprefix("Value error, ")
         case "union_tag_not_found":

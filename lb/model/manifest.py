@@ -18,7 +18,8 @@ from pydantic_core import ErrorDetails
 
 from lb.errors import UserError
 from lb.model.checkwords import explain_health
-from lb.model.marked import D, Marked, Path, close
+from lb.model.marked import D, Marked, Path
+from lb.model.meant import close
 from lb.model.objects import Backend, Document, Service
 
 _HINT = "`lbctl schema manifest` prints what a manifest may hold"

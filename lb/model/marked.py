@@ -3,7 +3,6 @@ column. Manifests and analysis files are read with it."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -12,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from lb.errors import UserError
 from lb.model.document import Document
+from lb.model.meant import close
 from lb.model.plain import plain
 
 if TYPE_CHECKING:
@@ -163,12 +163,6 @@ class Marked:
             prefix += f":{mark.line + 1}:{mark.column + 1}"
         # What was read may be a novel, and is quoted in some of them.
         return UserError(f"{prefix}: {plain(message, LONGEST)}", hint=self.hint)
-
-
-def close(name: str, known: Iterable[str]) -> str:
-    """What may have been meant, as the end of a message."""
-    match = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {match[0]!r}?" if match else ""
 
 
 def _describe(path: Path) -> str:

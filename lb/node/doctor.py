@@ -198,8 +198,7 @@ def _state(settings: Settings) -> Iterator[Check]:
 def _read(settings: Settings) -> DesiredState:
     with open_store(settings.store, settings.etcd) as store:
         snapshot = store.read(keys.EVERYTHING)
-    items = ((kv.key, kv.value, kv.mod_revision) for kv in snapshot.items)
-    return parse(snapshot.revision, items, created=snapshot.created)
+    return parse(snapshot.revision, snapshot.entries, created=snapshot.created)
 
 
 def _guarded(name: str, checks: Iterator[Check]) -> list[Check]:

@@ -167,10 +167,9 @@ class LastKnown:
             self.held = held
         if held:
             return None
-        items = ((item.key, item.value, item.mod_revision) for item in snapshot.items)
         # An equal revision of another history says nothing: every document is looked at.
         before = replace(state, versions={}) if other else state
-        after = parse(snapshot.revision, items, before, snapshot.created)
+        after = parse(snapshot.revision, snapshot.entries, before, snapshot.created)
         if other:
             self._say_restored(snapshot, state, after)
         self.cluster = snapshot.cluster

@@ -257,12 +257,8 @@ class Rollouts:
             return 0.0  # somebody was faster: look again
         except StoreUnavailable:
             raise
-        except LbError as error:
-            self._complain(service, error)
-            self._say(keys.rollout(service), f"it stands still: {error.message}", error.hint)
-        except Exception:
-            log.exception("rollouts: %s: internal error", service)
-            self._say(keys.rollout(service), "it stands still: internal error", _SEE_LOG)
+        except Exception as error:  # noqa: BLE001 - one rollout's bug, too
+            self._failed(service, service, "it stands still", error)
         return RETRY_SECONDS
 
     def _advance(self, found: Found) -> float:
@@ -316,17 +312,14 @@ class Rollouts:
     def _look(self, found: Found, seen: Sight, now: float, lock: Compare) -> Found | None:
         """The rollout after the analyst's look. None if that failed: no deadline or ask waits for it.
         Raises ConflictError, StoreUnavailable."""
-        what = f"{found.rollout.service}: the analysis"
+        service = found.rollout.service
+        what = f"{service}: the analysis"
         try:
             after = self._analyst.look(found, seen, now, lock)
         except (ConflictError, StoreUnavailable):
             raise
-        except LbError as error:
-            self._complain(what, error)
-            self._say(keys.rollout(found.rollout.service), f"its analysis: {error.message}", error.hint)
-        except Exception:
-            log.exception("rollouts: %s: internal error", what)
-            self._say(keys.rollout(found.rollout.service), "its analysis: internal error", _SEE_LOG)
+        except Exception as error:  # noqa: BLE001 - a bug in it, too, must not hold up the deadline
+            self._failed(service, what, "its analysis", error)
         else:
             self._failing.pop(what, None)
             return after
@@ -359,6 +352,16 @@ class Rollouts:
         for url in urls:
             if self._couriers[url].end():
                 del self._couriers[url]
+
+    def _failed(self, service: str, what: str, said: str, error: Exception) -> None:
+        """Tell of it in the log, as `what`, and in the status; of a bug with its traceback."""
+        if isinstance(error, LbError):
+            self._complain(what, error)
+            why, hint = error.message, error.hint
+        else:
+            log.error("rollouts: %s: internal error", what, exc_info=error)
+            why, hint = "internal error", _SEE_LOG
+        self._say(keys.rollout(service), f"{said}: {why}", hint)
 
     def _say(self, where: str, message: str, hint: str) -> None:
         """In the status of this node, until a turn goes well."""

@@ -40,6 +40,11 @@ class Snapshot:
     cluster: str = ""
 
     @property
+    def entries(self) -> Iterator[tuple[str, str, int]]:
+        """Key, value and mod_revision of each, as lb/core/state.py reads them."""
+        return ((item.key, item.value, item.mod_revision) for item in self.items)
+
+    @property
     def created(self) -> dict[str, int]:
         """The revision since which each key exists, where the driver can tell."""
         return {item.key: item.create_revision for item in self.items if item.create_revision}
